@@ -1,0 +1,48 @@
+"""Ming-UniAudio: speak, transcribe and edit audio, on one GPU or on a plain CPU.
+
+`import mingcore` is cheap: PyTorch is imported when a name that needs it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .api import MingAudio, Speech, Transcript, Voice
+    from .errors import BackendError, CheckpointError, InputError, MingError
+
+_HOME = {
+    "MingAudio": ".api",
+    "Voice": ".api",
+    "Speech": ".api",
+    "Transcript": ".api",
+    "MingError": ".errors",
+    "InputError": ".errors",
+    "CheckpointError": ".errors",
+    "BackendError": ".errors",
+}
+
+__all__ = [
+    "BackendError",
+    "CheckpointError",
+    "InputError",
+    "MingAudio",
+    "MingError",
+    "Speech",
+    "Transcript",
+    "Voice",
+    "__version__",
+]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,17 @@
+"""The exceptions that mingcore raises on purpose; every message is one clear line."""
+
+
+class MingError(Exception):
+    """Base of every error that mingcore raises on purpose."""
+
+
+class InputError(MingError, ValueError):
+    """What the caller gave cannot be used: a file, a text, an argument."""
+
+
+class CheckpointError(MingError, RuntimeError):
+    """A checkpoint is missing, incomplete, damaged, or contradicts itself."""
+
+
+class BackendError(MingError, RuntimeError):
+    """A backend that was named explicitly cannot serve the call; the message says why."""
