@@ -1,0 +1,94 @@
+# setup | demo | test | lint | bench | gpu | clean     (README.md explains them)
+#
+# PYTHON  the interpreter; a PyTorch >= 2.10 that it can import is kept and used
+# TORCH   what pip is asked for when it has none. The default never downloads a CUDA build on a
+#         machine without a GPU. It is a pip requirement and may carry pip options.
+# MARK    pytest's -m expression for `make test`;  ARGS  further arguments for pytest
+# OUT     where `make demo` and `make gpu` leave their files
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= out
+MARK   ?= not gpu and not slow
+ARGS   ?=
+TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
+TRITON_SIDE ?= 3.6.0
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench gpu clean
+
+PY  := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+HAS_TORCH := -c 'import sys, torch; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 10))'
+NATIVE := pyproject.toml setup.py MANIFEST.in $(shell find csrc -type f 2>/dev/null)
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+setup: $(VENV)/.tests
+
+demo: $(VENV)/.runtime
+	@mkdir -p $(OUT)
+	$(VENV)/bin/mingcore tts "Hello, this is Ming speaking from a plain CPU." --max-seconds 4 --out $(OUT)/demo.wav
+	@$(VENV)/bin/mingcore info tiny
+
+test: $(VENV)/.tests
+	$(PY) -m pytest -m "$(MARK)" $(ARGS)
+
+lint: $(VENV)/.tests
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
+
+bench: $(VENV)/.tests
+	$(PY) -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
+
+# On a bare machine: its own Python and PyTorch, no virtual environment, no network.
+gpu:
+	OUT=$(OUT) $(PYTHON) bench/gpu.py
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .benchmarks $(OUT)
+	find mingcore kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV)
+
+# A virtual environment with a PyTorch in it: the one $(PYTHON) has, or $(TORCH).
+$(VENV)/.torch:
+	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+	  echo "make: mingcore needs Python 3.10 or newer; name one with PYTHON=..." >&2; exit 1
+	fi
+	if $(PYTHON) $(HAS_TORCH) 2>/dev/null; then
+	  echo "make: keeping the PyTorch that $(PYTHON) has"
+	  $(PYTHON) -m venv --system-site-packages $(VENV)
+	  if ! $(PY) $(HAS_TORCH) 2>/dev/null; then  # $(PYTHON) is itself of a virtual environment
+	    $(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
+	      > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
+	  fi
+	else
+	  $(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+	  $(PIP) install -q $(TORCH) || {
+	    echo "make: pip cannot install '$(TORCH)'. Name the PyTorch >= 2.10 you want, pip options included:" >&2
+	    echo "      make $(or $(firstword $(MAKECMDGOALS)),setup) TORCH='torch==2.13.0 --index-url URL'   (URL: PyTorch's index of CPU builds)" >&2
+	    exit 1
+	  }
+	fi
+	$(PY) $(HAS_TORCH)
+	$(PY) -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	touch $@
+
+# The package, editable, and what it needs to run. Nothing may replace the PyTorch chosen above.
+$(VENV)/.runtime: $(VENV)/.torch $(NATIVE)
+	$(PIP) install -q -c $(VENV)/constraints.txt "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
+	$(PIP) install -q -c $(VENV)/constraints.txt --no-build-isolation -e .
+	touch $@
+
+# What the tests and linters need; a second Triton beside the first, for the compile tests.
+$(VENV)/.tests: $(VENV)/.runtime
+	$(PIP) install -q -c $(VENV)/constraints.txt "mingcore[test]"
+	if [ ! -d $(VENV)/triton-$(TRITON_SIDE)/triton ]; then
+	  $(PIP) install -q --no-deps --target $(VENV)/triton-$(TRITON_SIDE) triton==$(TRITON_SIDE)
+	fi
+	touch $@
