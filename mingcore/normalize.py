@@ -46,7 +46,7 @@ _SPACE = re.compile(r"\s+")
 
 
 def check_language(language: str | None) -> str | None:
-    """"zh", "en" or None (detect) from a tag such as "zh-CN", "English" or "auto"."""
+    """The language of a tag such as "zh-CN", "English" or "auto": "zh", "en" or None (detect)."""
     if language is None:
         return None
     if isinstance(language, str):

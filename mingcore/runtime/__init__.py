@@ -1,0 +1,1 @@
+"""The loop that turns prompts into speech and text; the only place where data crosses devices."""
