@@ -43,7 +43,8 @@ download. Every part, tensor name and option is that of a released checkpoint (d
 
 | part | size |
 |---|---|
-| LLM | 2 layers, hidden 256, 4 heads of 128 (2 KV), 8 experts top-2 of width 64, 1 shared, three routers, 3-D RoPE |
+| LLM | 2 layers of 256, 4 heads of 128 (2 KV), three routers, 3-D RoPE |
+| experts | 8 of width 64, top-2, and one shared |
 | flow head | 3 x 128, 2 heads |
 | AudioVAE | backbones 2 x 128, semantic module 2 x 128, 16 kHz, 50 latents of 64 per second |
 | tokenizer | one token per UTF-8 byte, the model's special tokens by name |
@@ -133,9 +134,7 @@ def byte_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(
-        [AddedToken(t, special=True, normalized=False) for t in SPECIAL]
-    )
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer
 
 

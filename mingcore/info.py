@@ -1,0 +1,218 @@
+"""What a checkpoint is, by reading headers only: no weights are loaded and none downloaded.
+
+`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info`
+prints as a table or as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .config import MingConfig
+from .errors import CheckpointError, InputError
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
+# part -> prefixes of its tensors; the first that matches wins
+_PARTS = {
+    "LLM, experts": ("model.model.layers.*.mlp.experts.",),
+    "LLM, embedding and head": ("model.model.word_embeddings.", "model.lm_head."),
+    "LLM, the rest": ("model.",),
+    "flow head": ("flowloss.",),
+    "audio encoder": ("audio.encoder.",),
+    "semantic module": ("audio.decoder.semantic_model.", "audio.decoder.fc2."),
+    "audio decoder": ("audio.decoder.",),
+    "projection and stop head": ("linear_proj_audio.", "stop_head."),
+}
+
+
+class Header(NamedTuple):
+    """One tensor as a safetensors header names it: dtype ("BF16"), shape, file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def describe(name_or_path: str) -> dict[str, Any]:
+    """The facts of a checkpoint, as JSON-ready data.
+
+    Keys: `name`, `source`, `card` (the checkpoint's own words, {} when it has none), `warning`
+    (None or one line), `parameters`, `active_parameters` (per generated token, with the experts
+    that one token takes), `bytes`, `files`, `dtypes` {dtype: parameters}, `parts` [{part, tensors,
+    parameters, bytes}], `dims` {part: {dim: value}}, `rates`, `tokenizer` and `voices`.
+    Raises InputError when nothing has that name, CheckpointError when the files are damaged.
+    """
+    source, config, headers, names = _read(name_or_path)
+    parsed = MingConfig.from_json(config)
+    parts = _parts(headers)
+    dtypes = Counter()
+    for header in headers.values():
+        dtypes[header.dtype] += header.count
+    card = config.get("card") or {}
+    experts = next(p["parameters"] for p in parts if p["part"] == "LLM, experts")
+    idle = 1 - parsed.llm.top_k / parsed.llm.num_experts if parsed.llm.num_experts else 0
+    total = sum(p["parameters"] for p in parts)
+    return {
+        "name": card.get("name") or Path(name_or_path).name,
+        "source": source,
+        "card": card,
+        "warning": None if card.get("trained", True) else str(card.get("note", "not trained")),
+        "parameters": total,
+        "active_parameters": total - round(experts * idle),
+        "bytes": sum(p["bytes"] for p in parts),
+        "files": len({header.file for header in headers.values()}),
+        "dtypes": dict(dtypes.most_common()),
+        "parts": parts,
+        "dims": _dims(parsed, headers),
+        "rates": _rates(parsed),
+        "tokenizer": "tokenizer.json" in names,
+        "voices": sorted(Path(n).stem for n in names if n.startswith("voices/")),
+    }
+
+
+def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+    """(where it is, config.json, tensor headers, file names)."""
+    from .runtime.locate import bundled, find_folder
+
+    folder = find_folder(name_or_path)
+    if folder is None:
+        return _read_hub(name_or_path)
+    source = "bundled" if name_or_path in bundled() else str(folder)
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    return source, _config(folder / "config.json"), _headers(folder), names
+
+
+def _headers(folder: Path) -> dict[str, Header]:
+    from .model.headers import DTYPES, read_headers
+
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {
+        name: Header(names[info.dtype], info.shape, info.file.name)
+        for name, info in read_headers(folder).items()
+    }
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+    """Over the network: config.json, the list of files and each weight file's header."""
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    try:
+        api = hub.HfApi()
+        names = api.list_repo_files(repo)
+        config = _config(Path(hub.hf_hub_download(repo, "config.json")))
+        metadata = api.get_safetensors_metadata(repo)
+    except (OSError, ValueError, errors.HfHubHTTPError, errors.NotASafetensorsRepoError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"checkpoint {repo!r} is no folder, no bundled name, and its hub headers cannot be "
+            f"read: {reason}"
+        ) from None
+    headers = {
+        name: Header(tensor.dtype, tuple(tensor.shape), file)
+        for file, part in metadata.files_metadata.items()
+        for name, tensor in part.tensors.items()
+    }
+    return f"hub: {repo}", config, headers, names
+
+
+def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:
+    rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in _PARTS}
+    rows["other"] = {"part": "other", "tensors": 0, "parameters": 0, "bytes": 0}
+    for name, header in headers.items():
+        row = rows[_part_of(name)]
+        row["tensors"] += 1
+        row["parameters"] += header.count
+        row["bytes"] += header.count * _BYTES.get(header.dtype, 1)
+    return [row for row in rows.values() if row["tensors"] or row["part"] == "LLM, experts"]
+
+
+def _part_of(name: str) -> str:
+    for part, prefixes in _PARTS.items():
+        for prefix in prefixes:
+            head, _, tail = prefix.partition("*")
+            if name.startswith(head) and tail in name[len(head) :]:
+                return part
+    return "other"
+
+
+def _dims(config: MingConfig, headers: Mapping[str, Header]) -> dict[str, dict[str, Any]]:
+    llm, audio, flow = config.llm, config.audio, config.flow
+    root = "flowloss.cfm.model."
+    width = headers.get(root + "x_embedder.weight")
+    blocks = {n.removeprefix(root).split(".")[1] for n in headers if n.startswith(root + "blocks.")}
+    dims: dict[str, dict[str, Any]] = {
+        "LLM": {
+            "layers": llm.num_layers,
+            "hidden": llm.hidden_size,
+            "heads": llm.num_heads,
+            "kv heads": llm.num_kv_heads,
+            "head dim": llm.head_dim,
+            "vocabulary": llm.vocab_size,
+            "rope": llm.rope.kind,
+        },
+        "flow head": {
+            "depth": len(blocks) or flow.depth,
+            "hidden": width.shape[0] if width else flow.hidden_size,
+            "heads": flow.num_heads,
+        },
+        "semantic module": {
+            "layers": audio.semantic_layers,
+            "hidden": audio.semantic_hidden,
+            "heads": audio.semantic_heads,
+        },
+    }
+    if llm.num_experts:
+        dims["LLM"] |= {
+            "experts": llm.num_experts,
+            "top-k": llm.top_k,
+            "shared": llm.num_shared_experts,
+            "expert width": llm.moe_intermediate_size,
+            "routers": 3 if llm.multi_gate else 1,
+        }
+    for part, backbone in (("audio encoder", audio.encoder), ("audio decoder", audio.decoder)):
+        windows = {w for w in backbone.windows if w is not None}
+        dims[part] = {
+            "layers": backbone.num_layers,
+            "hidden": backbone.hidden_size,
+            "heads": backbone.num_heads,
+            "kv heads": backbone.num_kv_heads,
+            "window frames": max(windows) if windows else "none",
+        }
+    return dims
+
+
+def _rates(config: MingConfig) -> dict[str, float]:
+    """Per second of audio; caches in bytes at 16 bits per value."""
+    llm, audio = config.llm, config.audio
+    frames = config.sample_rate / config.hop_samples
+    patches = frames / config.patch_frames
+    llm_row = 4 * llm.num_layers * llm.num_kv_heads * llm.head_dim
+    semantic_row = 4 * audio.semantic_layers * audio.semantic_hidden
+    return {
+        "sample_rate": config.sample_rate,
+        "latents_per_second": frames,
+        "latent_dim": config.latent_dim,
+        "patches_per_second": patches,
+        "patch_ms": 1000 / patches,
+        "llm_cache_bytes_per_second": patches * llm_row,
+        "semantic_cache_bytes_per_second": frames * semantic_row,
+    }
