@@ -6,41 +6,65 @@ the shapes, names and numerics are those of a released model (docs/model.md, "Ch
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
-# name -> (llm, audio backbones, semantic module, flow head); `mid` is the middle size that every
-# end-to-end figure on a CPU refers to, `real` has the dims of the released model.
-_SIZES: dict[str, dict[str, Any]] = {
-    "tiny": {
-        "llm": dict(vocab=512, hidden=256, layers=2, heads=4, kv=2, experts=8, top_k=2, width=96,
-                    shared=1),
-        "audio": dict(hidden=64, layers=2, heads=4, kv=2, mlp=160, window=8),
-        "semantic": dict(hidden=64, heads=2, layers=2),
-        "flow": dict(hidden=64, depth=2, heads=2),
-    },
-    "mid": {
-        "llm": dict(vocab=32768, hidden=1024, layers=8, heads=8, kv=2, experts=64, top_k=6,
-                    width=704, shared=2),
-        "audio": dict(hidden=896, layers=8, heads=14, kv=2, mlp=4864, window=32),
-        "semantic": dict(hidden=512, heads=8, layers=8),
-        "flow": dict(hidden=1024, depth=8, heads=16),
-    },
-    "real": {
-        "llm": dict(vocab=126464, hidden=2048, layers=28, heads=16, kv=4, experts=64, top_k=6,
-                    width=1408, shared=2),
-        "audio": dict(hidden=896, layers=24, heads=14, kv=2, mlp=4864, window=32),
-        "semantic": dict(hidden=1280, heads=20, layers=32),
-        "flow": dict(hidden=1024, depth=8, heads=16),
-    },
+
+class _LLM(NamedTuple):
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv: int
+    experts: int
+    top_k: int
+    width: int
+    shared: int
+
+
+class _Audio(NamedTuple):
+    hidden: int
+    layers: int
+    heads: int
+    kv: int
+    mlp: int
+    window: int
+
+
+class _Stack(NamedTuple):
+    hidden: int
+    heads: int
+    layers: int
+
+
+# name -> language model, audio backbones, semantic module, flow head. `mid` is the middle size that
+# the end-to-end figures on a CPU refer to; `real` has the dims of the released model.
+_SIZES: dict[str, tuple[_LLM, _Audio, _Stack, _Stack]] = {
+    "tiny": (
+        _LLM(512, 256, 2, 4, 2, 8, 2, 96, 1),
+        _Audio(64, 2, 4, 2, 160, 8),
+        _Stack(64, 2, 2),
+        _Stack(64, 2, 2),
+    ),
+    "mid": (
+        _LLM(32768, 1024, 8, 8, 2, 64, 6, 704, 2),
+        _Audio(896, 8, 14, 2, 4864, 32),
+        _Stack(512, 8, 8),
+        _Stack(1024, 16, 8),
+    ),
+    "real": (
+        _LLM(126464, 2048, 28, 16, 4, 64, 6, 1408, 2),
+        _Audio(896, 24, 14, 2, 4864, 32),
+        _Stack(1280, 20, 32),
+        _Stack(1024, 16, 8),
+    ),
 }
 
 HEAD_DIM = 128  # of the LLM: 3-D RoPE is defined for this one
@@ -63,18 +87,17 @@ def model_config(name: str, **llm_overrides: Any) -> dict[str, Any]:
     """
     if name not in _SIZES:
         raise ValueError(f"model_config: name must be one of {model_names()}, got {name!r}")
-    size = copy.deepcopy(_SIZES[name])
-    llm, flow = size["llm"], size["flow"]
+    llm, audio, semantic, flow = _SIZES[name]
     return {
         "architectures": ["BailingMMNativeForConditionalGeneration"],
         "model_type": "bailingmm",
         "llm_config": {
-            "vocab_size": llm["vocab"],
-            "hidden_size": llm["hidden"],
-            "intermediate_size": 2 * llm["hidden"],
-            "num_hidden_layers": llm["layers"],
-            "num_attention_heads": llm["heads"],
-            "num_key_value_heads": llm["kv"],
+            "vocab_size": llm.vocab,
+            "hidden_size": llm.hidden,
+            "intermediate_size": 2 * llm.hidden,
+            "num_hidden_layers": llm.layers,
+            "num_attention_heads": llm.heads,
+            "num_key_value_heads": llm.kv,
             "head_dim": HEAD_DIM,
             "hidden_act": "silu",
             "use_qkv_bias": False,
@@ -85,13 +108,13 @@ def model_config(name: str, **llm_overrides: Any) -> dict[str, Any]:
             "max_position_embeddings": 16384,
             "rope_theta": 600000.0,
             "rope_scaling": {"type": "3D", "factor": None},
-            "pad_token_id": llm["vocab"] - 1,
-            "eos_token_id": llm["vocab"] - 1,
-            "num_experts": llm["experts"],
-            "num_shared_experts": llm["shared"],
-            "num_experts_per_tok": llm["top_k"],
+            "pad_token_id": llm.vocab - 1,
+            "eos_token_id": llm.vocab - 1,
+            "num_experts": llm.experts,
+            "num_shared_experts": llm.shared,
+            "num_experts_per_tok": llm.top_k,
             "norm_topk_prob": True,
-            "moe_intermediate_size": llm["width"],
+            "moe_intermediate_size": llm.width,
             "first_k_dense_replace": 0,
             "multi_gate": False,
             "_attn_implementation": "sdpa",
@@ -100,40 +123,40 @@ def model_config(name: str, **llm_overrides: Any) -> dict[str, Any]:
         "audio_tokenizer_config": {
             "patch_size": -1,
             "enc_kwargs": {
-                "backbone": _backbone(size["audio"]),
+                "backbone": _backbone(audio),
                 "input_dim": HOP,
                 "hop_size": HOP,
                 "latent_dim": LATENT,
             },
             "semantic_module_kwargs": {
                 "whisper_encoder": {
-                    "n_state": size["semantic"]["hidden"],
-                    "n_head": size["semantic"]["heads"],
-                    "n_layer": size["semantic"]["layers"],
+                    "n_state": semantic.hidden,
+                    "n_head": semantic.heads,
+                    "n_layer": semantic.layers,
                 }
             },
             "dec_kwargs": {
-                "backbone": _backbone(size["audio"]),
+                "backbone": _backbone(audio),
                 "output_dim": HOP,
                 "latent_dim": LATENT,
             },
         },
         "ditar_config": {
-            "hidden_size": flow["hidden"],
-            "depth": flow["depth"],
-            "num_heads": flow["heads"],
+            "hidden_size": flow.hidden,
+            "depth": flow.layers,
+            "num_heads": flow.heads,
             "mlp_ratio": 4.0,
         },
     }
 
 
-def _backbone(audio: dict[str, int]) -> dict[str, Any]:
+def _backbone(audio: _Audio) -> dict[str, Any]:
     return {
-        "hidden_size": audio["hidden"],
-        "num_hidden_layers": audio["layers"],
-        "intermediate_size": audio["mlp"],
-        "num_attention_heads": audio["heads"],
-        "num_key_value_heads": audio["kv"],
+        "hidden_size": audio.hidden,
+        "num_hidden_layers": audio.layers,
+        "intermediate_size": audio.mlp,
+        "num_attention_heads": audio.heads,
+        "num_key_value_heads": audio.kv,
         "vocab_size": 16,
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
@@ -141,7 +164,7 @@ def _backbone(audio: dict[str, int]) -> dict[str, Any]:
         "hidden_act": "silu",
         "is_causal": True,
         "use_sliding_window": True,
-        "sliding_window": audio["window"],
+        "sliding_window": audio.window,
         "max_window_layers": 0,
         "_attn_implementation": "sdpa",
     }

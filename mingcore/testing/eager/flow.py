@@ -38,9 +38,7 @@ class TimeEmbedder(nn.Module):
 
     def __init__(self, hidden: int):
         super().__init__()
-        self.time_mlp = nn.Sequential(
-            nn.Linear(256, hidden), nn.SiLU(), nn.Linear(hidden, hidden)
-        )
+        self.time_mlp = nn.Sequential(nn.Linear(256, hidden), nn.SiLU(), nn.Linear(hidden, hidden))
 
     def forward(self, t: Tensor) -> Tensor:
         i = torch.arange(128, device=t.device).float()

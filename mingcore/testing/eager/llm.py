@@ -105,7 +105,7 @@ class MoE(nn.Module):
     def routed(self, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
         T, H = x.shape
         order = ids.flatten().argsort(stable=True)
-        counts = ids.flatten().bincount(minlength=len(self.experts)).tolist()  # waits for the device
+        counts = ids.flatten().bincount(minlength=len(self.experts)).tolist()  # a sync
         gathered = x[order // self.top_k]
         parts, start = [], 0
         for expert, count in zip(self.experts, counts, strict=True):
