@@ -1,0 +1,250 @@
+// The Python module `mingcore._cpu`: checks arguments, releases the GIL, calls the kernels of the
+// selected ISA. Compiled at the baseline ISA, without PyTorch: a tensor arrives as the tuple
+// (data_ptr, dtype code, sizes, strides in elements), or None where it may be absent.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/kernels.h"
+#include "cpu/parallel.h"
+
+namespace py = pybind11;
+using namespace mingcore;
+
+namespace {
+
+constexpr int MAX_DIMS = 4;
+
+[[noreturn]] void fail(const std::string& message) { throw py::value_error(message); }
+
+struct Array {
+    char* data = nullptr;
+    Dtype dtype = Dtype::f32;
+    int dims = 0;
+    int64_t size[MAX_DIMS] = {0}, stride[MAX_DIMS] = {0};
+
+    bool empty() const {
+        for (int i = 0; i < dims; ++i)
+            if (size[i] == 0) return true;
+        return false;
+    }
+    std::string shape() const {
+        std::string s = "[";
+        for (int i = 0; i < dims; ++i) s += (i ? ", " : "") + std::to_string(size[i]);
+        return s + "]";
+    }
+};
+
+// An op's arguments by name, so that every complaint reads "op: tensor must be ..., got ...".
+class Args {
+public:
+    explicit Args(const char* op) : op_(op) {}
+
+    [[noreturn]] void reject(const std::string& name, const std::string& must, const std::string& got) const {
+        fail(op_ + ": " + name + " must be " + must + ", got " + got);
+    }
+
+    Array read(const py::object& value, const char* name, int dims, bool dense_last = true) const {
+        if (!PyTuple_Check(value.ptr()) || PyTuple_GET_SIZE(value.ptr()) != 4)
+            reject(name, "(data_ptr, dtype, sizes, strides)", std::string(py::repr(value)));
+        PyObject* t = value.ptr();
+        PyObject *sizes = PyTuple_GET_ITEM(t, 2), *strides = PyTuple_GET_ITEM(t, 3);
+        Array a;
+        a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
+        const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
+        if (code < 0 || code > 2) reject(name, "float32 (0), bfloat16 (1) or float16 (2)", "code " + std::to_string(code));
+        a.dtype = static_cast<Dtype>(code);
+        if (!PyTuple_Check(sizes) || !PyTuple_Check(strides) || PyTuple_GET_SIZE(sizes) != PyTuple_GET_SIZE(strides))
+            reject(name, "given sizes and strides as tuples of one length", std::string(py::repr(value)));
+        a.dims = static_cast<int>(PyTuple_GET_SIZE(sizes));
+        if (a.dims != dims)
+            reject(name, std::to_string(dims) + "-dimensional", std::to_string(a.dims) + " dimensions");
+        for (int i = 0; i < dims; ++i) {
+            a.size[i] = integer(PyTuple_GET_ITEM(sizes, i));
+            a.stride[i] = integer(PyTuple_GET_ITEM(strides, i));
+            if (a.size[i] < 0) reject(name, "of sizes >= 0", a.shape());
+        }
+        if (!a.data && !a.empty()) reject(name, "backed by memory", "a null pointer");
+        if (dense_last && a.size[dims - 1] > 1 && a.stride[dims - 1] != 1)
+            reject(name, "dense in its last dimension", "stride " + std::to_string(a.stride[dims - 1]));
+        return a;
+    }
+
+    Array read_or_none(const py::object& value, const char* name, int dims) const {
+        return value.is_none() ? Array() : read(value, name, dims);
+    }
+
+    void size(const Array& a, const char* name, int dim, int64_t expected, const char* letter) const {
+        if (a.size[dim] != expected)
+            reject(name, std::string(letter) + " = " + std::to_string(expected) + " in dimension " + std::to_string(dim),
+                   a.shape());
+    }
+
+    void dtype(const Array& a, const char* name, Dtype expected, const char* spelled) const {
+        static const char* const names[] = {"float32", "bfloat16", "float16"};
+        if (a.dtype != expected) reject(name, spelled, names[static_cast<int>(a.dtype)]);
+    }
+
+    // Rows that overlap would be written twice, in any order.
+    void writable(const Array& a, const char* name) const {
+        int64_t extent = 1;
+        for (int i = a.dims - 1; i >= 0; --i) {
+            if (a.size[i] > 1 && a.stride[i] < extent)
+                reject(name, "free of overlap in dimension " + std::to_string(i), "stride " + std::to_string(a.stride[i]));
+            extent = a.stride[i] * (a.size[i] - 1) + extent;
+        }
+    }
+
+    int threads(int n) const {
+        if (n < 1 || n > 4096) reject("threads", "in 1..4096", std::to_string(n));
+        return n;
+    }
+
+private:
+    int64_t integer(PyObject* o) const {
+        const long long v = PyLong_AsLongLong(o);
+        if (v == -1 && PyErr_Occurred()) throw py::error_already_set();
+        return v;
+    }
+
+    std::string op_;
+};
+
+template <class T> T one_of(const Args& args, const char* name, const std::string& value, const char* const* names) {
+    std::string all;
+    for (int i = 0; names[i]; ++i) {
+        if (value == names[i]) return static_cast<T>(i);
+        all += std::string(i ? ", " : "") + names[i];
+    }
+    args.reject(name, "one of " + all, "'" + value + "'");
+}
+
+const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
+const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
+
+void linear(const py::object& x_, const py::object& weight_, const py::object& bias_, const py::object& residual_,
+            const py::object& out_, const std::string& activation, const std::string& layout, int64_t n, int threads) {
+    const Args args("linear");
+    const Array x = args.read(x_, "x", 2), bias = args.read_or_none(bias_, "bias", 1);
+    const Array residual = args.read_or_none(residual_, "residual", 2), out = args.read(out_, "out", 2);
+    LinearArgs a{};
+    a.act = one_of<Act>(args, "activation", activation, act_names);
+    a.layout = one_of<Layout>(args, "layout", layout, layout_names);
+    a.M = x.size[0], a.K = x.size[1], a.N = n;
+    if (n < 1) args.reject("n", ">= 1", std::to_string(n));
+    if (a.K < 1) args.reject("x", "[M, K] with K >= 1", x.shape());
+    const bool swiglu = a.act == Act::swiglu;
+    if (swiglu && n % 2) args.reject("n", "even for swiglu", std::to_string(n));
+    const int64_t outputs = swiglu ? n / 2 : n;
+
+    const Array weight = args.read(weight_, "weight", a.layout == Layout::rows ? 2 : 3);
+    if (a.layout == Layout::rows) {
+        args.size(weight, "weight", 0, n, "N");
+        args.size(weight, "weight", 1, a.K, "K");
+        a.w_row = weight.stride[0];
+    } else {
+        if (a.layout == Layout::panels_swiglu && !swiglu)
+            args.reject("layout", "rows or panels for activation " + activation, layout);
+        if (a.layout == Layout::panels && swiglu)
+            args.reject("layout", "panels_swiglu or rows for activation swiglu", layout);
+        const int64_t panels = swiglu ? (outputs + 15) / 16 : (n + 31) / 32;
+        args.size(weight, "weight", 0, panels, "panels");
+        args.size(weight, "weight", 1, a.K, "K");
+        args.size(weight, "weight", 2, 32, "columns");
+        if (weight.stride[1] != 32 || weight.stride[0] != 32 * a.K) args.reject("weight", "contiguous panels", "strides");
+    }
+    if (bias.data) args.size(bias, "bias", 0, n, "N");
+    if (residual.data) {
+        args.size(residual, "residual", 0, a.M, "M");
+        args.size(residual, "residual", 1, outputs, "N_out");
+    }
+    args.size(out, "out", 0, a.M, "M");
+    args.size(out, "out", 1, outputs, "N_out");
+    args.writable(out, "out");
+    a.threads = args.threads(threads);
+    if (a.M == 0) return;
+
+    a.x = x.data, a.x_dtype = x.dtype, a.x_row = x.stride[0];
+    a.w = weight.data, a.w_dtype = weight.dtype;
+    a.bias = bias.data, a.bias_dtype = bias.dtype;
+    a.residual = residual.data, a.residual_dtype = residual.dtype, a.residual_row = residual.stride[0];
+    a.out = out.data, a.out_dtype = out.dtype, a.out_row = out.stride[0];
+    py::gil_scoped_release release;
+    current().linear(a);
+}
+
+void silu_mul(const py::object& gate_up_, const py::object& out_, int threads) {
+    const Args args("silu_mul");
+    const Array gate_up = args.read(gate_up_, "gate_up", 2), out = args.read(out_, "out", 2);
+    if (gate_up.size[1] % 2) args.reject("gate_up", "[M, 2 I]", gate_up.shape());
+    SiluMulArgs a{};
+    a.M = gate_up.size[0], a.I = gate_up.size[1] / 2;
+    args.size(out, "out", 0, a.M, "M");
+    args.size(out, "out", 1, a.I, "I");
+    if (gate_up.dtype != out.dtype) args.reject("out", "of gate_up's dtype", "another");
+    args.writable(out, "out");
+    a.threads = args.threads(threads);
+    if (out.empty()) return;
+    a.gate_up = gate_up.data, a.out = out.data, a.dtype = out.dtype;
+    a.gate_up_row = gate_up.stride[0], a.out_row = out.stride[0];
+    py::gil_scoped_release release;
+    current().silu_mul(a);
+}
+
+void flow_step(const py::object& x_, const py::object& v_cond_, const py::object& v_null_, double dt,
+               const py::object& guidance_, const py::object& noise_, const py::object& noise_scale_,
+               const py::object& out_, int threads) {
+    const Args args("flow_step");
+    static const char* const letters[] = {"B", "P", "C"};
+    const Array x = args.read(x_, "x", 3), out = args.read(out_, "out", 3);
+    args.dtype(x, "x", Dtype::f32, "float32");
+    args.dtype(out, "out", Dtype::f32, "float32");
+    auto operand = [&](const py::object& value, const char* name) -> Float3 {
+        const Array v = args.read_or_none(value, name, 3);
+        if (value.is_none()) return {nullptr, Dtype::f32, 0, 0};
+        for (int i = 0; i < 3; ++i) args.size(v, name, i, x.size[i], letters[i]);
+        return {v.data, v.dtype, v.stride[0], v.stride[1]};
+    };
+    auto per_row = [&](const py::object& value, const char* name) {
+        const Array v = args.read(value, name, 1);
+        args.size(v, name, 0, x.size[0], "B");
+        args.dtype(v, name, Dtype::f32, "float32");
+        return reinterpret_cast<const float*>(v.data);
+    };
+    FlowStepArgs a{};
+    a.B = x.size[0], a.P = x.size[1], a.C = x.size[2];
+    a.x = operand(x_, "x");
+    a.v_cond = operand(v_cond_, "v_cond");
+    a.v_null = operand(v_null_, "v_null");
+    a.noise = operand(noise_, "noise");
+    a.guidance = per_row(guidance_, "guidance");
+    a.noise_scale = per_row(noise_scale_, "noise_scale");
+    for (int i = 0; i < 3; ++i) args.size(out, "out", i, x.size[i], letters[i]);
+    args.writable(out, "out");
+    a.out = reinterpret_cast<float*>(out.data), a.out_batch = out.stride[0], a.out_row = out.stride[1];
+    a.dt = static_cast<float>(dt);
+    a.threads = args.threads(threads);
+    if (x.empty()) return;
+    py::gil_scoped_release release;
+    current().flow_step(a);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cpu, m) {
+    m.doc() = "mingcore's CPU kernels; called through mingcore.ops";
+    m.def("linear", &linear);
+    m.def("silu_mul", &silu_mul);
+    m.def("flow_step", &flow_step);
+    m.def("isa", [] { return current().isa; }, "The instruction set in use.");
+    m.def("isas", [] {
+        py::list names;
+        for (int i = 0; i < available_count; ++i)
+            if (cpu_runs(*available[i])) names.append(available[i]->isa);
+        return names;
+    }, "The instruction sets that this build holds and this CPU runs, best first.");
+    m.def("set_isa", [](const std::string& isa) {
+        if (!select_isa(isa.c_str())) fail("set_isa: this build on this CPU has no '" + isa + "'");
+    }, "Use another instruction set from here on; for tests.");
+    m.def("thread_pool", &thread_pool, "Where threads come from: 'openmp' (PyTorch's pool) or 'std::thread'.");
+}

@@ -1,0 +1,63 @@
+// Picks the kernels by CPUID when the module is loaded; tests may pick another set.
+#include "kernels.h"
+
+#include <cstring>
+
+#define MC_DECLARE(ISA)                     \
+    namespace ISA {                         \
+    void linear(const LinearArgs&);         \
+    void silu_mul(const SiluMulArgs&);      \
+    void flow_step(const FlowStepArgs&);    \
+    static const Kernels kernels = {#ISA, linear, silu_mul, flow_step}; \
+    }
+
+namespace mingcore {
+
+#if defined(MC_X86)
+MC_DECLARE(avx512)
+MC_DECLARE(avx2)
+#endif
+MC_DECLARE(scalar)
+
+const Kernels* const available[] = {
+#if defined(MC_X86)
+    &avx512::kernels,
+    &avx2::kernels,
+#endif
+    &scalar::kernels,
+};
+const int available_count = sizeof(available) / sizeof(available[0]);
+
+bool cpu_runs(const Kernels& kernels) {
+#if defined(MC_X86)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    if (!strcmp(kernels.isa, "avx2")) return avx2;
+    if (!strcmp(kernels.isa, "avx512"))
+        return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+    return !strcmp(kernels.isa, "scalar");
+}
+
+static const Kernels* best() {
+    for (const Kernels* k : available)
+        if (cpu_runs(*k)) return k;
+    return available[available_count - 1];
+}
+
+static const Kernels* selected = best();
+
+const Kernels& current() { return *selected; }
+
+bool select_isa(const char* isa) {
+    for (const Kernels* k : available)
+        if (!strcmp(k->isa, isa) && cpu_runs(*k)) {
+            selected = k;
+            return true;
+        }
+    return false;
+}
+
+}  // namespace mingcore

@@ -1,0 +1,186 @@
+// Small-M GEMM on packed weight panels: c[M, 32 per panel] = x[M, K] @ panel[K, 32].
+//
+// Cost: every weight is read from memory once, 2 M flops each. A panel is 32 output columns,
+// stored [K, 32], so that one k is one or two whole cache lines; x is packed to [K, rows] per row
+// tile, so that the broadcasts of one k share a line. A tile keeps rows x 32 sums in registers
+// and walks K. The idea that makes it fast: nothing but the weights moves (a panel's K block
+// stays in L1/L2 while all row tiles pass over it), and for few rows several panels advance
+// together, which keeps enough loads in flight to reach the memory's bandwidth.
+//
+// Sums run over KC-long blocks from zero, then join: the same order for every M and every
+// thread count, so a row's bits do not depend on its batch; and rounding grows with KC + K/KC.
+#pragma once
+#include "parallel.h"
+#include "simd.h"
+
+namespace mingcore {
+namespace MC_ISA {
+
+constexpr int PANEL = 32;
+constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and 16 further on
+constexpr int64_t KC = 256;
+#if defined(MC_AVX512)
+constexpr int ROWS = 14;        // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
+constexpr int MAX_SUMS = 24;    // when several slices advance together
+#else
+constexpr int ROWS = 6;
+constexpr int MAX_SUMS = 12;
+#endif
+constexpr int MAX_UNITS = 4;    // slices that advance together
+constexpr int PREFETCH = 2048;  // bytes ahead in each stream
+
+// The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
+MC_INLINE void load_slice(const float* p, F& a, F& b) { a = load(p); b = load(p + 16); }
+MC_INLINE void load_slice(const f16* p, F& a, F& b) { a = load(p); b = load(p + 16); }
+MC_INLINE void load_slice(const bf16* p, F& a, F& b) { load_pair(p, a, b); }
+MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; }
+MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
+MC_INLINE const bf16* slice(const bf16* panel, int s) { return panel + 2 * s * W; }
+
+// c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances PANEL per k.
+template <class T, int MR, int NU>
+static void tile(const float* x, const T* const* w_in, int64_t kc, float* const* c, bool first) {
+    F a[NU][MR], b[NU][MR];
+    const T* w[NU];
+    for (int u = 0; u < NU; ++u) {
+        w[u] = w_in[u];
+        for (int r = 0; r < MR; ++r) a[u][r] = b[u][r] = zero();
+    }
+    for (int64_t k = 0; k < kc; ++k, x += MR) {
+        for (int u = 0; u < NU; ++u) {
+            F p, q;
+            load_slice(w[u], p, q);
+            prefetch((const char*)w[u] + PREFETCH);
+            if (sizeof(T) == 4 && SLICES == 1) prefetch((const char*)w[u] + PREFETCH + 64);
+            w[u] += PANEL;
+            for (int r = 0; r < MR; ++r) {
+                const F v = set1(x[r]);
+                a[u][r] = fma(v, p, a[u][r]);
+                b[u][r] = fma(v, q, b[u][r]);
+            }
+        }
+    }
+    for (int u = 0; u < NU; ++u)
+        for (int r = 0; r < MR; ++r) {
+            float* o = c[u] + r * PANEL;
+            store(o, first ? a[u][r] : add(load(o), a[u][r]));
+            store(o + 16, first ? b[u][r] : add(load(o + 16), b[u][r]));
+        }
+}
+
+template <class T, int NU, int MR>
+static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c, bool first) {
+    if (rows == MR) return tile<T, MR, NU>(x, w, kc, c, first);
+    if constexpr (MR > 1) tile_of<T, NU, MR - 1>(rows, x, w, kc, c, first);
+}
+
+constexpr int rows_for(int units) { return units == 1 ? ROWS : MAX_SUMS / (2 * units); }
+
+// Rows of x, packed: tile t holds rows [begin(t), begin(t + 1)) as [K, rows of t] at K * begin(t).
+struct Rows {
+    const float* x;
+    int64_t K;
+    int rows, tiles;
+    int begin(int t) const { return (int)((int64_t)rows * t / tiles); }
+};
+
+MC_INLINE int tiles_for(int rows) { return (rows + ROWS - 1) / ROWS; }
+
+// One tile of `out` (see Rows) from x [rows, K] with row stride x_row.
+template <class T>
+static void pack_tile(const T* x, int64_t x_row, int64_t K, int rows, float* out) {
+    for (int r0 = 0; r0 < rows; r0 += W) {
+        const int n = rows - r0 < W ? rows - r0 : W;
+        for (int64_t k = 0; k < K; k += W) {
+            const int kn = K - k < W ? (int)(K - k) : W;
+            F v[W];
+            for (int r = 0; r < W; ++r)
+                v[r] = r < n ? loadn(x + (r0 + r) * x_row + k, kn) : zero();
+            transpose(v);
+            for (int i = 0; i < kn; ++i) storen(out + (k + i) * rows + r0, v[i], n);
+        }
+    }
+}
+
+// How many panels one task should take: enough for the units that advance together.
+MC_INLINE int panels_for(int rows) {
+    for (int units = MAX_UNITS; units > SLICES; units /= 2)
+        if (rows <= rows_for(units)) return units / SLICES;
+    return 1;
+}
+
+template <class T, int NU>
+static void advance(const Rows& x, int t0, int t1, const T* const* w, int64_t k0, int64_t kc,
+                    float* const* c) {
+    const int base = x.begin(t0);
+    for (int t = t0; t < t1; ++t) {
+        const int r = x.begin(t), n = x.begin(t + 1) - r;
+        float* ct[NU];
+        for (int u = 0; u < NU; ++u) ct[u] = c[u] + (int64_t)(r - base) * PANEL;
+        tile_of<T, NU, rows_for(NU)>(n, x.x + x.K * r + k0 * n, w, kc, ct, k0 == 0);
+    }
+}
+
+// One K block of `count` panels; panels[i] points at its row k0. c [count][rows of t0..t1][32].
+template <class T>
+static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, int count, int64_t k0,
+                        int64_t kc, float* c) {
+    const int rows = x.begin(t1) - x.begin(t0);
+    const int tallest = (x.rows + x.tiles - 1) / x.tiles;
+    const int units = count * SLICES;
+    const T* w[MAX_UNITS];
+    float* o[MAX_UNITS];
+    int step;
+    for (int u = 0; u < units; u += step) {
+        step = MAX_UNITS;
+        while (step > 1 && (units - u < step || tallest > rows_for(step))) step /= 2;
+        for (int i = 0; i < step; ++i) {
+            const int p = (u + i) / SLICES, s = (u + i) % SLICES;
+            w[i] = slice(panels[p], s);
+            o[i] = c + (int64_t)p * rows * PANEL + s * W;
+        }
+        if (step == 4) advance<T, 4>(x, t0, t1, w, k0, kc, o);
+        else if (step == 2) advance<T, 2>(x, t0, t1, w, k0, kc, o);
+        else advance<T, 1>(x, t0, t1, w, k0, kc, o);
+    }
+}
+
+// c [count][rows of t0..t1][32] = x @ panels, for count <= MAX_UNITS packed panels of [K, 32].
+template <class T>
+static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count, float* c) {
+    for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
+        const T* at[MAX_UNITS];
+        for (int i = 0; i < count; ++i) at[i] = panels[i] + k0 * PANEL;
+        panel_block(x, t0, t1, at, count, k0, x.K - k0 < KC ? x.K - k0 : KC, c);
+    }
+}
+
+// The same for one panel from unpacked weights: its columns 0..15 are the n_low rows at `low`,
+// 16..31 the n_high rows at `high`. Each K block is transposed into `scratch` [KC, 32] first: the
+// same sums, so the same bits, as from the packed form.
+template <class T>
+static void rows_gemm(const Rows& x, int t0, int t1, const T* low, int n_low, const T* high, int n_high,
+                      int64_t w_row, float* scratch, float* c) {
+    for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
+        const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;
+        for (int j0 = 0; j0 < PANEL; j0 += W) {
+            const T* half = j0 < 16 ? low : high;
+            const int from = j0 % 16, n = (j0 < 16 ? n_low : n_high) - from;
+            for (int64_t k = 0; k < kc; k += W) {
+                const int kn = kc - k < W ? (int)(kc - k) : W;
+                F v[W];
+                for (int j = 0; j < W; ++j) {
+                    const T* p = half + (from + j) * w_row + k0 + k;
+                    v[j] = j >= n ? zero() : kn == W ? load(p) : loadn(p, kn);
+                }
+                transpose(v);
+                for (int i = 0; i < kn; ++i) store(scratch + (k + i) * PANEL + j0, v[i]);
+            }
+        }
+        const float* panel = scratch;
+        panel_block(x, t0, t1, &panel, 1, k0, kc, c);
+    }
+}
+
+}  // namespace MC_ISA
+}  // namespace mingcore

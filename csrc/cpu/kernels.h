@@ -1,0 +1,60 @@
+// The plain-data interface between the bindings (baseline ISA) and the per-ISA kernels.
+// Sizes and strides are in elements. Nothing here may own memory or use a standard-library
+// template: these declarations are shared by code compiled for different instruction sets.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace mingcore {
+
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu = 4 };
+// rows: [N, K]. panels: [ceil(N/32), K, 32], zero padded. panels_swiglu: [ceil(I/16), K, 32], each
+// panel 16 gate columns and their 16 up columns. bf16 panels interleave: 32-bit word j of a k-row
+// holds columns j (low half) and j + 16 (high half); float32 and fp16 keep the columns in order.
+enum class Layout : int32_t { rows = 0, panels = 1, panels_swiglu = 2 };
+
+struct LinearArgs {  // out = act(x @ w.T + bias) + residual
+    const void* x; Dtype x_dtype; int64_t M, K, x_row;
+    const void* w; Dtype w_dtype; Layout layout; int64_t N, w_row;  // w_row: only for rows
+    const void* bias; Dtype bias_dtype;                             // [N] or null
+    const void* residual; Dtype residual_dtype; int64_t residual_row;  // [M, N_out] or null
+    void* out; Dtype out_dtype; int64_t out_row;                    // [M, N_out]
+    Act act;
+    int threads;
+};
+
+struct SiluMulArgs {  // out = silu(gate_up[:, :I]) * gate_up[:, I:]
+    const void* gate_up; void* out; Dtype dtype;
+    int64_t M, I, gate_up_row, out_row;
+    int threads;
+};
+
+struct Float3 {  // a [B, P, C] operand whose last dimension is dense; data is null when absent
+    const void* data; Dtype dtype; int64_t batch, row;
+};
+
+struct FlowStepArgs {  // out = x + dt * (v_c + g * (v_c - v_u)) + noise_scale * noise
+    Float3 x, v_cond, v_null, noise;
+    const float* guidance; const float* noise_scale;  // [B]
+    float* out; int64_t out_batch, out_row;           // may be x itself
+    int64_t B, P, C;
+    float dt;
+    int threads;
+};
+
+struct Kernels {
+    const char* isa;
+    void (*linear)(const LinearArgs&);
+    void (*silu_mul)(const SiluMulArgs&);
+    void (*flow_step)(const FlowStepArgs&);
+};
+
+// The variants that this build holds, best first, and the one in use.
+extern const Kernels* const available[];
+extern const int available_count;
+bool cpu_runs(const Kernels& kernels);
+const Kernels& current();
+bool select_isa(const char* isa);  // false: not compiled in, or this CPU cannot run it
+
+}  // namespace mingcore
