@@ -1,0 +1,56 @@
+"""The ops, for everybody: typed functions over plain tensors, each on several backends.
+
+One op has one name in every layer: here, `torch.ops.mingcore.<op>` (what `torch.compile` and
+`torch.export` see), `reference/` (the oracle), and the kernels. Every function takes `backend=`:
+"reference", "cpu", "triton", "cuda" or None for the choice of `use_backend`, MINGCORE_BACKEND or,
+by default, the best backend that can serve. A named backend that cannot serve raises BackendError.
+For inference: no gradients. Dimensions: see the glossary in ARCHITECTURE.md.
+"""
+
+from .attention import attention_decode, attention_prefill, kv_write_
+from .audio import OverlapState, frame_embed, overlap_add, spectrum_head
+from .dense import (
+    add_rms_norm,
+    layer_norm,
+    linear,
+    pack_linear,
+    qkv_rope,
+    rms_norm,
+    rope,
+    silu_mul,
+)
+from .experts import grouped_gemm, moe_mlp, pack_experts, route_topk, sort_by_expert
+from .flow import flow_step, flow_step_
+from .packed import PackedExperts, PackedLinear
+from .registry import use_backend, why_not
+from .schedule import FlowSchedule
+
+__all__ = [
+    "FlowSchedule",
+    "OverlapState",
+    "PackedExperts",
+    "PackedLinear",
+    "add_rms_norm",
+    "attention_decode",
+    "attention_prefill",
+    "flow_step",
+    "flow_step_",
+    "frame_embed",
+    "grouped_gemm",
+    "kv_write_",
+    "layer_norm",
+    "linear",
+    "moe_mlp",
+    "overlap_add",
+    "pack_experts",
+    "pack_linear",
+    "qkv_rope",
+    "rms_norm",
+    "rope",
+    "route_topk",
+    "silu_mul",
+    "sort_by_expert",
+    "spectrum_head",
+    "use_backend",
+    "why_not",
+]

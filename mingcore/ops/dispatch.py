@@ -1,0 +1,21 @@
+"""From a public op to the function that serves it."""
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import library  # noqa: F401  (defines torch.ops.mingcore)
+from .registry import check_backend, select
+
+_PLAIN = frozenset((Tensor, Parameter))
+
+
+def call(op: str, backend: str | None, *args):
+    """Straight to the chosen function; through PyTorch's dispatcher while a graph is being traced,
+    and for tensors that are not plain data (fake, functional, meta)."""
+    x = args[0]
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN or x.is_meta:
+        if backend is not None and backend != "auto":
+            check_backend(backend)
+        return getattr(torch.ops.mingcore, op)(*args, backend=backend or "")
+    return select(op, args, backend)(*args)

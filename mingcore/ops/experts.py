@@ -1,0 +1,149 @@
+"""Routing and the mixture of experts: the public functions."""
+
+import torch
+from torch import Tensor
+
+from . import checks, registry
+from .dense import _format
+from .dispatch import call
+from .packed import FORMATS, PackedExperts, format_of
+
+Pair = tuple[Tensor, Tensor]
+
+
+def route_topk(
+    logits: Tensor, top_k: int, *, renormalize: bool = True, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The top_k experts of every token, best first: logits [T, E] -> weights [T, K], ids [T, K].
+
+    Chosen on the logits, ties to the lower id; weights (float32) are the softmax over all E,
+    divided by their sum when `renormalize` and top_k > 1; ids are int32. docs/model.md section 2.
+    """
+    checks.rank("route_topk", "logits", logits, "[T, E]", 2)
+    checks.floating("route_topk", "logits", logits)
+    if not 1 <= top_k <= logits.shape[1]:
+        checks.fail("route_topk", "top_k", f"in 1..E = 1..{logits.shape[1]}", top_k)
+    return call("route_topk", backend, logits, top_k, renormalize)
+
+
+def sort_by_expert(
+    ids: Tensor, num_experts: int, *, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Group the slots of ids [T, K] int32 by expert.
+
+    Returns rows [T*K] int32: the flat slots t*K + k ordered by expert, stable; offsets [E+1] int32:
+    expert e owns rows[offsets[e] : offsets[e+1]]. On the device, without waiting for it.
+    """
+    checks.rank("sort_by_expert", "ids", ids, "[T, K]", 2)
+    checks.dtype("sort_by_expert", "ids", ids, torch.int32)
+    checks.positive("sort_by_expert", "num_experts", num_experts)
+    return call("sort_by_expert", backend, ids, num_experts)
+
+
+def grouped_gemm(
+    x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None = None
+) -> Tensor:
+    """x [M, K], w [E, N, K] -> [M, N]: rows offsets[e] : offsets[e+1] are multiplied with w[e]^T.
+
+    offsets [E+1] int32, from 0 to M, not decreasing; empty groups are allowed.
+    """
+    checks.rank("grouped_gemm", "w", w, "[E, N, K]", 3)
+    checks.rank("grouped_gemm", "x", x, "[M, K]", 2)
+    if x.shape[1] != w.shape[2]:
+        checks.shape("grouped_gemm", "x", x, "[M, K]", (x.shape[0], w.shape[2]))
+    checks.shape("grouped_gemm", "offsets", offsets, "[E+1]", (w.shape[0] + 1,))
+    checks.dtype("grouped_gemm", "offsets", offsets, torch.int32)
+    checks.floating("grouped_gemm", "x", x)
+    checks.floating("grouped_gemm", "w", w)
+    checks.device("grouped_gemm", x, "w", w)
+    return call("grouped_gemm", backend, x, w, offsets)
+
+
+def pack_experts(
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    shared: Pair | None = None,
+    format: str | None = None,
+    backend: str | None = None,
+) -> PackedExperts:
+    """Prepare expert weights once, at load.
+
+    gate_up [E, 2I, H] (gate rows first), down [E, H, I]; shared: (gate_up [2Is, H], down [H, Is])
+    or None; format "fp32", "bf16" or "fp16", None keeps the type. Raises InputError.
+    """
+    _pair("pack_experts", gate_up, down)
+    if shared is not None:
+        _shared_pair("pack_experts", shared, down.shape[1])
+    format = _format("pack_experts", gate_up, format)
+    registry.named_backend(backend)
+    parts = (gate_up, down, *(shared or (None, None)))
+    dtype = FORMATS[format]
+    kept = (None if t is None else t.detach().to(dtype).contiguous() for t in parts)
+    return PackedExperts(*kept, layout="rows", format=format)
+
+
+def moe_mlp(
+    x: Tensor,
+    experts: PackedExperts | Pair,
+    weights: Tensor,
+    ids: Tensor,
+    *,
+    shared: Pair | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """sum_k weights[t, k] * mlp_{ids[t, k]}(x[t]), plus the ungated shared expert.
+
+    x [T, H]; experts packed, or the raw pair (gate_up [E, 2I, H], down [E, H, I]), then with
+    `shared` (gate_up [2Is, H], down [H, Is]) or None; weights [T, K] float32; ids [T, K] int32 in
+    0..E-1. mlp(x) = down (silu(gate x) * up x). Returns [T, H] in x.dtype; the routed sum is made in
+    float32, in the order of k: the same bits every run. docs/model.md section 2. Raises InputError.
+    """
+    if type(experts) is not PackedExperts:
+        gate_up, down = experts
+        _pair("moe_mlp", gate_up, down)
+        if shared is not None:
+            _shared_pair("moe_mlp", shared, down.shape[1])
+        packed = PackedExperts(gate_up, down, *(shared or (None, None)), "rows",
+                               format_of(gate_up.dtype))
+    else:
+        packed = experts
+        if shared is not None:
+            checks.fail("moe_mlp", "shared", "None with PackedExperts, which hold it", "a pair")
+    gate_up, down = packed.gate_up, packed.down
+    if x.dim() != 2 or x.shape[1] != down.shape[1]:
+        checks.fail("moe_mlp", "x", f"[T, H] with H = {down.shape[1]}", list(x.shape))
+    T = x.shape[0]
+    if ids.dim() != 2 or ids.shape[0] != T:
+        checks.fail("moe_mlp", "ids", f"[T, K] with T = {T}", list(ids.shape))
+    if weights.shape != ids.shape:
+        checks.shape("moe_mlp", "weights", weights, "[T, K]", ids.shape)
+    if ids.dtype != torch.int32 or weights.dtype != torch.float32:
+        checks.dtype("moe_mlp", "ids", ids, torch.int32)
+        checks.dtype("moe_mlp", "weights", weights, torch.float32)
+    if x.dtype not in checks.FLOATS:
+        checks.floating("moe_mlp", "x", x)
+    if gate_up.device != x.device or ids.device != x.device or weights.device != x.device:
+        checks.device("moe_mlp", x, "experts", gate_up)
+        checks.device("moe_mlp", x, "ids", ids)
+        checks.device("moe_mlp", x, "weights", weights)
+    shared = (packed.shared_gate_up, packed.shared_down)
+    return call("moe_mlp", backend, x, gate_up, down, weights, ids, *shared, packed.layout)
+
+
+def _pair(op: str, gate_up: Tensor, down: Tensor) -> None:
+    checks.rank(op, "gate_up", gate_up, "[E, 2I, H]", 3)
+    checks.floating(op, "gate_up", gate_up)
+    E, width, H = gate_up.shape
+    if width % 2:
+        checks.fail(op, "gate_up", "[E, 2I, H]", [E, width, H])
+    checks.shape(op, "down", down, "[E, H, I]", (E, H, width // 2))
+    checks.dtype(op, "down", down, gate_up.dtype)
+    checks.device(op, gate_up, "down", down)
+
+
+def _shared_pair(op: str, shared: Pair, H: int) -> None:
+    gate_up, down = shared
+    if gate_up.dim() != 2 or gate_up.shape[0] % 2 or gate_up.shape[1] != H:
+        checks.fail(op, "shared[0]", f"[2Is, H] with H = {H}", list(gate_up.shape))
+    checks.shape(op, "shared[1]", down, "[H, Is]", (H, gate_up.shape[0] // 2))

@@ -1,0 +1,39 @@
+"""y = act(x W^T + b) + residual."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..packed import unpack_rows
+from ..registry import register
+from .common import wide
+from .silu_mul import swiglu
+
+ACTIVATIONS = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "swiglu": swiglu,
+}
+
+
+@register("linear", "reference")
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    layout: str,
+    n: int,
+) -> Tensor:
+    """x [..., K], weight [N, K] in `layout`, bias [N], residual [..., N_out] -> [..., N_out]."""
+    weight = unpack_rows(weight, layout, n)
+    inner = torch.promote_types(x.dtype, weight.dtype)
+    bias = None if bias is None else bias.to(inner)
+    y = F.linear(x.to(inner), weight.to(inner), bias)
+    if activation != "none":
+        y = ACTIVATIONS[activation](wide(y))
+    if residual is not None:
+        y = wide(y) + wide(residual)
+    return y.to(x.dtype)

@@ -1,0 +1,18 @@
+"""silu(gate) * up."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..registry import register
+from .common import wide
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+@register("silu_mul", "reference")
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """gate_up [..., 2I], gate first -> [..., I]."""
+    return swiglu(wide(gate_up)).to(gate_up.dtype)
