@@ -22,7 +22,7 @@ SHELL := bash
 
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
-HAS_TORCH := -c 'import sys, torch; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 10))'
+HAS_TORCH := -W ignore -c 'import sys, torch; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 10))'
 NATIVE := pyproject.toml setup.py MANIFEST.in $(shell find csrc -type f 2>/dev/null)
 
 help:
@@ -57,36 +57,38 @@ clean:
 
 # A virtual environment with a PyTorch in it: the one $(PYTHON) has, or $(TORCH).
 $(VENV)/.torch:
-	if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+	@if ! $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
 	  echo "make: mingcore needs Python 3.10 or newer; name one with PYTHON=..." >&2; exit 1
 	fi
 	if $(PYTHON) $(HAS_TORCH) 2>/dev/null; then
 	  echo "make: keeping the PyTorch that $(PYTHON) has"
 	  $(PYTHON) -m venv --system-site-packages $(VENV)
-	  if ! $(PY) $(HAS_TORCH) 2>/dev/null; then  # $(PYTHON) is itself of a virtual environment
+	  if ! $(PY) $(HAS_TORCH) 2>/dev/null; then
+	    # $(PYTHON) is itself of a virtual environment, whose packages a new one does not see
 	    $(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))' \
 	      > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/parent.pth"
 	  fi
 	else
 	  $(PYTHON) -m venv $(VENV) || { echo "make: no virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
 	  $(PIP) install -q $(TORCH) || {
-	    echo "make: pip cannot install '$(TORCH)'. Name the PyTorch >= 2.10 you want, pip options included:" >&2
-	    echo "      make $(or $(firstword $(MAKECMDGOALS)),setup) TORCH='torch==2.13.0 --index-url URL'   (URL: PyTorch's index of CPU builds)" >&2
+	    echo "make: pip cannot install '$(TORCH)'; name the PyTorch >= 2.10 to install, e.g. make $(MAKECMDGOALS) TORCH='torch==2.13.0 --index-url URL', URL being PyTorch's index of CPU builds" >&2
 	    exit 1
 	  }
 	fi
 	$(PY) $(HAS_TORCH)
-	$(PY) -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
+	$(PY) -W ignore -c 'import torch; print("torch==" + torch.__version__)' > $(VENV)/constraints.txt
 	touch $@
 
 # The package, editable, and what it needs to run. Nothing may replace the PyTorch chosen above.
 $(VENV)/.runtime: $(VENV)/.torch $(NATIVE)
+	@echo "make: building mingcore and installing what it needs to run"
 	$(PIP) install -q -c $(VENV)/constraints.txt "setuptools>=77" wheel "pybind11>=2.13" "ninja>=1.11"
 	$(PIP) install -q -c $(VENV)/constraints.txt --no-build-isolation -e .
 	touch $@
 
 # What the tests and linters need; a second Triton beside the first, for the compile tests.
 $(VENV)/.tests: $(VENV)/.runtime
+	@echo "make: installing what the tests need"
 	$(PIP) install -q -c $(VENV)/constraints.txt "mingcore[test]"
 	if [ ! -d $(VENV)/triton-$(TRITON_SIDE)/triton ]; then
 	  $(PIP) install -q --no-deps --target $(VENV)/triton-$(TRITON_SIDE) triton==$(TRITON_SIDE)
