@@ -1,0 +1,164 @@
+"""The `cpu` backend: mingcore._cpu, which runs on the vector units of this machine.
+
+Importing this module fails where `_cpu` was not built; the registry reports that as the reason.
+Tensors cross as (data_ptr, dtype code, sizes, strides); threads follow `torch.get_num_threads()`.
+"""
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from .packed import FORMATS, PANEL
+from .registry import register
+
+_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+def _array(t: Tensor) -> tuple:
+    return t.data_ptr(), _CODES[t.dtype], t.shape, t.stride()
+
+
+def _array_or_none(t: Tensor | None) -> tuple | None:
+    return None if t is None else _array(t)
+
+
+def _rows(t: Tensor) -> Tensor:
+    """[..., K] as [M, K] with a dense last dimension; a view wherever strides allow."""
+    if t.dim() != 2:
+        t = t.reshape(-1, t.shape[-1])
+    return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
+def _unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
+    """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
+    grad = torch.is_grad_enabled()
+    for name, t in zip(names, tensors):
+        if t is None:
+            continue
+        if t.dtype not in _CODES:
+            return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
+        if t.device.type != "cpu" or t.layout is not torch.strided:
+            return f"{name} is a {t.layout} tensor on {t.device}; it takes dense CPU tensors"
+        if grad and t.requires_grad:
+            return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
+    return None
+
+
+def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
+    """A [N, K] weight as the panels that `linear` reads, in `format` ("fp32", "bf16" or "fp16").
+
+    Gives [ceil(N/32), K, 32], zero padded; with `swiglu` (N = 2I, gate rows first)
+    [ceil(I/16), K, 32], where a panel holds 16 gate columns and then their 16 up columns. bf16
+    panels interleave columns j and j + 16 in one 32-bit word. See `packed.py`.
+    """
+    N, K = weight.shape
+    halves = weight.view(2, N // 2, K) if swiglu else weight.unsqueeze(0)
+    block = PANEL // halves.shape[0]
+    short = -halves.shape[1] % block
+    if short:
+        halves = torch.nn.functional.pad(halves, (0, 0, 0, short))
+    panels = halves.unflatten(1, (-1, block)).permute(1, 3, 0, 2)  # [P, K, halves, block]
+    dtype = FORMATS[format]
+    out = torch.empty(panels.shape[0], K, PANEL, dtype=dtype)
+    if dtype == torch.bfloat16:
+        view = out.view(-1, K, PANEL // 2, 2)
+        view.copy_(panels.reshape(-1, K, 2, PANEL // 2).transpose(2, 3))
+    else:
+        out.view(panels.shape).copy_(panels)
+    return out
+
+
+def _linear_why_not(x, weight, bias, residual, activation, layout, n):
+    if x.shape[-1] == 0:
+        return "x has K = 0; it takes K >= 1"
+    return _unfit(("x", "weight", "bias", "residual"), (x, weight, bias, residual))
+
+
+@register("linear", "cpu", _linear_why_not)
+def linear(x, weight, bias, residual, activation, layout, n):
+    if activation == "swiglu" and layout == "panels":
+        # packed without knowing the activation: the gates lie in other panels than their ups
+        both = _linear(x, weight, bias, None, "none", layout, n, torch.float32)
+        gated = silu_mul(both)
+        return (gated if residual is None else gated + residual).to(x.dtype)
+    return _linear(x, weight, bias, residual, activation, layout, n, x.dtype)
+
+
+def _linear(x, weight, bias, residual, activation, layout, n, dtype):
+    outputs = n // 2 if activation == "swiglu" else n
+    out = torch.empty((*x.shape[:-1], outputs), dtype=dtype)
+    _cpu.linear(
+        _array(_rows(x)),
+        _array(_rows(weight) if layout == "rows" else weight),
+        _array_or_none(bias if bias is None or bias.is_contiguous() else bias.contiguous()),
+        None if residual is None else _array(_rows(residual)),
+        _array(out.view(-1, outputs)),
+        activation,
+        layout,
+        n,
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _silu_mul_why_not(gate_up):
+    return _unfit(("gate_up",), (gate_up,))
+
+
+@register("silu_mul", "cpu", _silu_mul_why_not)
+def silu_mul(gate_up):
+    outputs = gate_up.shape[-1] // 2
+    out = torch.empty((*gate_up.shape[:-1], outputs), dtype=gate_up.dtype)
+    rows = gate_up.numel() // gate_up.shape[-1] if gate_up.shape[-1] else 0
+    _cpu.silu_mul(_array(_rows(gate_up)), _array(out.view(rows, outputs)), torch.get_num_threads())
+    return out
+
+
+_FLOW_NAMES = ("x", "v_cond", "v_null", "guidance", "noise", "noise_scale")
+
+
+def _flow_step_why_not(x, v_cond, v_null, dt, guidance, noise, noise_scale):
+    for name, t in (("x", x), ("guidance", guidance), ("noise_scale", noise_scale)):
+        if t.dtype != torch.float32:
+            return f"{name} is {t.dtype}; it takes a float32 {name}"
+    return _unfit(_FLOW_NAMES, (x, v_cond, v_null, guidance, noise, noise_scale))
+
+
+def _flow_step_in_place_why_not(x, *rest):
+    if x.shape[-1] > 1 and x.stride(-1) != 1:
+        return f"x has strides {tuple(x.stride())}; in place it takes a dense last dimension"
+    if torch._debug_has_internal_overlap(x) == 1:
+        return f"x overlaps itself (strides {tuple(x.stride())}); in place it takes none"
+    return _flow_step_why_not(x, *rest)
+
+
+def _dense_last(t: Tensor | None) -> tuple | None:
+    if t is None:
+        return None
+    return _array(t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous())
+
+
+def _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
+    _cpu.flow_step(
+        _dense_last(x),
+        _dense_last(v_cond),
+        _dense_last(v_null),
+        dt,
+        _dense_last(guidance),
+        _dense_last(noise),
+        _dense_last(noise_scale),
+        _array(out),
+        torch.get_num_threads(),
+    )
+
+
+@register("flow_step", "cpu", _flow_step_why_not)
+def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
+    out = torch.empty(x.shape)
+    _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out)
+    return out
+
+
+@register("flow_step_", "cpu", _flow_step_in_place_why_not)
+def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
+    _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)
