@@ -81,9 +81,9 @@ def overlap_add(
     """The windowed overlap-add of an inverse STFT, streamed ("same" padding).
 
     frames [B, T, F] before the window; window [F]; state None: a new stream. samples =
-    sum(window * frame) / sum(window^2); (F - hop) / 2 samples are trimmed at both ends. A chunk that
-    is not the `last` holds back the F - hop samples that later frames reach, so chunks, put
-    together, equal the one-shot output; the first ones may be empty. The last chunk may have T = 0.
+    sum(window * frame) / sum(window^2); (F - hop) / 2 samples are trimmed at both ends. A chunk
+    that is not the `last` holds back the F - hop samples that later frames reach, so chunks, put
+    together, equal the one-shot output; the first may be empty. The last may have T = 0.
     Returns samples [B, L] float32 (float64 for float64 frames) and the next state, which after
     `last` is that of a new stream. docs/model.md section 4. Raises InputError.
     """
@@ -111,15 +111,15 @@ def spectrum_head(
 ) -> tuple[Tensor, OverlapState]:
     """Hidden states to samples: Linear, inverse real FFT, `overlap_add`.
 
-    hidden [B, T, H]; weight [F + 2, H] or packed; bias [F + 2] or None; window [F]. The Linear gives
-    [log-magnitude m | phase p], S = min(exp m, 100) (cos p + i sin p), frames = irfft(S); all in
-    float32. Returns as `overlap_add`. docs/model.md section 4. Raises InputError.
+    hidden [B, T, H]; weight [F + 2, H] or packed; bias [F + 2] or None; window [F]. The Linear
+    gives [log-magnitude m | phase p], S = min(exp m, 100) (cos p + i sin p), frames = irfft(S);
+    all in float32. Returns as `overlap_add`. docs/model.md section 4. Raises InputError.
     """
     op = "spectrum_head"
     size = _window(op, window, hop)
     checks.rank(op, "hidden", hidden, "[B, T, H]", 3)
     checks.floating(op, "hidden", hidden)
-    B, T, H = hidden.shape
+    _, T, H = hidden.shape
     matrix, layout, n, k = _matrix(op, hidden, weight)
     if (n, k) != (size + 2, H):
         checks.fail(op, "weight", f"[F + 2, H] = [{size + 2}, {H}]", [n, k])

@@ -45,10 +45,10 @@ def linear(
         checks.shape("linear", "bias", bias, "[N]", (n,))
     if activation is None:
         activation = "none"
-    elif activation not in _ACTIVATIONS:
-        checks.fail("linear", "activation", f"None or one of {_ACTIVATIONS}", repr(activation))
-    elif activation == "swiglu" and n % 2:
-        checks.fail("linear", "weight", "[2I, K] for swiglu", [n, k])
+    else:
+        _activation("linear", activation, (n, k))
+    if layout == "panels_swiglu" and activation != "swiglu":
+        checks.fail("linear", "activation", "swiglu, for which weight was packed", repr(activation))
     if residual is not None:
         width = n // 2 if activation == "swiglu" else n
         if residual.shape != (*shape[:-1], width):
@@ -72,6 +72,8 @@ def pack_linear(
     """
     checks.rank("pack_linear", "weight", weight, "[N, K]", 2)
     format = _format("pack_linear", weight, format)
+    if activation is not None:
+        _activation("pack_linear", activation, weight.shape)
     n, k = weight.shape
     name = registry.named_backend(backend)
     weight = weight.detach()
@@ -80,13 +82,25 @@ def pack_linear(
         if reason is None:
             from . import cpu
 
-            return PackedLinear(cpu.pack_panels(weight, format), "panels", n, k, format)
+            swiglu = activation == "swiglu"
+            panels = cpu.pack_panels(weight, format, swiglu=swiglu)
+            layout = "panels_swiglu" if swiglu else "panels"
+            return PackedLinear(panels, layout, n, k, format)
         if name == "cpu":
             raise BackendError(f"pack_linear: {reason}")
     elif name == "cpu":
-        raise BackendError(f"pack_linear: the cpu backend does not pack {format} weights of "
-                           f"{weight.device.type} tensors")
+        raise BackendError(
+            f"pack_linear: the cpu backend does not pack {format} weights of "
+            f"{weight.device.type} tensors"
+        )
     return PackedLinear(weight.to(FORMATS[format]).contiguous(), "rows", n, k, format)
+
+
+def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:
+    if activation not in _ACTIVATIONS:
+        checks.fail(op, "activation", f"None or one of {_ACTIVATIONS}", repr(activation))
+    if activation == "swiglu" and weight[0] % 2:
+        checks.fail(op, "weight", "[2I, K] for swiglu", list(weight))
 
 
 def _format(op: str, weight: Tensor, format: str | None) -> str:
@@ -130,7 +144,7 @@ def add_rms_norm(
 def layer_norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, backend: str | None = None
 ) -> Tensor:
-    """(x - mean) * rsqrt(var + eps) * weight + bias: x [..., H], weight and bias [H]. In float32."""
+    """(x - mean) * rsqrt(var + eps) * weight + bias, in float32: x [..., H], the others [H]."""
     _norm("layer_norm", x, weight)
     if bias is not None and bias.shape != weight.shape:
         checks.shape("layer_norm", "bias", bias, "[H]", weight.shape)

@@ -40,9 +40,7 @@ def sort_by_expert(
     return call("sort_by_expert", backend, ids, num_experts)
 
 
-def grouped_gemm(
-    x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None = None
-) -> Tensor:
+def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None = None) -> Tensor:
     """x [M, K], w [E, N, K] -> [M, N]: rows offsets[e] : offsets[e+1] are multiplied with w[e]^T.
 
     offsets [E+1] int32, from 0 to M, not decreasing; empty groups are allowed.
@@ -96,16 +94,18 @@ def moe_mlp(
 
     x [T, H]; experts packed, or the raw pair (gate_up [E, 2I, H], down [E, H, I]), then with
     `shared` (gate_up [2Is, H], down [H, Is]) or None; weights [T, K] float32; ids [T, K] int32 in
-    0..E-1. mlp(x) = down (silu(gate x) * up x). Returns [T, H] in x.dtype; the routed sum is made in
-    float32, in the order of k: the same bits every run. docs/model.md section 2. Raises InputError.
+    0..E-1. mlp(x) = down (silu(gate x) * up x). Returns [T, H] in x.dtype; the routed sum is
+    made in float32, in the order of k: the same bits every run. docs/model.md section 2. Raises
+    InputError.
     """
     if type(experts) is not PackedExperts:
         gate_up, down = experts
         _pair("moe_mlp", gate_up, down)
         if shared is not None:
             _shared_pair("moe_mlp", shared, down.shape[1])
-        packed = PackedExperts(gate_up, down, *(shared or (None, None)), "rows",
-                               format_of(gate_up.dtype))
+        packed = PackedExperts(
+            gate_up, down, *(shared or (None, None)), "rows", format_of(gate_up.dtype)
+        )
     else:
         packed = experts
         if shared is not None:

@@ -105,9 +105,7 @@ def _frame_embed(samples, weight, hop, layout, n):
     return _empty(samples, samples.shape[0], (samples.shape[1] + hop - 1) // hop, n)
 
 
-def _spectrum_head(
-    hidden, weight, bias, window, hop, numerator, envelope, skip, last, layout, n
-):
+def _spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, last, layout, n):
     B, T, _ = hidden.shape
     return _overlap_outputs(hidden, B, T, window.shape[0], hop, skip, last)
 

@@ -3,10 +3,10 @@
 Layouts of a [N, K] matrix:
 - "rows": the tensor as it is.
 - "panels" (CPU): [ceil(N/32), K, 32], zero padded; the 32 rows of a panel side by side for each k.
-  In 16-bit formats the columns are interleaved: 32-bit word j of a k-row holds column j (low half)
-  and column j + 16 (high half), so that widening to float32 is a shift and a mask.
-- "panels_swiglu": panels whose 2I rows were interleaved by `swiglu_order` first, so that a gate
-  and its up row lie in the same panel.
+  bf16 columns are interleaved: 32-bit word j of a k-row holds column j (low half) and column
+  j + 16 (high half), so that widening to float32 is a shift and a mask.
+- "panels_swiglu" (CPU): panels of 2I rows in `swiglu_order`: [ceil(I/16), K, 32], each with 16 gate
+  rows and then their 16 up rows.
 """
 
 from dataclasses import dataclass
@@ -94,7 +94,7 @@ def unpack_rows(weight: Tensor, layout: str, n: int) -> Tensor:
     if layout == "rows":
         return weight
     rows = weight
-    if weight.dtype != torch.float32:
+    if weight.dtype == torch.bfloat16:
         P, K, _ = weight.shape
         rows = weight.view(P, K, PANEL // 2, 2).transpose(2, 3).reshape(P, K, PANEL)
     rows = rows.transpose(1, 2).reshape(-1, weight.shape[1])

@@ -174,7 +174,7 @@ def select(op: str, args: tuple, backend: str | None = None) -> Callable:
     raise BackendError(f"{op}: no backend has this op for {args[0].device} tensors")
 
 
-def why_not(op: str, backend: str, args: tuple) -> Reason:
+def why_not(op: str, backend: str, *args) -> Reason:
     """Why the automatic choice would pass over `backend` for these flat arguments, or None."""
     reason = load(check_backend(backend))
     found = _entries.get((op, backend))

@@ -25,7 +25,7 @@ def attention_prefill(
     window 0: none. q [B, T, Hq, D], k and v [B, S, Hkv, D] -> [B, T, Hq, D].
     """
     T = q.shape[1]
-    if not causal or window == 0 or T <= window:
+    if not causal or window == 0 or window >= T:
         return _sdpa(q, k, v, None, causal, scale)
     t = torch.arange(T, device=q.device).unsqueeze(1)
     s = torch.arange(T, device=q.device)
@@ -43,11 +43,11 @@ def attention_decode(
     """
     S = k_cache.shape[1]
     if positions.is_cpu:
-        last = max(int(positions.max()), 0)
-        if last < S:
-            S = last + 1
+        newest = max(int(positions.max()), 0)
+        if newest < S:
+            S = newest + 1
             k_cache, v_cache = k_cache[:, :S], v_cache[:, :S]
-        if positions.numel() == 1 and int(positions) == last and (window == 0 or S <= window):
+        if positions.numel() == 1 and int(positions) == newest and (window == 0 or window >= S):
             return _sdpa(q, k_cache, v_cache, None, False, scale)
     last = positions.amax(dim=1, keepdim=True)
     slot = torch.arange(S, device=q.device)
@@ -61,9 +61,7 @@ def attention_decode(
 
 
 @register("kv_write_", "reference")
-def kv_write_(
-    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor
-) -> None:
+def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> None:
     """cache[b, positions[b, t] mod S] = k[b, t]; skipped where positions < 0.
 
     Of two tokens for the same slot the later position stays. On a GPU nothing is read back: a

@@ -11,7 +11,7 @@ from .linear import linear
 
 @register("frame_embed", "reference")
 def frame_embed(samples: Tensor, weight: Tensor, hop: int, layout: str, n: int) -> Tensor:
-    """samples [B, L], zero-padded to whole frames of hop, weight [H, hop] -> [B, ceil(L/hop), H]."""
+    """samples [B, L], zero-padded to frames of hop, weight [H, hop] -> [B, ceil(L/hop), H]."""
     return linear(frames(samples, hop), weight, None, None, "none", layout, n)
 
 
@@ -36,7 +36,7 @@ def overlap_add(
     samples are trimmed at both ends). The first `skip` samples are dropped; unless `last`, the
     F - hop samples that later frames still reach are carried instead of emitted.
     """
-    B, T, _ = frames.shape
+    T = frames.shape[1]
     window = window.to(wide(frames).dtype)
     carried = window.shape[0] - hop
     total = _add_at_hop(wide(frames) * window, hop, numerator)

@@ -1,10 +1,9 @@
 """The mixture of SwiGLU experts: the weighted sum of the chosen experts, plus the shared one."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import register
-from .common import wide
+from .common import matmul, wide
 from .grouped_gemm import grouped_gemm
 from .routing import sort_by_expert
 from .silu_mul import silu_mul
@@ -35,7 +34,7 @@ def moe_mlp(
         by_slot[rows] = grouped_gemm(hidden, down, offsets)
         routed = (wide(by_slot).view(T, K, -1) * weights.unsqueeze(-1)).sum(dim=1)
     if shared_gate_up is not None:
-        shared = F.linear(silu_mul(F.linear(x, shared_gate_up)), shared_down)
+        shared = matmul(silu_mul(matmul(x, shared_gate_up)), shared_down)
         return routed.to(x.dtype) + shared
     return routed.to(x.dtype)
 
@@ -43,6 +42,6 @@ def moe_mlp(
 def _one_token(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     total = None
     for e, weight in zip(ids[0].tolist(), weights[0].tolist(), strict=True):
-        expert = wide(F.linear(silu_mul(F.linear(x, gate_up[e])), down[e])) * weight
+        expert = wide(matmul(silu_mul(matmul(x, gate_up[e])), down[e])) * weight
         total = expert if total is None else total + expert
     return total
