@@ -86,9 +86,7 @@ def test_llm_left_padding(ming):
     g = golden("d_llm")
     mask = g["leftpad.attention_mask"]
     embeds = ming.model.model.word_embeddings(g["ids_b2"])
-    _, logits = ming.model(
-        embeds, {}, positions=g["leftpad.position_ids"], attention_mask=mask
-    )
+    _, logits = ming.model(embeds, {}, positions=g["leftpad.position_ids"], attention_mask=mask)
     close(logits[mask.bool()], g["leftpad.logits"][mask.bool()])
 
 
@@ -158,9 +156,7 @@ def test_flow_sampler(ming, name, options):
     if name.startswith("gauss"):
         temperature = 1.5
         noise[1:] = torch.stack(tape(g, f"gauss.steps{steps}"))
-    out = ming.flow.sample(
-        g["c"][:B, 0], g["hist"][:B], noise, temperature=temperature, **options
-    )
+    out = ming.flow.sample(g["c"][:B, 0], g["hist"][:B], noise, temperature=temperature, **options)
     close(out, g[f"{name}.out"])
 
 

@@ -1,0 +1,186 @@
+"""Cases of rotary embeddings, attention and the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import Draw, case
+from .layouts import strided
+
+Layout = Callable[[Tensor], Tensor]
+
+
+def _rope(
+    d: Draw,
+    B: int,
+    T: int,
+    Hn: int,
+    D: int,
+    interleaved: bool = False,
+    rope_heads: int | None = None,
+    per_row: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    cos, sin = d.angles(B if per_row else 1, T, D // 2)
+    args: dict[str, Any] = {"x": layout(d.normal(B, T, Hn, D)), "cos": cos, "sin": sin}
+    return {**args, "interleaved": interleaved, "rope_heads": rope_heads}
+
+
+case("rope", "real_llm", _rope, "real", B=1, T=1, Hn=16, D=128)
+case("rope", "real_flow", _rope, "real", "mid", B=2, T=11, Hn=16, D=64, interleaved=True)
+case("rope", "some_heads", _rope, B=2, T=3, Hn=4, D=8, interleaved=True, rope_heads=1)
+case("rope", "odd_sizes", _rope, "odd", B=3, T=5, Hn=3, D=10, per_row=True)
+case("rope", "odd_interleaved", _rope, "odd", B=2, T=7, Hn=5, D=6, interleaved=True, per_row=True)
+case("rope", "one", _rope, "edge", B=1, T=1, Hn=1, D=2)
+case("rope", "strided", _rope, "strided", B=2, T=3, Hn=2, D=16, layout=strided)
+
+
+def _qkv_rope(
+    d: Draw,
+    B: int,
+    T: int,
+    Hq: int,
+    Hkv: int,
+    D: int,
+    interleaved: bool = False,
+    rope_heads: int | None = None,
+    per_row: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    cos, sin = d.angles(B if per_row else 1, T, D // 2)
+    qkv = layout(d.normal(B, T, (Hq + 2 * Hkv) * D))
+    args: dict[str, Any] = {"qkv": qkv, "cos": cos, "sin": sin}
+    args.update(num_heads=Hq, num_kv_heads=Hkv)
+    return {**args, "interleaved": interleaved, "rope_heads": rope_heads}
+
+
+case("qkv_rope", "real_llm", _qkv_rope, "real", B=1, T=1, Hq=16, Hkv=4, D=128)
+case("qkv_rope", "real_flow", _qkv_rope, "real", "mid", B=2, T=11, Hq=16, Hkv=16, D=64,
+     interleaved=True)  # fmt: skip
+case("qkv_rope", "real_decoder", _qkv_rope, "real", B=1, T=5, Hq=14, Hkv=2, D=64)
+case("qkv_rope", "real_semantic", _qkv_rope, "real", B=1, T=5, Hq=20, Hkv=20, D=64,
+     interleaved=True)  # fmt: skip
+case("qkv_rope", "some_heads", _qkv_rope, B=2, T=3, Hq=4, Hkv=4, D=8, interleaved=True,
+     rope_heads=2)  # fmt: skip
+case("qkv_rope", "odd_sizes", _qkv_rope, "odd", B=3, T=5, Hq=6, Hkv=2, D=10, per_row=True)
+case("qkv_rope", "one", _qkv_rope, "edge", B=1, T=1, Hq=1, Hkv=1, D=2)
+case("qkv_rope", "strided", _qkv_rope, "strided", B=2, T=3, Hq=2, Hkv=1, D=16, layout=strided)
+
+
+def _prefill(
+    d: Draw,
+    B: int,
+    T: int,
+    Hq: int,
+    Hkv: int,
+    D: int,
+    S: int | None = None,
+    window: int | None = None,
+    scale: float | None = None,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    q, k, v = d.normal(B, T, Hq, D), d.normal(B, S or T, Hkv, D), d.normal(B, S or T, Hkv, D)
+    args: dict[str, Any] = {"q": layout(q), "k": layout(k), "v": layout(v)}
+    return {**args, "causal": S is None, "window": window, "scale": scale}
+
+
+case("attention_prefill", "real_llm", _prefill, "real", B=1, T=300, Hq=16, Hkv=4, D=128)
+case("attention_prefill", "real_encoder", _prefill, "real", B=1, T=250, Hq=14, Hkv=2, D=64,
+     window=32)  # fmt: skip
+case("attention_prefill", "real_flow", _prefill, "real", "mid", B=2, T=11, S=11, Hq=16, Hkv=16,
+     D=64)  # fmt: skip
+case("attention_prefill", "windowed", _prefill, B=2, T=13, Hq=4, Hkv=2, D=16, window=5)
+case("attention_prefill", "not_causal", _prefill, B=2, T=6, S=9, Hq=2, Hkv=2, D=8)
+case("attention_prefill", "scaled", _prefill, B=1, T=7, Hq=2, Hkv=1, D=8, scale=0.3)
+case("attention_prefill", "odd_sizes", _prefill, "odd", B=3, T=17, Hq=6, Hkv=3, D=10)
+case("attention_prefill", "window_one", _prefill, "edge", B=1, T=5, Hq=2, Hkv=1, D=8, window=1)
+case("attention_prefill", "one_token", _prefill, "edge", B=1, T=1, Hq=4, Hkv=2, D=16)
+case("attention_prefill", "strided", _prefill, "strided", B=2, T=5, Hq=2, Hkv=1, D=8,
+     layout=strided)  # fmt: skip
+
+
+def _rows(positions: tuple[tuple[int, ...], ...], d: Draw) -> Tensor:
+    return torch.tensor(positions, dtype=torch.int64, device=d.device)
+
+
+def _kv_write(
+    d: Draw,
+    S: int,
+    Hkv: int,
+    D: int,
+    positions: tuple[tuple[int, ...], ...],
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    B, T = len(positions), len(positions[0])
+    args = {"k_cache": d.normal(B, S, Hkv, D), "v_cache": d.normal(B, S, Hkv, D)}
+    args.update(k=layout(d.normal(B, T, Hkv, D)), v=layout(d.normal(B, T, Hkv, D)))
+    return {**args, "positions": _rows(positions, d)}
+
+
+def _span(start: int, T: int) -> tuple[int, ...]:
+    return tuple(range(start, start + T))
+
+
+case("kv_write_", "real_llm", _kv_write, "real", S=512, Hkv=4, D=128, positions=(_span(300, 1),))
+case(
+    "kv_write_", "real_semantic", _kv_write, "real", S=256, Hkv=20, D=64, positions=(_span(95, 5),)
+)
+case("kv_write_", "rows_differ", _kv_write, S=12, Hkv=2, D=8, positions=(_span(0, 3), _span(7, 3)))
+case("kv_write_", "wraps", _kv_write, "edge", S=8, Hkv=2, D=8, positions=(_span(14, 5),))
+case("kv_write_", "longer_than_ring", _kv_write, "edge", S=4, Hkv=1, D=8, positions=(_span(3, 11),))
+case("kv_write_", "padded", _kv_write, "edge", S=9, Hkv=2, D=8,
+     positions=((-1, -1, 4), (2, 3, -1), (-1, -1, -1)))  # fmt: skip
+case("kv_write_", "odd_sizes", _kv_write, "odd", S=7, Hkv=3, D=5, positions=(_span(1, 2),) * 3)
+case("kv_write_", "strided", _kv_write, "strided", S=6, Hkv=2, D=8, positions=(_span(2, 2),),
+     layout=strided)  # fmt: skip
+
+
+def _decode(
+    d: Draw,
+    S: int,
+    Hq: int,
+    Hkv: int,
+    D: int,
+    positions: tuple[tuple[int, ...], ...],
+    window: int | None = None,
+    scale: float | None = None,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    B, T = len(positions), len(positions[0])
+    args: dict[str, Any] = {"q": layout(d.normal(B, T, Hq, D))}
+    args.update(k_cache=layout(d.normal(B, S, Hkv, D)), v_cache=layout(d.normal(B, S, Hkv, D)))
+    return {**args, "positions": _rows(positions, d), "window": window, "scale": scale}
+
+
+case("attention_decode", "real_llm", _decode, "real", S=512, Hq=16, Hkv=4, D=128,
+     positions=(_span(300, 1),))  # fmt: skip
+case("attention_decode", "real_semantic", _decode, "real", S=512, Hq=20, Hkv=20, D=64,
+     positions=(_span(400, 5),))  # fmt: skip
+case("attention_decode", "real_decoder_ring", _decode, "real", S=37, Hq=14, Hkv=2, D=64,
+     positions=(_span(100, 5),), window=32)  # fmt: skip
+case("attention_decode", "mid_llm", _decode, "mid", S=512, Hq=8, Hkv=2, D=128,
+     positions=(_span(300, 1),))  # fmt: skip
+case("attention_decode", "rows_differ", _decode, S=16, Hq=4, Hkv=2, D=8,
+     positions=(_span(0, 3), _span(9, 3), _span(4, 3)))  # fmt: skip
+case("attention_decode", "ring", _decode, S=11, Hq=4, Hkv=2, D=8, positions=(_span(30, 3),),
+     window=8)  # fmt: skip
+case("attention_decode", "ring_filling", _decode, S=11, Hq=2, Hkv=1, D=8,
+     positions=(_span(4, 2), _span(21, 2)), window=9)  # fmt: skip
+case("attention_decode", "padded", _decode, "edge", S=9, Hq=4, Hkv=2, D=8,
+     positions=((-1, 0, 1), (3, 4, -1), (-1, -1, -1)))  # fmt: skip
+case("attention_decode", "full_cache", _decode, "edge", S=8, Hq=2, Hkv=2, D=16,
+     positions=(_span(7, 1),))  # fmt: skip
+case("attention_decode", "first_token", _decode, "edge", S=8, Hq=2, Hkv=1, D=8,
+     positions=(_span(0, 1),))  # fmt: skip
+case("attention_decode", "window_one", _decode, "edge", S=8, Hq=2, Hkv=1, D=8,
+     positions=(_span(2, 4),), window=1)  # fmt: skip
+case("attention_decode", "scaled", _decode, S=9, Hq=2, Hkv=1, D=8, positions=(_span(5, 2),),
+     scale=0.3)  # fmt: skip
+case("attention_decode", "odd_sizes", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
+     positions=(_span(5, 3),) * 3)  # fmt: skip
+case("attention_decode", "strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,
+     positions=(_span(4, 2),), layout=strided)  # fmt: skip

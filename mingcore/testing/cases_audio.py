@@ -1,0 +1,97 @@
+"""Cases of framing, overlap-add and the spectrum head, with and without a state to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cases import Draw, case
+from .layouts import strided
+
+Layout = Callable[[Tensor], Tensor]
+
+
+def _frame_embed(
+    d: Draw, B: int, L: int, hop: int, H: int, layout: Layout = torch.Tensor.contiguous
+) -> dict[str, Any]:
+    samples = layout(d.normal(B, L, scale=0.3))
+    return {"samples": samples, "weight": d.matrix(H, hop), "hop": hop}
+
+
+case("frame_embed", "real_1s", _frame_embed, "real", "mid", B=1, L=16000, hop=320, H=896)
+case("frame_embed", "real_patch", _frame_embed, "real", B=1, L=1600, hop=320, H=896)
+case("frame_embed", "odd_sizes", _frame_embed, "odd", B=3, L=1037, hop=96, H=45)
+case("frame_embed", "short", _frame_embed, "edge", B=2, L=5, hop=16, H=24)
+case("frame_embed", "one_sample", _frame_embed, "edge", B=1, L=1, hop=8, H=8)
+case("frame_embed", "strided", _frame_embed, "strided", B=2, L=100, hop=16, H=8, layout=strided)
+
+
+def _state(d: Draw, B: int, window: Tensor, hop: int, frames: int) -> Any:
+    """What is carried after `frames` earlier random frames; None before the first."""
+    if frames == 0:
+        return None
+    from mingcore.ops import overlap_add
+
+    earlier = d.normal(B, frames, window.shape[0], dtype=torch.float32)
+    return overlap_add(earlier, window, hop, None, False, backend="reference")[1]
+
+
+def _window(d: Draw, n_fft: int) -> Tensor:
+    return torch.hann_window(n_fft, periodic=True, device=d.device)
+
+
+def _overlap_add(
+    d: Draw,
+    B: int,
+    T: int,
+    n_fft: int,
+    hop: int,
+    before: int = 0,
+    last: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    window = _window(d, n_fft)
+    frames = layout(d.normal(B, T, n_fft, dtype=torch.float32))
+    state = _state(d, B, window, hop, before)
+    return {"frames": frames, "window": window, "hop": hop, "state": state, "last": last}
+
+
+def _spectrum_head(
+    d: Draw,
+    B: int,
+    T: int,
+    H: int,
+    n_fft: int,
+    hop: int,
+    before: int = 0,
+    last: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    window = _window(d, n_fft)
+    args: dict[str, Any] = {"hidden": layout(d.normal(B, T, H)), "weight": d.matrix(n_fft + 2, H)}
+    args["bias"] = d.normal(n_fft + 2)
+    state = _state(d, B, window, hop, before)
+    return {**args, "window": window, "hop": hop, "state": state, "last": last}
+
+
+for _op, _build, _real, _small in (
+    ("overlap_add", _overlap_add, {}, {}),
+    ("spectrum_head", _spectrum_head, {"H": 896}, {"H": 24}),
+):
+    case(_op, "real_first", _build, "real", B=1, T=5, n_fft=1280, hop=320, **_real)
+    case(
+        _op, "real_middle", _build, "real", "mid", B=1, T=5, n_fft=1280, hop=320, before=5, **_real
+    )
+    case(_op, "real_last", _build, "real", B=1, T=5, n_fft=1280, hop=320, before=5, last=True,
+         **_real)  # fmt: skip
+    case(_op, "real_one_shot", _build, "real", B=1, T=50, n_fft=1280, hop=320, last=True, **_real)
+    case(_op, "batch", _build, B=3, T=4, n_fft=32, hop=8, before=2, **_small)
+    case(_op, "odd_sizes", _build, "odd", B=2, T=7, n_fft=36, hop=12, before=1, **_small)
+    case(_op, "one_frame_first", _build, "edge", B=1, T=1, n_fft=32, hop=8, **_small)
+    case(_op, "one_frame_last", _build, "edge", B=1, T=1, n_fft=32, hop=8, before=1, last=True,
+         **_small)  # fmt: skip
+    case(_op, "one_frame_in_all", _build, "edge", B=2, T=1, n_fft=32, hop=8, last=True, **_small)
+    case(_op, "strided", _build, "strided", B=2, T=3, n_fft=32, hop=8, layout=strided, **_small)

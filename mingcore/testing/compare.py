@@ -1,0 +1,159 @@
+"""How far two results are apart, and how far they may be.
+
+The oracle of an op is its reference run in float64 on the same (already quantised) operands. A
+result passes when its error against the oracle is at most twice the error of plain PyTorch in the
+same dtype, plus 1e-5 of the oracle's root mean square; so the tolerance follows from the dtype and
+the shape, and no number is tuned per test. Results that are not floating point must be equal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .layouts import map_tensors, tensors_in
+
+FACTOR = 2.0
+FLOOR = 1e-5  # of the oracle's root mean square
+
+
+def max_relative(a: Tensor, b: Tensor) -> float:
+    """max |a - b| / max |b| in float64; NaN or infinity in either gives NaN or infinity."""
+    a, b = _pair(a, b)
+    if a.numel() == 0:
+        return 0.0
+    difference, size = (a - b).abs().max().item(), b.abs().max().item()
+    return difference / size if size else (0.0 if difference == 0 else math.inf)
+
+
+def relative_l2(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| in float64."""
+    a, b = _pair(a, b)
+    if a.numel() == 0:
+        return 0.0
+    difference, size = (a - b).norm().item(), b.norm().item()
+    return difference / size if size else (0.0 if difference == 0 else math.inf)
+
+
+def _pair(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    if a.shape != b.shape:
+        raise AssertionError(f"shapes differ: {list(a.shape)} and {list(b.shape)}")
+    return a.detach().double().cpu(), b.detach().double().cpu()
+
+
+@dataclass(frozen=True)
+class Error:
+    """Largest and root-mean-square absolute error."""
+
+    largest: float
+    rms: float
+
+    @staticmethod
+    def between(a: Tensor, b: Tensor) -> Error:
+        a, b = _pair(a, b)
+        if a.numel() == 0:
+            return Error(0.0, 0.0)
+        difference = a - b
+        return Error(difference.abs().max().item(), difference.square().mean().sqrt().item())
+
+    def within(self, limit: Error) -> bool:
+        """NaN is never within."""
+        return self.largest <= limit.largest and self.rms <= limit.rms
+
+
+def tolerance(plain: Tensor, oracle: Tensor) -> Error:
+    """What a result in the dtype of `plain` (plain PyTorch's result) may differ from `oracle`.
+
+    Rounding the oracle itself to that dtype counts as plain PyTorch's error where it is larger:
+    on few elements plain PyTorch may be right by luck.
+    """
+    error = Error.between(plain, oracle)
+    rounding = Error.between(oracle.to(plain.dtype), oracle)
+    scale = oracle.detach().double().square().mean().sqrt().item() if oracle.numel() else 0.0
+    return Error(
+        FACTOR * max(error.largest, rounding.largest) + FLOOR * scale,
+        FACTOR * max(error.rms, rounding.rms) + FLOOR * scale,
+    )
+
+
+def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "result") -> None:
+    """Raise AssertionError, naming the error and the limit, when `got` is too far from `oracle`."""
+    if got.dtype != plain.dtype:
+        raise AssertionError(f"{what}: dtype must be {plain.dtype}, got {got.dtype}")
+    if got.shape != oracle.shape:
+        raise AssertionError(f"{what}: shape must be {list(oracle.shape)}, got {list(got.shape)}")
+    if not got.dtype.is_floating_point:
+        if not torch.equal(got.cpu(), oracle.to(got.dtype).cpu()):
+            raise AssertionError(f"{what}: {(got.cpu() != oracle.cpu()).sum()} values differ")
+        return
+    error, limit = Error.between(got, oracle), tolerance(plain, oracle)
+    if not error.within(limit):
+        raise AssertionError(
+            f"{what}: error {error.largest:.3e} (rms {error.rms:.3e}) against the oracle, "
+            f"limit {limit.largest:.3e} (rms {limit.rms:.3e})"
+        )
+
+
+def widened(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same arguments with every floating-point tensor in float64, on the CPU."""
+    return map_tensors(_unpacked(kwargs), _widen)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x.detach().cpu().double() if x.dtype.is_floating_point else x.detach().cpu().clone()
+
+
+def _unpacked(value: Any) -> Any:
+    """Packed weights as the plain matrices that they hold, states as fresh copies."""
+    if isinstance(value, dict):
+        return {key: _unpacked(part) for key, part in value.items()}
+    if hasattr(value, "unpack"):
+        return value.unpack()
+    return value
+
+
+def run(op: str, kwargs: dict[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
+    """Call the public op and return its tensors; for an in-place op the tensors it changed.
+
+    The arguments are left as they were: tensors that the op writes are copied first.
+    """
+    import mingcore.ops as ops
+
+    kwargs = dict(kwargs)
+    written = _WRITTEN.get(op, ())
+    kwargs.update({name: kwargs[name].clone() for name in written})
+    out = getattr(ops, op)(**kwargs, backend=backend)
+    return tuple(kwargs[name] for name in written) or tuple(tensors_in(out))
+
+
+_WRITTEN = {"kv_write_": ("k_cache", "v_cache"), "flow_step_": ("x",)}
+
+
+def oracle(op: str, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    """The op's reference in float64 on the CPU, on the same operands."""
+    return run(op, widened(kwargs), backend="reference")
+
+
+def check_op(
+    op: str,
+    kwargs: dict[str, Any],
+    got: tuple[Tensor, ...] | None = None,
+    *,
+    backend: str | None = None,
+) -> None:
+    """Hold an op on `backend` (or results `got` of it) to the oracle's tolerance.
+
+    Raises AssertionError with the error and the limit.
+    """
+    if got is None:
+        got = run(op, kwargs, backend=backend)
+    plain = run(op, map_tensors(_unpacked(kwargs), lambda t: t), backend="reference")
+    exact = oracle(op, kwargs)
+    if len(got) != len(exact):
+        raise AssertionError(f"{op}: expected {len(exact)} results, got {len(got)}")
+    for i, (a, b, c) in enumerate(zip(got, plain, exact, strict=True)):
+        assert_within(a, b, c, what=op if len(exact) == 1 else f"{op}[{i}]")
