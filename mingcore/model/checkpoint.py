@@ -1,0 +1,101 @@
+"""A whole checkpoint, from a folder to a model that is ready to run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..config import MingConfig
+from ..errors import CheckpointError
+from .flow import FlowHead
+from .heads import LinearPooling, StopHead
+from .llm import LLM
+from .text import Tokenizer
+from .vae import AudioVAE
+from .weights import FileTensors, LoadReport, Weights, assemble, read_headers
+
+
+@dataclass
+class MingModel:
+    """The parts of Ming-UniAudio, the config they were built by, and the tokenizer if there is one.
+
+    `load_report` says which tensors of the checkpoint are known to be unused, and with
+    strict=False what did not fit.
+    """
+
+    config: MingConfig
+    llm: LLM
+    flow: FlowHead
+    vae: AudioVAE
+    pool: LinearPooling
+    stop_head: StopHead
+    tokenizer: Tokenizer | None
+    load_report: LoadReport
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    *,
+    strict: bool = True,
+    activation_dtype: torch.dtype | None = None,
+) -> MingModel:
+    """Load a checkpoint folder in the official layout (docs/model.md section 6).
+
+    dtype: of the weights; None is float32 on a CPU and bfloat16 on a GPU. activation_dtype: of
+    what flows between the layers; None is float32 on a CPU (16-bit weights are widened as they are
+    read) and dtype on a GPU. Weights go from the file straight into their place: memory peaks at
+    the weights and the one matrix in hand.
+
+    Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
+    contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
+    strict=False warns of the latter and lists them in `load_report`. Values that are not finite
+    give a warning that names the tensor.
+    """
+    folder, device = Path(path), torch.device(device)
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is no folder: a checkpoint is one with a config.json")
+    config = MingConfig.from_folder(folder)
+    if dtype is None:
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    parts, report = assemble(
+        FileTensors(read_headers(folder), str(folder)),
+        lambda w: _parts(w, config),
+        device=device,
+        dtype=dtype,
+        activation_dtype=activation_dtype,
+        strict=strict,
+    )
+    return MingModel(
+        config=config,
+        tokenizer=Tokenizer.from_folder(folder),
+        load_report=report,
+        device=device,
+        dtype=dtype,
+        **parts,
+    )
+
+
+def _parts(w: Weights, config: MingConfig) -> dict:
+    H, audio = config.llm.hidden_size, config.audio
+    flow = FlowHead.from_weights(w.sub("flowloss.cfm.model"), config.flow, cond_size=H)
+    if flow.channels != config.latent_dim:
+        raise CheckpointError(
+            f"{w.source.what}: the flow head makes {flow.channels} channels, but "
+            f"audio_tokenizer_config.enc_kwargs.latent_dim is {config.latent_dim}"
+        )
+    return {
+        "llm": LLM.from_weights(w.sub("model"), config.llm),
+        "flow": flow,
+        "vae": AudioVAE.from_weights(w.sub("audio"), audio),
+        "pool": LinearPooling.from_weights(
+            w.sub("linear_proj_audio.final_layer"), audio.semantic_hidden, H, config.patch_frames
+        ),
+        "stop_head": StopHead.from_weights(w, H),
+    }
+

@@ -1,0 +1,5 @@
+"""The flow head: a small diffusion transformer that turns a hidden state into a latent patch."""
+
+from .model import FlowHead, Patch
+
+__all__ = ["FlowHead", "Patch"]

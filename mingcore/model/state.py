@@ -1,0 +1,137 @@
+"""State of a causal transformer: one KV cache per layer, and how much of it is filled.
+
+A layer with a window keeps a ring of slots, so its memory is constant; one without keeps every
+key and doubles when full. `lengths` lives on the device and counts the tokens that were stored,
+row by row. `bounds` is the host's upper bound of it, so that nothing ever waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+VIEW = 64  # slots of a growing cache become visible in steps of this many
+
+
+@dataclass
+class KVState:
+    """`keys[layer]`, `values[layer]` [B,S,Hkv,D]; `windows[layer]` visible keys or None for all."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    windows: tuple[int | None, ...]
+    lengths: Tensor
+    bounds: list[int]
+    block: int
+
+    @classmethod
+    def create(
+        cls,
+        batch: int,
+        capacity: int,
+        windows: Sequence[int | None],
+        kv_heads: int,
+        head_dim: int,
+        *,
+        block: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVState:
+        """`capacity` tokens for layers without a window; at most `block` tokens a step."""
+        if batch < 1 or capacity < 1:
+            raise InputError(f"state: batch and capacity must be positive, got {batch}, {capacity}")
+
+        def slots(window: int | None) -> int:
+            return -(-capacity // VIEW) * VIEW if window is None else window - 1 + block
+
+        def cache() -> list[Tensor]:
+            return [
+                torch.zeros(batch, slots(w), kv_heads, head_dim, dtype=dtype, device=device)
+                for w in windows
+            ]
+
+        lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(cache(), cache(), tuple(windows), lengths, [0] * batch, block)
+
+    def __post_init__(self) -> None:
+        self._views: tuple[int, list[tuple[Tensor, Tensor]]] | None = None
+
+    @property
+    def batch(self) -> int:
+        return len(self.bounds)
+
+    @property
+    def max_length(self) -> int:
+        """Host-side upper bound of `lengths`."""
+        return max(self.bounds)
+
+    @property
+    def capacity(self) -> int | None:
+        """Tokens that fit before a layer grows; None where every layer has a window."""
+        full = [k.shape[1] for k, w in zip(self.keys, self.windows) if w is None]
+        return min(full) if full else None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in (*self.keys, *self.values, self.lengths))
+
+    def reserve(self, T: int) -> list[tuple[Tensor, Tensor]]:
+        """Room for T more tokens -> each layer's (keys, values), as much as can be filled then."""
+        needed = self.max_length + T
+        if self.capacity is not None and needed > self.capacity:
+            self._grow(needed)
+        shown = -(-needed // VIEW) * VIEW
+        if self._views is None or self._views[0] != shown:
+            pairs = [
+                (k, v) if w is not None else (k[:, :shown], v[:, :shown])
+                for k, v, w in zip(self.keys, self.values, self.windows)
+            ]
+            self._views = (shown, pairs)
+        return self._views[1]
+
+    def advance(self, T: int) -> None:
+        """The host's side of a step of T tokens; the step itself moved `lengths`."""
+        self.bounds = [bound + T for bound in self.bounds]
+
+    def _grow(self, needed: int) -> None:
+        self._views = None
+        for cache in (self.keys, self.values):
+            for layer, window in enumerate(self.windows):
+                if window is None:
+                    old = cache[layer]
+                    B, S, heads, dim = old.shape
+                    size = max(2 * S, -(-needed // VIEW) * VIEW)
+                    cache[layer] = old.new_zeros(B, size, heads, dim)
+                    cache[layer][:, :S] = old
+
+    def clone(self) -> KVState:
+        """An independent copy: a branch of a conversation, a voice that is used again."""
+        copy = _cloned(self)
+        copy._views = None
+        return copy
+
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Forget what rows (None: all) have seen; their memory is used again."""
+        rows = range(self.batch) if rows is None else list(rows)
+        for row in rows:
+            self.bounds[row] = 0
+        if len(rows) == self.batch:
+            self.lengths.zero_()
+        else:
+            self.lengths[torch.tensor(rows, device=self.lengths.device)] = 0
+
+
+def _cloned(value):
+    """A deep copy of a state: of dataclasses, lists and tensors."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list):
+        return [_cloned(entry) for entry in value]
+    if hasattr(value, "__dataclass_fields__"):
+        return type(value)(**{f.name: _cloned(getattr(value, f.name)) for f in fields(value)})
+    return value

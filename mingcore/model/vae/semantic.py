@@ -1,0 +1,137 @@
+"""The semantic module: latents to the unified embedding that the language model reads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ...config import AudioConfig
+from ..layers import Attention, Linear, dense_positions
+from ..rope import Rope
+from ..state import KVState
+from ..weights import Weights
+
+SemanticState = KVState
+EPS = 1e-5
+THETA = 10000.0
+
+
+class Block:
+    """A block of Whisper's kind: pre-LayerNorm, no bias on the key, GELU MLP."""
+
+    __slots__ = ("attention", "attention_norm", "down", "mlp_norm", "up")
+
+    def __init__(
+        self,
+        attention_norm: tuple[Tensor, Tensor],
+        attention: Attention,
+        mlp_norm: tuple[Tensor, Tensor],
+        up: Linear,
+        down: Linear,
+    ):
+        self.attention_norm, self.attention = attention_norm, attention
+        self.mlp_norm, self.up, self.down = mlp_norm, up, down
+
+    @classmethod
+    def from_weights(cls, w: Weights, hidden: int, heads: int) -> Block:
+        H, a = hidden, w.sub("attn")
+        names = ("query", "key", "value")
+        attention = Attention(
+            a.linear(names, (H, H, H), H, bias=("query", "value")),
+            a.linear("out", H, H),
+            heads,
+            heads,
+            H // heads,
+            interleaved=True,
+        )
+        return cls(
+            _norm(w, "attn_ln", H),
+            attention,
+            _norm(w, "mlp_ln", H),
+            w.linear("mlp.0", 4 * H, H),
+            w.linear("mlp.2", H, 4 * H),
+        )
+
+
+def _norm(w: Weights, name: str, n: int) -> tuple[Tensor, Tensor]:
+    return w.vector(f"{name}.weight", n), w.vector(f"{name}.bias", n)
+
+
+class Semantic:
+    """fc1 -> GELU -> fc2 -> blocks -> ln_post; causal, every earlier frame is seen."""
+
+    def __init__(
+        self,
+        fc1: Linear,
+        fc2: Linear,
+        blocks: list[Block],
+        norm: tuple[Tensor, Tensor],
+        *,
+        hidden: int,
+        heads: int,
+        device: torch.device,
+        activation_dtype: torch.dtype,
+    ):
+        self.fc1, self.fc2, self.blocks, self.norm = fc1, fc2, blocks, norm
+        self.heads, self.head_dim = heads, hidden // heads
+        self.device, self.activation_dtype = device, activation_dtype
+        self.rope = Rope(THETA, self.head_dim, device)
+
+    @classmethod
+    def from_weights(cls, w: Weights, config: AudioConfig, fc1: Linear) -> Semantic:
+        """`w` is the decoder's view; fc1 is shared with the acoustic decoder."""
+        H, heads, s = config.semantic_hidden, config.semantic_heads, w.sub("semantic_model")
+        return cls(
+            fc1,
+            w.linear("fc2", H, config.decoder.hidden_size),
+            [
+                Block.from_weights(s.sub(f"blocks.{i}"), H, heads)
+                for i in range(config.semantic_layers)
+            ],
+            _norm(s, "ln_post", H),
+            hidden=H,
+            heads=heads,
+            device=torch.device("meta") if w.dry else w.device,
+            activation_dtype=w.activation_dtype,
+        )
+
+    def new_state(self, batch: int, capacity: int) -> SemanticState:
+        return KVState.create(
+            batch,
+            capacity,
+            (None,) * len(self.blocks),
+            self.heads,
+            self.head_dim,
+            block=capacity,
+            dtype=self.activation_dtype,
+            device=self.device,
+        )
+
+    def __call__(self, latents: Tensor, state: SemanticState) -> Tensor:
+        """latents [B,T,C] -> [B,T,H]; the state is changed in place."""
+        T, fresh = latents.shape[1], state.max_length == 0
+        out = self.forward(latents, state.reserve(T), state.lengths, fresh=fresh)
+        state.advance(T)
+        return out
+
+    def forward(
+        self,
+        latents: Tensor,
+        caches: list[tuple[Tensor, Tensor]],
+        lengths: Tensor,
+        *,
+        fresh: bool = False,
+    ) -> Tensor:
+        """The step itself, on tensors alone; `lengths` [B] is moved in place."""
+        T = latents.shape[1]
+        positions = dense_positions(lengths, T, None)
+        lengths.add_(T)
+        rope = self.rope(positions)
+        x = self.fc2(self.fc1(latents.to(self.activation_dtype), activation="gelu"))
+        for block, cache in zip(self.blocks, caches):
+            normed = ops.layer_norm(x, *block.attention_norm, EPS)
+            x = block.attention(normed, x, rope, cache, positions, fresh)
+            h = block.up(ops.layer_norm(x, *block.mlp_norm, EPS), activation="gelu")
+            x = block.down(h, residual=x)
+        return ops.layer_norm(x, *self.norm, EPS)
