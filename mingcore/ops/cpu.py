@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _cpu
 from .packed import FORMATS, PANEL
+from .reference.audio import frames, inverse_spectrum, overlap_add
 from .registry import register
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -87,11 +88,16 @@ def linear(x, weight, bias, residual, activation, layout, n):
 def _linear(x, weight, bias, residual, activation, layout, n, dtype):
     outputs = n // 2 if activation == "swiglu" else n
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype)
+    # copies made here must live, by name, until the kernel has read them
+    x = _rows(x)
+    weight = _rows(weight) if layout == "rows" else weight
+    bias = None if bias is None else bias.contiguous()
+    residual = None if residual is None else _rows(residual)
     _cpu.linear(
-        _array(_rows(x)),
-        _array(_rows(weight) if layout == "rows" else weight),
-        _array_or_none(bias if bias is None or bias.is_contiguous() else bias.contiguous()),
-        None if residual is None else _array(_rows(residual)),
+        _array(x),
+        _array(weight),
+        _array_or_none(bias),
+        _array_or_none(residual),
         _array(out.view(-1, outputs)),
         activation,
         layout,
@@ -110,7 +116,8 @@ def silu_mul(gate_up):
     outputs = gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], outputs), dtype=gate_up.dtype)
     rows = gate_up.numel() // gate_up.shape[-1] if gate_up.shape[-1] else 0
-    _cpu.silu_mul(_array(_rows(gate_up)), _array(out.view(rows, outputs)), torch.get_num_threads())
+    gate_up = _rows(gate_up)
+    _cpu.silu_mul(_array(gate_up), _array(out.view(rows, outputs)), torch.get_num_threads())
     return out
 
 
@@ -132,21 +139,21 @@ def _flow_step_in_place_why_not(x, *rest):
     return _flow_step_why_not(x, *rest)
 
 
-def _dense_last(t: Tensor | None) -> tuple | None:
-    if t is None:
-        return None
-    return _array(t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous())
+def _dense_last(t: Tensor | None) -> Tensor | None:
+    return t if t is None or t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
 def _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
+    x, v_cond, v_null = _dense_last(x), _dense_last(v_cond), _dense_last(v_null)
+    guidance, noise, noise_scale = (_dense_last(t) for t in (guidance, noise, noise_scale))
     _cpu.flow_step(
-        _dense_last(x),
-        _dense_last(v_cond),
-        _dense_last(v_null),
+        _array(x),
+        _array(v_cond),
+        _array_or_none(v_null),
         dt,
-        _dense_last(guidance),
-        _dense_last(noise),
-        _dense_last(noise_scale),
+        _array(guidance),
+        _array_or_none(noise),
+        _array(noise_scale),
         _array(out),
         torch.get_num_threads(),
     )
@@ -162,3 +169,23 @@ def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
 @register("flow_step_", "cpu", _flow_step_in_place_why_not)
 def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)
+
+
+def _frame_embed_why_not(samples, weight, hop, layout, n):
+    return _unfit(("samples", "weight"), (samples, weight))
+
+
+@register("frame_embed", "cpu", _frame_embed_why_not)
+def frame_embed(samples, weight, hop, layout, n):
+    return linear(frames(samples, hop), weight, None, None, "none", layout, n)
+
+
+def _spectrum_head_why_not(hidden, weight, bias, window, hop, numerator, *_):
+    return _unfit(("hidden", "weight", "bias", "window"), (hidden, weight, bias, window))
+
+
+@register("spectrum_head", "cpu", _spectrum_head_why_not)
+def spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, last, layout, n):
+    spectrum = linear(hidden.float(), weight, bias, None, "none", layout, n)
+    waves = inverse_spectrum(spectrum)
+    return overlap_add(waves, window, hop, numerator, envelope, skip, last)

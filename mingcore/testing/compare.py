@@ -99,8 +99,14 @@ def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "resul
 
 
 def widened(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The same arguments with every floating-point tensor in float64, on the CPU."""
-    return map_tensors(_unpacked(kwargs), _widen)
+    """The same arguments with every floating-point tensor in float64, on the CPU.
+
+    Routing weights stay float32, which is what the ops' contract asks for.
+    """
+    wide = map_tensors(_unpacked(kwargs), _widen)
+    if "ids" in wide and "weights" in wide:
+        wide["weights"] = wide["weights"].float()
+    return wide
 
 
 def _widen(x: Tensor) -> Tensor:

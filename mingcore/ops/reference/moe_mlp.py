@@ -32,7 +32,7 @@ def moe_mlp(
         hidden = silu_mul(grouped_gemm(x[rows // K], gate_up, offsets))
         by_slot = x.new_empty(T * K, x.shape[1])
         by_slot[rows] = grouped_gemm(hidden, down, offsets)
-        routed = (wide(by_slot).view(T, K, -1) * weights.unsqueeze(-1)).sum(dim=1)
+        routed = (wide(by_slot).view(T, K, by_slot.shape[1]) * weights.unsqueeze(-1)).sum(dim=1)
     if shared_gate_up is not None:
         shared = matmul(silu_mul(matmul(x, shared_gate_up)), shared_down)
         return routed.to(x.dtype) + shared
