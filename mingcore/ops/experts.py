@@ -118,9 +118,9 @@ def moe_mlp(
         checks.fail("moe_mlp", "ids", f"[T, K] with T = {T}", list(ids.shape))
     if weights.shape != ids.shape:
         checks.shape("moe_mlp", "weights", weights, "[T, K]", ids.shape)
-    if ids.dtype != torch.int32 or weights.dtype != torch.float32:
+    if ids.dtype != torch.int32 or weights.dtype not in checks.WIDE:
         checks.dtype("moe_mlp", "ids", ids, torch.int32)
-        checks.dtype("moe_mlp", "weights", weights, torch.float32)
+        checks.wide("moe_mlp", "weights", weights)
     if x.dtype not in checks.FLOATS:
         checks.floating("moe_mlp", "x", x)
     if gate_up.device != x.device or ids.device != x.device or weights.device != x.device:
