@@ -1,0 +1,365 @@
+"""The public class: speak, transcribe, edit, encode and decode with one checkpoint."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import normalize as norm
+from .audio import read_audio, require_samples
+from .errors import CheckpointError, InputError
+from .model import load
+from .results import Speech, Transcript, Voice
+from .runtime import generate, tasks
+from .runtime.fingerprint import fingerprint
+from .runtime.locate import locate
+from .runtime.noise import SeededNoise
+from .runtime.params import FlowParams, TextParams, draw_seed, number, seconds_range
+from .runtime.stats import Meter
+from .runtime.tasks import Progress
+
+__all__ = ["MingAudio", "Speech", "Transcript", "Voice"]
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+# audio in is processed whole; beyond this a log line says so
+LONG_AUDIO_SECONDS = 600.0
+
+
+class MingAudio:
+    """A checkpoint, ready to use. Requests run one at a time.
+
+    Every method that makes sound or text takes `seed` (drawn and recorded in `.stats` when not
+    given): the same seed gives the same bits on one device. What the caller got wrong raises
+    InputError before anything expensive starts. Audio in is a path, "-" (standard input), bytes,
+    a binary file object, or (samples, rate).
+    """
+
+    def __init__(self, model: Any, folder: Path | None = None):
+        self.model, self.folder = model, folder
+        self._fingerprint = "" if folder is None else fingerprint(folder)
+        self._default_voice: Voice | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
+    ) -> "MingAudio":
+        """Loads a folder, a hub id ("owner/name") or a bundled checkpoint ("tiny").
+
+        `device`: by default a GPU if there is one. `dtype` of the weights: by default float32 on
+        a CPU, bfloat16 on a GPU. Raises InputError when there is no such checkpoint or device,
+        CheckpointError when its files are damaged.
+        """
+        device, dtype = _device(device), _dtype(dtype)
+        folder = locate(name_or_path)
+        return cls(load(folder, device=device, dtype=dtype), folder)
+
+    @property
+    def sample_rate(self) -> int:
+        """Of all sound that comes out, in Hz."""
+        return self.model.config.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.llm.device
+
+    def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:
+        """Encodes a recording of someone saying `transcript`, for `tts` to speak like it.
+
+        The latents are sampled, as in training; `seed` fixes them.
+        """
+        if not isinstance(transcript, str):
+            raise InputError(f"transcript: must be a string, got {type(transcript).__name__}")
+        noise = SeededNoise(draw_seed(seed), self.device)
+        samples = self._read(audio, self._patch_samples, "one patch")
+        latents = generate.sample_latents(self.model, samples, noise)
+        return Voice(tasks.to_numpy(latents[0]), transcript.strip(), self._fingerprint)
+
+    @property
+    def voices(self) -> list[str]:
+        """Names of the voices that come with the checkpoint."""
+        folder = self.folder
+        return [] if folder is None else sorted(p.stem for p in folder.glob("voices/*.safetensors"))
+
+    def tts(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Speech:
+        """Speaks `text`: everything that `tts_stream` gives, in one; the same options."""
+        return _whole(self.tts_stream(text, voice, **options))
+
+    def tts_stream(
+        self,
+        text: str,
+        voice: Voice | str | Path | None = None,
+        *,
+        seed: int | None = None,
+        steps: int = 10,
+        guidance: float = 2.0,
+        temperature: float = 1.5,
+        sigma: float = 0.25,
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+        normalize: bool = True,
+        language: str | None = None,
+        pause_seconds: float = 0.15,
+        progress: Progress | None = None,
+    ) -> Iterator[Speech]:
+        """Speaks `text` in chunks of about 100 ms, each as soon as it is made.
+
+        `voice`: a Voice, a voice file, a name in `voices`; None is the checkpoint's default.
+        `steps`, `guidance`, `temperature`, `sigma`: the flow sampler's. `min_seconds`: not to end
+        before (None: 1.8 s, as trained). `max_seconds`: of the whole (None: several times what
+        the text should take). `normalize`: numbers, dates and units in words, in `language`
+        ("zh", "en", None: detected by sentence). Long texts are spoken in segments cut at
+        sentence ends, `pause_seconds` apart. `progress` is told the seconds made so far. All
+        chunks share one `stats`. Closing the iterator frees the request's memory at once.
+        """
+        flow = FlowParams(steps, guidance, temperature, sigma)
+        low, high = seconds_range(min_seconds, max_seconds)
+        pause = number("pause_seconds", pause_seconds, 0, 60)
+        texts = norm.segments(text, language, normalized=bool(normalize))
+        self._require_tokenizer()
+        request = tasks.SpeechRequest(
+            tuple((t, norm.speaking_seconds(t)) for t in texts),
+            *self._voice_latents(voice),
+            flow,
+            draw_seed(seed),
+            low,
+            high,
+            pause,
+            progress,
+        )
+        return tasks.say(self.model, request)
+
+    def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
+        """What `audio` says, or the answer to `instruction`; the options of `transcribe_stream`."""
+        pieces = list(self.transcribe_stream(audio, instruction, **options))
+        text = "".join(piece.text for piece in pieces)
+        return Transcript(text, pieces[-1].stats, pieces[-1].language)
+
+    def transcribe_stream(
+        self,
+        audio: Any,
+        instruction: str | None = None,
+        *,
+        language: str | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        seed: int | None = None,
+    ) -> Iterator[Transcript]:
+        """Text about `audio` in pieces, none with half a character; the last one may be empty.
+
+        `instruction`: None recognises the language and transcribes; a question is answered.
+        `language`, when known ("zh", "en" or a name): the answer is in it. `temperature` 0 takes
+        the likeliest token. The audio is processed whole: memory grows with its length.
+        """
+        params = TextParams(max_new_tokens, temperature)
+        if instruction is not None:
+            _check_text("instruction", instruction)
+        if language is not None:
+            _check_text("language", language)
+        self._require_tokenizer()
+        seed = draw_seed(seed)
+        samples = self._read(audio, self._patch_samples, "one patch")
+        request = tasks.UnderstandRequest(samples, instruction, language, params, seed)
+        return tasks.understand(self.model, request)
+
+    def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
+        """`audio` changed as `instruction` says: everything that `edit_stream` gives, in one."""
+        return _whole(self.edit_stream(audio, instruction, **options))
+
+    def edit_stream(
+        self,
+        audio: Any,
+        instruction: str,
+        *,
+        reasoning: bool = True,
+        seed: int | None = None,
+        steps: int = 10,
+        guidance: float = 2.0,
+        temperature: float = 1.5,
+        sigma: float = 0.25,
+        min_seconds: float | None = None,
+        max_seconds: float | None = None,
+        max_new_tokens: int = 512,
+        progress: Progress | None = None,
+    ) -> Iterator[Speech]:
+        """First pieces of text (`.text`, no samples), then sound in chunks of about 100 ms.
+
+        `instruction`: such as "insert 'really' before the third word". `reasoning`: the model
+        first writes what it will say. `max_seconds`: None allows twice the input and ten more;
+        `min_seconds`: None is 1.7 s, as trained. When the model's text ends, or reaches
+        `max_new_tokens`, without asking for sound, that is logged and sound follows anyway.
+        """
+        flow, params = FlowParams(steps, guidance, temperature, sigma), TextParams(max_new_tokens)
+        low, high = seconds_range(min_seconds, max_seconds)
+        _check_text("instruction", instruction)
+        self._require_tokenizer()
+        seed = draw_seed(seed)
+        samples = self._read(audio, self._patch_samples, "one patch")
+        request = tasks.EditRequest(
+            samples, instruction, bool(reasoning), params, flow, seed, low, high, progress
+        )
+        return tasks.edit(self.model, request)
+
+    def encode(self, audio: Any, *, sample: bool = False, seed: int | None = None) -> np.ndarray:
+        """Latents [T, 64] float32 of `audio`, 50 a second: the mean, or one draw with `sample`."""
+        samples = self._read(audio, self.model.config.hop_samples, "one frame")
+        with torch.inference_mode():
+            mean, std = self.model.vae.encode(samples)
+            if sample:
+                noise = SeededNoise(draw_seed(seed), self.device).posterior(mean)
+                mean = self.model.vae.sample_posterior(mean, std, noise)
+        return tasks.to_numpy(mean[0])
+
+    def decode(self, latents: Any) -> Speech:
+        """The sound of latents [T, 64] (NumPy or PyTorch): T · 320 samples."""
+        latents = self._latents("latents", latents)
+        return next(self._decode_chunks(iter([latents]), None))
+
+    def decode_stream(self, chunks: Iterable[Any]) -> Iterator[Speech]:
+        """The sound of consecutive chunks of latents [t, 64], each t ≥ 1, as they come.
+
+        One chunk waits for the next, for only the last one may flush. All pieces share one
+        `stats`. Raises InputError for a chunk that is no latents, or when there is none.
+        """
+        latents = (self._latents("latents", chunk) for chunk in chunks)
+        return self._decode_chunks(latents, self.model.vae.new_decoder_state(1))
+
+    def _decode_chunks(self, chunks: Iterator[Tensor], state: Any) -> Iterator[Speech]:
+        meter = Meter(self.device)
+        ready = next(chunks, None)
+        if ready is None:
+            raise InputError("latents: there is no chunk to decode")
+        while ready is not None:
+            following = next(chunks, None)
+            meter.resume()
+            with torch.inference_mode():
+                samples, _ = self.model.vae.decode(ready, state, last=following is None)
+            samples = tasks.to_numpy(samples[0])
+            meter.heard(samples.size, self.sample_rate)
+            meter.pause()
+            meter.stats.ended_by = "stop" if following is None else None
+            yield Speech(samples, self.sample_rate, meter.stats)
+            ready = following
+
+    @property
+    def _patch_samples(self) -> int:
+        return self.model.config.patch_frames * self.model.config.hop_samples
+
+    def _read(self, audio: Any, least: int, what: str) -> Tensor:
+        """Samples [1, L] on the device, L at least `least`."""
+        samples = read_audio(audio, self.sample_rate)
+        require_samples(samples, least, what)
+        seconds = samples.size / self.sample_rate
+        if seconds > LONG_AUDIO_SECONDS:
+            logger.warning("audio: %.0f s are processed whole; memory grows with them", seconds)
+        return torch.from_numpy(np.ascontiguousarray(samples)).to(self.device)[None]
+
+    def _require_tokenizer(self) -> None:
+        if self.model.tokenizer is None:
+            raise CheckpointError(f"checkpoint {self.folder}: has no tokenizer.json")
+
+    def _voice_latents(self, voice: Voice | str | Path | None) -> tuple[Tensor, str]:
+        """([1, n·P, 64] on the device, transcript) of a Voice, a voice file or a known name."""
+        voice = self._resolve_voice(voice)
+        if voice.checkpoint and self._fingerprint and voice.checkpoint != self._fingerprint:
+            raise InputError(
+                f"voice: was made with another checkpoint ({voice.checkpoint}), "
+                f"this one is {self._fingerprint}"
+            )
+        latents = self._latents("voice", voice.latents)
+        return generate.whole_patches(self.model, latents), voice.transcript
+
+    def _resolve_voice(self, voice: Voice | str | Path | None) -> Voice:
+        if isinstance(voice, Voice):
+            return voice
+        if voice is None:
+            if self._default_voice is None:
+                if "default" not in self.voices:
+                    raise InputError("voice: this checkpoint brings none; make one with `voice`")
+                self._default_voice = Voice.load(self.folder / "voices" / "default.safetensors")
+            return self._default_voice
+        if not isinstance(voice, str | Path):
+            raise InputError(f"voice: must be a Voice or a path, got {type(voice).__name__}")
+        if str(voice) in self.voices:
+            return Voice.load(self.folder / "voices" / f"{voice}.safetensors")
+        if Path(voice).suffix != ".safetensors":
+            raise InputError(
+                f"voice {str(voice)!r}: is no voice file (.safetensors) and none of this "
+                f"checkpoint's ({', '.join(self.voices) or 'it has none'})"
+            )
+        return Voice.load(voice)
+
+    def _latents(self, name: str, latents: Any) -> Tensor:
+        """[T, 64] or [1, T, 64] of NumPy or PyTorch → [1, T, 64] float32 on the device."""
+        channels = self.model.config.latent_dim
+        if not isinstance(latents, Tensor):
+            latents = np.asarray(latents)
+            if latents.dtype.kind != "f":
+                raise InputError(f"{name}: latents must be float, got {latents.dtype}")
+            latents = torch.from_numpy(np.ascontiguousarray(latents, np.float32))
+        shape = list(latents.shape)
+        if latents.dim() == 3 and shape[0] == 1:
+            latents = latents[0]
+        if latents.dim() != 2 or latents.shape[1] != channels or latents.shape[0] == 0:
+            raise InputError(f"{name}: latents must be [T, {channels}] with T >= 1, got {shape}")
+        latents = latents.to(self.device, torch.float32)
+        if not bool(latents.isfinite().all()):
+            raise InputError(f"{name}: latents hold NaN or infinity")
+        return latents[None]
+
+
+def _whole(chunks: Iterator[Speech]) -> Speech:
+    """The chunks of a stream as one Speech."""
+    parts = list(chunks)
+    texts = [part.text for part in parts if part.text is not None]
+    return Speech(
+        np.concatenate([part.samples for part in parts]),
+        parts[-1].sample_rate,
+        parts[-1].stats,
+        "".join(texts) if texts else None,
+    )
+
+
+def _check_text(name: str, text: Any) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"{name}: must be a text that is not empty, got {text!r}")
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device: {str(error).splitlines()[0]}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: must be cpu or cuda, got {device}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device: {device} is not here, there are {torch.cuda.device_count()} GPUs"
+        )
+    return device
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    if dtype is None or dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]

@@ -1,0 +1,240 @@
+"""The loop: hidden state → patch of latents → sound → embedding → next hidden state (MODEL.md §1).
+
+One request at a time. Nothing here waits for the device but the stop flag, once per patch and
+only where the run may end; the text head is used for text alone.
+"""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..model.text import Prompt
+from .noise import NoiseSource
+from .params import FlowParams, PatchLimits, TextParams
+
+logger = logging.getLogger(__name__)
+
+STOP_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch: latents [1,P,C] float32, sound [1,L] float32 (L = 0 unless decoded), what made it.
+
+    `condition` [1,H] and `history` [1,N,C] are the flow head's inputs, `stop_probability` [1]
+    belongs to `condition`; None where the run could not have ended.
+    """
+
+    index: int
+    latents: Tensor
+    samples: Tensor
+    last: bool
+    stopped: bool
+    condition: Tensor
+    history: Tensor
+    stop_probability: Tensor | None
+
+
+@dataclass
+class Context:
+    """What a run continues from.
+
+    `hidden` [1,H]: the state that conditions the first patch, or gives the first token.
+    `llm`: the LLM's state. `semantic`: the semantic module's, behind all audio so far.
+    `history` [1,N,C]: the patch before the first one.
+    """
+
+    hidden: Tensor
+    llm: Any
+    semantic: Any
+    history: Tensor
+
+
+@dataclass(frozen=True)
+class EncodedAudio:
+    """Audio as the LLM takes it: latents [1,n·P,C], projected [1,n,H], semantic state behind it."""
+
+    latents: Tensor
+    projected: Tensor
+    semantic: Any
+
+    @property
+    def patches(self) -> int:
+        return self.projected.shape[1]
+
+
+def audio_patches(samples: int, hop_samples: int, patch_frames: int) -> int:
+    """Whole patches in `samples`: ceil(samples / hop) // frames per patch (MODEL.md §5)."""
+    return -(-samples // hop_samples) // patch_frames
+
+
+@torch.inference_mode()
+def sample_latents(model, samples: Tensor, noise: NoiseSource) -> Tensor:
+    """samples [1,L] at 16 kHz → posterior latents [1,n·P,C], cut to whole patches."""
+    mean, std = model.vae.encode(samples)
+    # the reference's mean has the dtype of its activations, and so has its noise
+    drawn = noise.posterior(mean.to(model.llm.activation_dtype)).to(mean.dtype)
+    return whole_patches(model, model.vae.sample_posterior(mean, std, drawn))
+
+
+def whole_patches(model, latents: Tensor) -> Tensor:
+    """latents [1,T,C] → [1,n·P,C], n = T // P. Raises InputError when there is not one patch."""
+    frames = model.config.patch_frames
+    n = latents.shape[1] // frames
+    if n == 0:
+        raise InputError(
+            f"audio: must hold at least one patch of {frames} frames, got {latents.shape[1]}"
+        )
+    return latents[:, : n * frames]
+
+
+@torch.inference_mode()
+def embed_audio(model, latents: Tensor, *, expected_patches: int = 0) -> EncodedAudio:
+    """latents [1,n·P,C] → the LLM's embeddings of them, by the semantic module from its start.
+
+    `expected_patches`: how many the caller means to add, which sizes the semantic cache.
+    """
+    T = latents.shape[1]
+    state = model.vae.new_semantic_state(1, T + expected_patches * model.config.patch_frames)
+    embedding, state = model.vae.unify(latents, state)
+    return EncodedAudio(latents, model.pool(embedding), state)
+
+
+@torch.inference_mode()
+def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
+    """Embeddings [1,T,H] of a prompt, the placeholders of each block replaced by its [1,n,H]."""
+    ids = torch.tensor([prompt.ids], dtype=torch.int64, device=model.llm.device)
+    embeds = model.llm.embed(ids)
+    if len(prompt.spans) != len(audios):
+        raise InputError(f"prompt: has {len(prompt.spans)} audio blocks, got {len(audios)} audios")
+    for (start, patches), audio in zip(prompt.spans, audios):
+        if audio.shape[1] != patches:
+            raise InputError(
+                f"prompt: the audio block has {patches} placeholders, got {audio.shape[1]} patches"
+            )
+        embeds[:, start : start + patches] = audio.to(embeds.dtype)
+    return embeds
+
+
+@torch.inference_mode()
+def prefill(
+    model, prompt: Prompt, audios: Sequence[Tensor], *, audio_router: bool, expected_tokens: int
+) -> tuple[Tensor, Any]:
+    """Runs the prompt → (hidden [1,T,H] after the final norm, LLM state).
+
+    `audio_router`: audio placeholders take the audio router (understanding), else all take the
+    text router (speech and editing). `expected_tokens`: how many will follow.
+    """
+    embeds = embed_prompt(model, prompt, audios)
+    state = model.llm.new_state(1, embeds.shape[1] + expected_tokens)
+    mask = None
+    if audio_router:
+        mask = torch.tensor([prompt.audio_mask], device=embeds.device)
+    return model.llm(embeds, state, audio_mask=mask)
+
+
+@torch.inference_mode()
+def speak(
+    model,
+    context: Context,
+    noise: NoiseSource,
+    flow: FlowParams,
+    limits: PatchLimits,
+    *,
+    decode: bool = True,
+) -> Iterator[Patch]:
+    """Patches until the model stops, from `limits.least` patches on, or `limits.most` is reached.
+
+    The stopping patch is emitted too, and the last one flushes the decoder however the run ends,
+    so a run of n patches gives exactly n·P·320 samples. Closing the iterator drops all state.
+    """
+    frames, channels = model.config.patch_frames, model.config.latent_dim
+    schedule, guidance = flow.schedule, flow.guidance
+    hidden, history = context.hidden, context.history
+    llm, semantic = context.llm, context.semantic
+    decoder = model.vae.new_decoder_state(1) if decode else None
+    silence = hidden.new_zeros(1, 0, dtype=torch.float32)
+    flag = _Flag(hidden.device)
+    for index in range(limits.most):
+        at_limit = index + 1 == limits.most
+        probability = None
+        if index + 1 >= limits.least:
+            probability = model.stop_head(hidden)
+            flag.set(probability > STOP_PROBABILITY)
+        latents = model.flow.sample(
+            hidden,
+            history,
+            noise.patch(1, frames, channels, flow.steps),
+            guidance=guidance,
+            schedule=schedule,
+        )
+        stopped = probability is not None and flag.get()
+        last = stopped or at_limit
+        samples = silence
+        if decode:
+            samples, decoder = model.vae.decode(latents, decoder, last=last)
+        yield Patch(index, latents, samples, last, stopped, hidden, history, probability)
+        if last:
+            return
+        embedding, semantic = model.vae.unify(latents, semantic)
+        states, llm = model.llm(model.pool(embedding), llm)
+        hidden, history = states[:, -1], latents
+
+
+class _Flag:
+    """One boolean from the device: its copy starts at once and is waited for when it is read."""
+
+    def __init__(self, device: torch.device):
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._host = torch.zeros(1, dtype=torch.bool, pin_memory=device.type == "cuda")
+
+    def set(self, value: Tensor) -> None:
+        """`value` [1] boolean, on the device."""
+        self._host.copy_(value, non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def get(self) -> bool:
+        """The value last set."""
+        if self._event is not None:
+            self._event.synchronize()
+        return bool(self._host)
+
+
+@torch.inference_mode()
+def write(
+    model,
+    context: Context,
+    params: TextParams,
+    stop_ids: frozenset[int],
+    generator: torch.Generator | None = None,
+) -> Iterator[int]:
+    """Token ids from `context.hidden` on, the stop token included; at most `max_new_tokens`.
+
+    The likeliest token at temperature 0, else one drawn by `generator`. `context` follows: after
+    each token is taken, its hidden and LLM state are those after feeding the tokens before it.
+    """
+    for _ in range(params.max_new_tokens):
+        logits = model.llm.logits(context.hidden[:, None])[:, -1].float()
+        if params.temperature == 0:
+            token = int(logits.argmax(-1))
+        else:
+            probabilities = torch.softmax(logits / params.temperature, -1)
+            token = int(torch.multinomial(probabilities, 1, generator=generator))
+        yield token
+        if token in stop_ids:
+            return
+        feed(model, context, token)
+
+
+@torch.inference_mode()
+def feed(model, context: Context, token: int) -> None:
+    """Feeds one token to the LLM; `context.hidden` and `context.llm` move on."""
+    ids = torch.tensor([[token]], dtype=torch.int64, device=context.hidden.device)
+    states, context.llm = model.llm(model.llm.embed(ids), context.llm)
+    context.hidden = states[:, -1]

@@ -1,0 +1,121 @@
+"""What a request may set, validated by name before anything expensive starts."""
+
+import math
+import operator
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from ..ops.schedule import FlowSchedule
+from .noise import MAX_SEED
+
+# steps counted from 0 end after 16 in speech, from 1 in editing (MODEL.md §5)
+MIN_TTS_PATCHES, MIN_EDIT_PATCHES = 18, 17
+MAX_STEPS = 1000
+
+
+def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
+    """`value` as a float in [least, most]; InputError naming `name` for anything else."""
+    wanted = f"a number from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " on")
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InputError(f"{name}: must be {wanted}, got {value!r}")
+    number = float(value)
+    if not (math.isfinite(number) and least <= number <= most):
+        raise InputError(f"{name}: must be {wanted}, got {value!r}")
+    return number
+
+
+def whole(name: str, value: Any, least: int, most: int) -> int:
+    """`value` as an int in [least, most]; InputError naming `name` for anything else."""
+    wanted = f"a whole number from {least} to {most}"
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise InputError(f"{name}: must be {wanted}, got {value!r}") from None
+    if not least <= number <= most:
+        raise InputError(f"{name}: must be {wanted}, got {value!r}")
+    return number
+
+
+def draw_seed(seed: int | None) -> int:
+    """`seed` checked, or a drawn one of 32 bits, short enough to be typed again."""
+    return secrets.randbits(32) if seed is None else whole("seed", seed, 0, MAX_SEED)
+
+
+@dataclass(frozen=True)
+class FlowParams:
+    """The sampler's settings: Euler `steps`, `guidance` ≥ 0, noise `temperature` and `sigma`."""
+
+    steps: int = 10
+    guidance: float = 2.0
+    temperature: float = 1.5
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(self, "steps", whole("steps", self.steps, 1, MAX_STEPS))
+        for name in ("guidance", "temperature", "sigma"):
+            set_field(self, name, number(name, getattr(self, name), 0, 1000))
+
+    @property
+    def schedule(self) -> FlowSchedule:
+        """Time grid, step sizes and noise scales."""
+        return FlowSchedule.make(self.steps, sigma=self.sigma, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class PatchLimits:
+    """How many patches one run may last: it may stop from `least` on and ends at `most`.
+
+    `expected` sizes the caches at the start; they grow when it proves too small.
+    """
+
+    least: int
+    most: int
+    expected: int = 64
+
+    @classmethod
+    def from_seconds(
+        cls,
+        min_seconds: float | None,
+        max_seconds: float,
+        patch_seconds: float,
+        *,
+        least: int,
+        expected_seconds: float = 6.4,
+    ) -> "PatchLimits":
+        """Limits in seconds of audio as patches; `least` is the minimum when none is given."""
+        most = max(1, math.floor(max_seconds / patch_seconds + 1e-6))
+        if min_seconds is not None:
+            least = max(1, math.ceil(min_seconds / patch_seconds - 1e-6))
+        expected = max(1, math.ceil(expected_seconds / patch_seconds))
+        return cls(min(least, most), most, min(expected, most))
+
+
+def seconds_range(min_seconds: Any, max_seconds: Any) -> tuple[float | None, float | None]:
+    """Both limits checked, either of them None when not given."""
+    low = None if min_seconds is None else number("min_seconds", min_seconds, 0, 36000)
+    high = None if max_seconds is None else number("max_seconds", max_seconds, 0, 36000)
+    if high == 0:
+        raise InputError("max_seconds: must be more than 0, got 0")
+    if low is not None and high is not None and low > high:
+        raise InputError(f"min_seconds: must not exceed max_seconds, got {low:g} and {high:g}")
+    return low, high
+
+
+@dataclass(frozen=True)
+class TextParams:
+    """How text is decoded: at most `max_new_tokens`, the likeliest at `temperature` 0."""
+
+    max_new_tokens: int = 512
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        set_field(
+            self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
+        )
+        set_field(self, "temperature", number("temperature", self.temperature, 0, 1000))

@@ -1,0 +1,94 @@
+"""What a request cost: filled while it runs, complete when it ends."""
+
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+
+
+@dataclass
+class Stats:
+    """Figures of one request; None where they do not apply.
+
+    `compute_seconds` counts only the engine's time, not what a stream's consumer takes.
+    `peak_memory_bytes`: of the device's allocator on a GPU, of the process on a CPU.
+    `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running
+    or when cancelled.
+    """
+
+    seed: int | None = None
+    audio_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    time_to_first_audio: float | None = None
+    patches: int = 0
+    segments: int = 0
+    prompt_tokens: int = 0
+    text_tokens: int = 0
+    peak_memory_bytes: int = 0
+    ended_by: str | None = None
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of computing per second of audio; under 1 is faster than it plays."""
+        return self.compute_seconds / self.audio_seconds if self.audio_seconds else None
+
+    def as_dict(self) -> dict:
+        """All figures, for JSON."""
+        return asdict(self) | {"real_time_factor": self.real_time_factor}
+
+    def __str__(self) -> str:
+        parts = [f"{self.audio_seconds:.2f} s of audio in {self.compute_seconds:.2f} s"]
+        if self.real_time_factor is not None:
+            parts.append(f"real-time factor {self.real_time_factor:.3f}")
+        if self.time_to_first_audio is not None:
+            parts.append(f"first audio after {1000 * self.time_to_first_audio:.0f} ms")
+        if self.patches:
+            parts.append(f"{self.patches} patches")
+        if self.text_tokens:
+            parts.append(f"{self.text_tokens} text tokens")
+        parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        return ", ".join(parts)
+
+
+@dataclass
+class Meter:
+    """Fills a Stats: a stopwatch that rests while a stream's consumer has the word."""
+
+    device: torch.device
+    stats: Stats = field(default_factory=Stats)
+    _started: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.resume()
+
+    def resume(self) -> None:
+        """The engine works again."""
+        self._started = time.perf_counter()
+
+    def pause(self) -> None:
+        """Something goes out, or the request ends."""
+        if self._started is not None:
+            self.stats.compute_seconds += time.perf_counter() - self._started
+            self._started = None
+        self.stats.peak_memory_bytes = peak_memory_bytes(self.device)
+
+    def heard(self, samples: int, sample_rate: int) -> None:
+        """`samples` of audio are ready to go out."""
+        if samples and self.stats.time_to_first_audio is None:
+            running = 0.0 if self._started is None else time.perf_counter() - self._started
+            self.stats.time_to_first_audio = self.stats.compute_seconds + running
+        self.stats.audio_seconds += samples / sample_rate
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most memory in use so far: the allocator's on a GPU, the process's on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
