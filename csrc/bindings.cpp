@@ -229,6 +229,15 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
     current().flow_step(a);
 }
 
+uint32_t read_probe(uintptr_t data, int64_t bytes, int threads) {
+    const Args args("read_probe");
+    if (!data) args.reject("data", "an address", "0");
+    if (bytes < 0) args.reject("bytes", ">= 0", std::to_string(bytes));
+    args.threads(threads);
+    py::gil_scoped_release release;
+    return current().read_probe(reinterpret_cast<const void*>(data), bytes, threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, m) {
@@ -236,6 +245,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("linear", &linear);
     m.def("silu_mul", &silu_mul);
     m.def("flow_step", &flow_step);
+    m.def("read_probe", &read_probe, "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");
     m.def("isas", [] {
         py::list names;

@@ -8,7 +8,8 @@
     void linear(const LinearArgs&);         \
     void silu_mul(const SiluMulArgs&);      \
     void flow_step(const FlowStepArgs&);    \
-    static const Kernels kernels = {#ISA, linear, silu_mul, flow_step}; \
+    uint32_t read_probe(const void*, int64_t, int); \
+    static const Kernels kernels = {#ISA, linear, silu_mul, flow_step, read_probe}; \
     }
 
 namespace mingcore {

@@ -48,6 +48,8 @@ struct Kernels {
     void (*linear)(const LinearArgs&);
     void (*silu_mul)(const SiluMulArgs&);
     void (*flow_step)(const FlowStepArgs&);
+    // Reads whole bfloat16 vectors of `bytes` at `data`; the result only keeps the reads alive.
+    uint32_t (*read_probe)(const void* data, int64_t bytes, int threads);
 };
 
 // The variants that this build holds, best first, and the one in use.
