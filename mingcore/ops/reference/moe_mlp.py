@@ -24,15 +24,15 @@ def moe_mlp(
 
     out[t] = sum_k weights[t, k] * mlp_{ids[t, k]}(x[t]) + mlp_shared(x[t]), the sums in float32.
     """
-    T, K = ids.shape
+    (T, K), H = ids.shape, x.shape[1]
     if x.is_cpu and T == 1:
         routed = _one_token(x, gate_up, down, weights, ids)
     else:
         rows, offsets = sort_by_expert(ids, gate_up.shape[0])
         hidden = silu_mul(grouped_gemm(x[rows // K], gate_up, offsets))
-        by_slot = x.new_empty(T * K, x.shape[1])
+        by_slot = x.new_empty(T * K, H)
         by_slot[rows] = grouped_gemm(hidden, down, offsets)
-        routed = (wide(by_slot).view(T, K, by_slot.shape[1]) * weights.unsqueeze(-1)).sum(dim=1)
+        routed = (wide(by_slot).view(T, K, H) * weights.unsqueeze(-1)).sum(dim=1)
     if shared_gate_up is not None:
         shared = matmul(silu_mul(matmul(x, shared_gate_up)), shared_down)
         return routed.to(x.dtype) + shared

@@ -1,0 +1,89 @@
+"""Run the cases of GPU kernels on this machine's GPU: `python -m ... linear:triton moe_mlp:cuda`.
+
+One line of JSON per kernel on standard output, behind a mark. `mingcore.ops.verify` starts this in
+a process of its own and keeps a record for every kernel that passes. A kernel passes when, on every
+case that it does not decline and in every type, with outputs poisoned by NaN, its result is within
+the oracle's tolerance, two runs give the same bits, and so does the replay of a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import BackendError
+from ..ops.verify import MARK
+from . import cases, compare
+from .layouts import nan_poisoned
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def check_kernel(op: str, backend: str, device: str = "cuda") -> dict[str, Any]:
+    """{"reason": "" or what failed, "cases", "skipped", "seconds"} of one kernel."""
+    started = time.monotonic()
+    done = skipped = 0
+    reason = ""
+    for case in cases.for_op(op):
+        for dtype in DTYPES:
+            kwargs = case.make(device, dtype, seed=done + skipped)
+            try:
+                with nan_poisoned():
+                    got = compare.run(op, kwargs, backend=backend)
+            except BackendError:
+                skipped += 1
+                continue
+            done += 1
+            reason = _fault(op, backend, kwargs, got)
+            if reason:
+                reason = f"{case.name} {str(dtype).removeprefix('torch.')}: {reason}"
+                break
+        if reason:
+            break
+    if not done:
+        reason = "declined every case"
+    seconds = time.monotonic() - started
+    return {"reason": reason, "cases": done, "skipped": skipped, "seconds": seconds}
+
+
+def _fault(op: str, backend: str, kwargs: dict[str, Any], got: tuple[Tensor, ...]) -> str:
+    """What is wrong with the result `got`, or ""."""
+    try:
+        compare.check_op(op, kwargs, got)
+    except AssertionError as error:
+        return str(error)
+    if not _same_bits(got, compare.run(op, kwargs, backend=backend)):
+        return "two runs give different bits"
+    if got and got[0].is_cuda and not _same_bits(got, _replayed(op, backend, kwargs)):
+        return "the replay of a CUDA graph gives other bits"
+    return ""
+
+
+def _replayed(op: str, backend: str, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = compare.run(op, kwargs, backend=backend)
+    for tensor in out:
+        tensor.fill_(-1)
+    graph.replay()
+    torch.cuda.synchronize()
+    return out
+
+
+def _same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def main(names: list[str]) -> None:
+    for name in names:
+        op, backend = name.split(":")
+        print(MARK + json.dumps(check_kernel(op, backend)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
