@@ -65,8 +65,9 @@ class FlowHead:
         self.device, self.activation_dtype = device, activation_dtype
         self.inv_freq = inverse_frequencies(THETA, hidden_size // num_heads).double().to(device)
         half = TIME_CHANNELS // 2
+        # exp by way of float64: angles reach 1000, so the last bit of a frequency shows.
         step = torch.arange(half, dtype=torch.float32) * (-math.log(10000) / (half - 1))
-        self.time_freq = torch.exp(step).to(device)
+        self.time_freq = step.double().exp().float().to(device)
         self._times: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
         self._ropes: dict[int, tuple[Tensor, Tensor]] = {}
 
