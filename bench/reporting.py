@@ -1,0 +1,60 @@
+"""How benches speak: aligned tables, one JSON line last, results kept with their machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mingcore.testing import machine
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Columns aligned, the first to the left, the others to the right; floats to 3-4 digits."""
+    cells = [[str(h) for h in head], *([show(value) for value in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    lines = []
+    for row in cells:
+        first, *rest = (
+            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))
+        )
+        lines.append("  ".join((first, *rest)).rstrip())
+    lines.insert(1, "-" * max(len(line) for line in lines))
+    return "\n".join(lines)
+
+
+def show(value: Any) -> str:
+    """One cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if value == 0:
+            return "0"
+        if abs(value) >= 100:
+            return f"{value:.0f}"
+        return f"{value:.3g}" if abs(value) < 10 else f"{value:.1f}"
+    return str(value)
+
+
+def result(kind: str, **content: Any) -> dict[str, Any]:
+    """A JSON-ready result that names its machine, versions and commit."""
+    return {"kind": kind, "machine": machine.describe(), **content}
+
+
+def keep(name: str, content: dict[str, Any], folder: Path | None = None) -> Path:
+    """Write `content` to `folder`, by default bench/results/<machine>; returns the file."""
+    folder = folder or RESULTS / machine.slug()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def last_line(content: dict[str, Any]) -> None:
+    """Print `content` as one line of JSON: the last line of every bench."""
+    print(json.dumps(content, separators=(",", ":")), flush=True)
