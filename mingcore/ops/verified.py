@@ -164,7 +164,7 @@ def _included(path: Path) -> list[Path]:
 
 
 def _module_names(node: ast.ImportFrom, package: str) -> list[str]:
-    """Modules beside the importing one: `from .a import f`, `from . import a`, `from package...`."""
+    """Modules beside the importing one: `from .a import f`, `from . import a`, `from package.a`."""
     module = node.module or ""
     if node.level == 0:
         top, _, module = module.partition(".")

@@ -64,20 +64,31 @@ def attention_decode(
 def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> None:
     """cache[b, positions[b, t] mod S] = k[b, t]; skipped where positions < 0.
 
-    Of two tokens for the same slot the later position stays. On a GPU nothing is read back: a
-    skipped token repeats the write of the row's newest one, or writes back what was there.
+    Of two tokens for the same slot the later position stays.
     """
-    B, S = k_cache.shape[:2]
+    if not positions.is_cpu:
+        return _kv_write_on_device(k_cache, v_cache, k, v, positions)
+    S = k_cache.shape[1]
+    b, t = _written(positions, S).nonzero(as_tuple=True)
+    slot = positions[b, t].remainder(S)
+    k_cache[b, slot], v_cache[b, slot] = k[b, t], v[b, t]
+
+
+def _written(positions: Tensor, S: int) -> Tensor:
+    """Tokens that are not skipped and that no later one of the same call overwrites."""
+    return (positions >= 0) & (positions > positions.amax(dim=1, keepdim=True) - S)
+
+
+def _kv_write_on_device(
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor
+) -> None:
+    """Without reading anything back: a token that is not written repeats the write of its row's
+    newest one, or, in a row without any, writes back what was there."""
+    (B, S), T = k_cache.shape[:2], positions.shape[1]
     last, newest = positions.max(dim=1, keepdim=True)
-    written = (positions >= 0) & (positions > last - S)
-    if positions.is_cpu:
-        b, t = written.nonzero(as_tuple=True)
-        slot = positions[b, t].remainder(S)
-        k_cache[b, slot], v_cache[b, slot] = k[b, t], v[b, t]
-        return
     b = torch.arange(B, device=k.device).unsqueeze(1)
-    t = torch.where(written, torch.arange(positions.shape[1], device=k.device), newest)
+    t = torch.where(_written(positions, S), torch.arange(T, device=k.device), newest)
     slot = positions.gather(1, t).remainder(S)
-    empty = (last < 0)[:, :, None, None]
-    k_cache[b, slot] = torch.where(empty, k_cache[b, slot], k[b, t])
-    v_cache[b, slot] = torch.where(empty, v_cache[b, slot], v[b, t])
+    nothing = (last < 0)[:, :, None, None]
+    for cache, new in ((k_cache, k), (v_cache, v)):
+        cache[b, slot] = torch.where(nothing, cache[b, slot], new[b, t])

@@ -88,4 +88,7 @@ def spectrum_head(
 def inverse_spectrum(spectrum: Tensor) -> Tensor:
     """[B, T, F+2] = [m | p] -> irfft(min(exp m, 100) * (cos p + i sin p)) [B, T, F]."""
     m, p = spectrum.chunk(2, dim=-1)
-    return torch.fft.irfft(torch.polar(m.exp().clamp(max=100.0), p), n=spectrum.shape[-1] - 2)
+    size = spectrum.shape[-1] - 2
+    if spectrum.shape[1] == 0:  # the transform takes no empty batch
+        return spectrum[..., :size]
+    return torch.fft.irfft(torch.polar(m.exp().clamp(max=100.0), p), n=size)

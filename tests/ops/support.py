@@ -1,0 +1,86 @@
+"""What the tests of the ops share: random inputs, tolerances, and the flat arguments of a call."""
+
+import functools
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+import mingcore.ops as ops
+from mingcore.ops import dispatch
+from mingcore.testing.layouts import nan_poisoned
+
+# max |a - b| / max |b| against the float64 loops, by the type that is computed and rounded in
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 3e-6,
+    torch.float16: 3e-3,
+    torch.bfloat16: 2e-2,
+}
+DTYPES = tuple(TOLERANCE)
+
+
+class Draw:
+    """Random tensors of one dtype; never zeros."""
+
+    def __init__(self, dtype: torch.dtype, seed: int = 0):
+        self.dtype, self.generator = dtype, torch.Generator().manual_seed(seed)
+
+    def __call__(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return x.to(dtype or self.dtype)
+
+    def weight(self, *shape: int) -> Tensor:
+        return (self(*shape, dtype=torch.float64) * shape[-1] ** -0.5).to(self.dtype)
+
+    def ids(self, T: int, K: int, E: int) -> Tensor:
+        return self(T, E).argsort(dim=1)[:, :K].to(torch.int32)
+
+    def angles(self, B: int, T: int, half: int) -> tuple[Tensor, Tensor]:
+        wide = torch.float64 if self.dtype == torch.float64 else torch.float32
+        turn = 6 * self(B, T, half, dtype=torch.float64)
+        return turn.cos().to(wide), turn.sin().to(wide)
+
+
+def check(got: Tensor, expected: Tensor, dtype: torch.dtype, factor: float = 1.0) -> None:
+    assert got.shape == expected.shape
+    error = (got.double() - expected).abs().max() / expected.abs().max()
+    assert error <= factor * TOLERANCE[dtype], f"relative error {error:.2e}"
+
+
+def reference(op: str):
+    """The public function on the reference backend, its outputs poisoned before they are written."""
+    function = functools.partial(getattr(ops, op), backend="reference")
+
+    def call(*args, **kwargs):
+        with nan_poisoned():
+            return function(*args, **kwargs)
+
+    return call
+
+
+class _Captured(Exception):
+    pass
+
+
+@contextmanager
+def _capturing(taken: list):
+    def select(op, args, backend):
+        taken.append(args)
+        raise _Captured
+
+    real, dispatch.select = dispatch.select, select
+    try:
+        yield
+    except _Captured:
+        pass
+    finally:
+        dispatch.select = real
+
+
+def flat_arguments(op: str, kwargs: dict) -> tuple:
+    """The flat arguments that the public function hands on for these keyword arguments."""
+    taken: list[tuple] = []
+    with _capturing(taken):
+        getattr(ops, op)(**kwargs)
+    return taken[0]
