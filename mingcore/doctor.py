@@ -15,15 +15,18 @@ _PACKAGES = (
     "torch", "triton", "cuda-core", "cuda-bindings", "flash-attn", "numpy", "safetensors",
     "tokenizers", "huggingface_hub", "soundfile", "soxr", "wetext",
 )  # fmt: skip
+MISSING, NO_GPU = "not written", "no GPU"
 
 
 def examine() -> dict[str, Any]:
     """Everything, as JSON-ready data.
 
     Keys: `mingcore`, `python`, `platform`, `packages` {name: version or None}, `cpu`, `gpus`,
-    `ops` {op: {backend: None or why it would not be taken here}}, `cache`, `records`
-    {backend: verified ops on this machine's GPU}, `environment` and `advice` [one line each].
+    `nvcc`, `backends` {backend: None or why it cannot be loaded}, `ops` {op: {backend: None or why
+    it would not be taken here}}, `cache`, `environment` and `advice` [one line each].
     """
+    from .ops import registry
+
     gpus = _gpus()
     ops = _ops()
     packages = {name: _version(name) for name in _PACKAGES}
@@ -36,6 +39,7 @@ def examine() -> dict[str, Any]:
         "cpu": cpu,
         "gpus": gpus,
         "nvcc": shutil.which("nvcc"),
+        "backends": {name: registry.load(name) for name in env.BACKENDS},
         "ops": ops,
         "cache": str(env.cache_dir()),
         "environment": {
@@ -113,11 +117,11 @@ def _ops() -> dict[str, dict[str, str | None]]:
         for backend in env.BACKENDS:
             entry = known.get((op, backend))
             if entry is None:
-                row[backend] = registry.load(backend) or "not written"
+                row[backend] = registry.load(backend) or MISSING
             elif backend not in ("cuda", "triton"):
                 row[backend] = None
             elif not torch.cuda.is_available():
-                row[backend] = "no GPU"
+                row[backend] = NO_GPU
             else:
                 row[backend] = verified.why_not(entry, torch.device("cuda"))
     return table
@@ -130,12 +134,17 @@ def _advice(packages: dict, cpu: dict, gpus: list, ops: dict) -> list[str]:
     missing = [n for n in ("triton", "cuda-core") if packages[n] is None]
     if gpus and missing:
         lines.append(f"a GPU without {' and '.join(missing)}: pip install 'mingcore[gpu]'")
-    unproven = [
-        op for op, row in ops.items() if any("verif" in (row[b] or "") for b in ("cuda", "triton"))
-    ]
+    unproven = [op for op, row in ops.items() if any(is_unproven(r) for r in row.values())]
     if gpus and unproven:
         lines.append(
             f"{len(unproven)} ops have GPU kernels that are not proven on this GPU and are not "
             "used: run `mingcore verify` (about a minute)"
         )
     return lines
+
+
+def is_unproven(reason: str | None) -> bool:
+    """Whether all that keeps a kernel from being taken is that no record vouches for it."""
+    from .ops.verified import NOT_VERIFIED
+
+    return reason is not None and reason.startswith(NOT_VERIFIED.partition("(")[0])

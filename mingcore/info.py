@@ -65,7 +65,7 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "name": card.get("name") or Path(name_or_path).name,
         "source": source,
         "card": card,
-        "warning": None if card.get("trained", True) else str(card.get("note", "not trained")),
+        "warning": _warning(card),
         "parameters": total,
         "active_parameters": total - round(experts * idle),
         "bytes": sum(p["bytes"] for p in parts),
@@ -77,6 +77,15 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "tokenizer": "tokenizer.json" in names,
         "voices": sorted(Path(n).stem for n in names if n.startswith("voices/")),
     }
+
+
+def card_warning(folder: Path) -> str | None:
+    """What a user of this checkpoint must know, by its own card: one line, or None."""
+    return _warning(_config(folder / "config.json").get("card") or {})
+
+
+def _warning(card: Mapping[str, Any]) -> str | None:
+    return None if card.get("trained", True) else str(card.get("note", "not trained"))
 
 
 def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:

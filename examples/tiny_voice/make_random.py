@@ -173,6 +173,8 @@ def tensor(name: str, shape: tuple[int, ...]) -> torch.Tensor:
         values[: shape[0] // 2] += loudness(shape[0] // 2)
     elif name == "audio.encoder.fc3.bias":
         values[shape[0] // 2 :] -= 2  # a narrow posterior: a voice is heard the same each time
+    elif name == "stop_head.bias":
+        values += torch.tensor([-0.25, 0.25])  # most runs end soon after they may
     elif name == "model.lm_head.weight":
         values = plain_letters(values)
     return values.to(torch.bfloat16)

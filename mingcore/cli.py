@@ -1,0 +1,360 @@
+"""`mingcore`: the command line over `mingcore.api`.
+
+Results go to standard output or a file, everything for a person to standard error. Bad input is
+one line and exit status 2, an interrupt 130, a closed pipe 141. PyTorch is imported by the command
+that needs it, so `mingcore --help` is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import __version__, terminal
+from .errors import InputError, MingError
+
+if TYPE_CHECKING:
+    from .api import MingAudio
+
+BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+
+app = typer.Typer(
+    help="Ming-UniAudio: speak, transcribe and edit audio, on one GPU or a plain CPU.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input')]
+Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")
+]
+Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
+Format = Annotated[
+    str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")
+]
+Subtype = Annotated[str, typer.Option(help="int16 or float32 samples")]
+Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sound")]
+Steps = Annotated[int, typer.Option(help="Euler steps per patch")]
+Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 0 halves the work")]
+Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
+MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
+MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
+MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
+Language = Annotated[str | None, typer.Option(help="zh or en; detected when not given")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 weights")]
+Backend = Annotated[
+    str | None, typer.Option(help="of every op: reference, cpu, triton or cuda; else automatic")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
+
+
+@app.command()
+def tts(
+    text: Text,
+    model: Model = "tiny",
+    out: Out = "speech.wav",
+    voice: Annotated[
+        str | None,
+        typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`"),
+    ] = None,
+    transcript: Annotated[str, typer.Option(help="what the recording of --voice says")] = "",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
+    ] = False,
+    normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
+    language: Language = None,
+    seed: Seed = None,
+    steps: Steps = 10,
+    guidance: Guidance = 2.0,
+    temperature: Temperature = 1.5,
+    min_seconds: MinSeconds = None,
+    max_seconds: MaxSeconds = None,
+    format: Format = None,
+    subtype: Subtype = "int16",
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Speak TEXT, in the checkpoint's voice or in that of a recording."""
+    words = terminal.read_text(text)
+    target, container = ("-", format or "pcm") if stream else (out, format)
+    with loaded(model, device, dtype, backend, quiet, target, container, subtype) as ming:
+        speaker: Any = voice
+        if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
+            speaker = ming.voice(voice, transcript)
+        elif transcript:
+            raise InputError("--transcript: belongs to a recording given by --voice")
+        with terminal.progress("speaking", quiet, max_seconds) as progress:
+            chunks = ming.tts_stream(
+                words, speaker, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
+                min_seconds=min_seconds, max_seconds=max_seconds, normalize=normalize,
+                language=language, progress=progress,
+            )  # fmt: skip
+            result = save(chunks, ming.sample_rate, target, container, subtype)
+    report(result, target, as_json, quiet)
+
+
+@app.command()
+def asr(
+    audio: Audio,
+    model: Model = "tiny",
+    instruction: Annotated[
+        str | None, typer.Option(help="a question about the audio; by default: transcribe it")
+    ] = None,
+    language: Language = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
+    with loaded(model, device, dtype, backend, quiet) as ming:
+        parts = []
+        for part in ming.transcribe_stream(
+            audio, instruction, language=language, max_new_tokens=max_tokens,
+            temperature=temperature, seed=seed,
+        ):  # fmt: skip
+            parts.append(part)
+            if not as_json:
+                print(part.text, end="", flush=True)
+    if as_json:
+        text = "".join(part.text for part in parts)
+        found = parts[-1].language
+        terminal.emit({"text": text, "language": found, "stats": parts[-1].stats.as_dict()})
+        return
+    print(flush=True)
+    terminal.say(str(parts[-1].stats), quiet)
+
+
+@app.command()
+def edit(
+    audio: Audio,
+    instruction: Annotated[str, typer.Argument(help='what to change; "-" reads standard input')],
+    model: Model = "tiny",
+    out: Out = "edited.wav",
+    stream: Annotated[
+        bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
+    ] = False,
+    reasoning: Annotated[bool, typer.Option(help="write the new text before speaking it")] = True,
+    max_tokens: MaxTokens = 512,
+    seed: Seed = None,
+    steps: Steps = 10,
+    guidance: Guidance = 2.0,
+    temperature: Temperature = 1.5,
+    min_seconds: MinSeconds = None,
+    max_seconds: MaxSeconds = None,
+    format: Format = None,
+    subtype: Subtype = "int16",
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change AUDIO as the instruction says; prints the text that the edit speaks."""
+    if audio == instruction == "-":
+        raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
+    wish = terminal.read_text(instruction)
+    target, container = ("-", format or "pcm") if stream else (out, format)
+    with loaded(model, device, dtype, backend, quiet, target, container, subtype) as ming:
+        with terminal.progress("editing", quiet, max_seconds) as progress:
+            chunks = ming.edit_stream(
+                audio, wish, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
+                min_seconds=min_seconds, max_seconds=max_seconds, max_new_tokens=max_tokens,
+                reasoning=reasoning, progress=progress,
+            )  # fmt: skip
+            result = save(chunks, ming.sample_rate, target, container, subtype)
+    report(result, target, as_json, quiet)
+
+
+@app.command()
+def encode(
+    audio: Audio,
+    model: Model = "tiny",
+    out: Out = "latents.safetensors",
+    sample: Annotated[
+        bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
+    ] = False,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn AUDIO into latents, 50 frames of 64 per second, in a safetensors file."""
+    from .latents import latents_to_bytes
+
+    with loaded(model, device, dtype, backend, quiet) as ming:
+        latents = ming.encode(audio, sample=sample, seed=seed)
+    frames, channels = latents.shape
+    terminal.write_bytes(out, latents_to_bytes(latents))
+    if as_json:
+        terminal.emit({"out": out, "frames": frames, "channels": channels}, stdout_taken=out == "-")
+    else:
+        terminal.say(f"{frames} frames of {channels}: {out}", quiet or out == "-")
+
+
+@app.command()
+def decode(
+    latents: Annotated[str, typer.Argument(help='a file made by `encode`; "-" reads stdin')],
+    model: Model = "tiny",
+    out: Out = "decoded.wav",
+    format: Format = None,
+    subtype: Subtype = "int16",
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn latents, as `encode` writes them, back into sound."""
+    from .latents import load_latents
+
+    frames = load_latents(latents)
+    with loaded(model, device, dtype, backend, quiet, out, format, subtype) as ming:
+        speech = ming.decode(frames)
+        result = save([speech], ming.sample_rate, out, format, subtype)
+    report(result, out, as_json, quiet)
+
+
+@app.command()
+def info(
+    checkpoint: Annotated[str, typer.Argument(help="bundled name, folder or hub id")] = "tiny",
+    as_json: Json = False,
+) -> None:
+    """Describe a checkpoint by reading headers only."""
+    from . import info as facts
+    from .tables import show_info
+
+    found = facts.describe(checkpoint)
+    if as_json:
+        terminal.emit(found)
+    else:
+        show_info(found)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine offers and which kernels would run on it."""
+    from .doctor import examine
+    from .tables import show_doctor
+
+    found = examine()
+    if as_json:
+        terminal.emit(found)
+    else:
+        show_doctor(found)
+
+
+@contextmanager
+def loaded(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    backend: str | None,
+    quiet: bool,
+    target: str | None = None,
+    container: str | None = None,
+    subtype: str = "int16",
+) -> Iterator[MingAudio]:
+    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded."""
+    from . import info as facts
+    from .api import MingAudio
+    from .audio import check_writable
+    from .ops import use_backend
+
+    if target is not None:
+        check_writable(target, container, subtype)
+    with use_backend(backend) if backend is not None else nullcontext():
+        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype)
+        yield ming
+    warning = None if ming.folder is None else facts.card_warning(ming.folder)
+    if warning:
+        terminal.say(f"note: {model}: {warning}", quiet)
+
+
+def save(
+    chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str
+) -> dict[str, Any]:
+    """Writes chunks of speech as they come; {"out", "seconds", "text", "stats"}."""
+    from .audio import AudioWriter
+
+    samples, text, last = 0, [], None
+    with AudioWriter(target, rate, format=container, subtype=subtype) as writer:
+        for last in chunks:
+            writer.write(last.samples)
+            samples += len(last.samples)
+            if last.text:
+                text.append(last.text)
+    return {
+        "out": target,
+        "sample_rate": rate,
+        "seconds": samples / rate,
+        "text": "".join(text) if text else None,
+        "stats": last.stats if last is not None else None,
+    }
+
+
+def report(result: dict[str, Any], target: str, as_json: bool, quiet: bool) -> None:
+    """Says what was made; as JSON on standard output unless that carries the sound."""
+    stats = result["stats"]
+    if as_json:
+        data = result | {"stats": stats.as_dict() if stats is not None else None}
+        terminal.emit(data, stdout_taken=target == "-")
+        return
+    if result["text"] is not None:
+        print(result["text"], file=sys.stderr if target == "-" else sys.stdout, flush=True)
+    if target != "-":
+        terminal.say(f"{target}: {stats if stats is not None else ''}", quiet)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        print(f"mingcore {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command and exits with its status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command; its exit status."""
+    usage_error = typer.BadParameter.__mro__[2]  # Click's base of everything a user got wrong
+    try:
+        status = app(args=arguments, prog_name="mingcore", standalone_mode=False)
+        sys.stdout.flush()
+    except MingError as error:
+        terminal.say(f"mingcore: {error}")
+        return BAD_INPUT
+    except usage_error as error:
+        terminal.say(f"mingcore: {error.format_message()}")
+        return BAD_INPUT
+    except BrokenPipeError:
+        terminal.silence_stdout()
+        return CLOSED_PIPE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,99 @@
+"""`mingcore info` and `mingcore doctor` as tables for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .doctor import NO_GPU, is_unproven
+from .terminal import count, size
+
+
+def show_info(facts: Mapping[str, Any]) -> None:
+    """Prints what `info.describe` found."""
+    console = Console(highlight=False)
+    console.print(f"[bold]{facts['name']}[/]  ({facts['source']})")
+    if facts["warning"]:
+        console.print(f"[yellow]{facts['warning']}[/]")
+    kinds = ", ".join(f"{dtype} {count(n)}" for dtype, n in facts["dtypes"].items())
+    files = f"{facts['files']} file" + ("s" if facts["files"] > 1 else "")
+    console.print(
+        f"{count(facts['parameters'])} parameters, {count(facts['active_parameters'])} active; "
+        f"{size(facts['bytes'])} in {files} ({kinds})"
+    )
+    table = _table("part", "parameters", "bytes", "dimensions")
+    dims = dict(facts["dims"])
+    for row in facts["parts"]:
+        # the LLM's dimensions stand once, at its first row
+        own = dims.pop("LLM" if row["part"].startswith("LLM") else row["part"], {})
+        table.add_row(
+            row["part"],
+            count(row["parameters"]),
+            size(row["bytes"]),
+            ", ".join(f"{name} {value}" for name, value in own.items()),
+        )
+    console.print(table)
+    rates = facts["rates"]
+    console.print(
+        f"sound {rates['sample_rate']} Hz; {rates['latents_per_second']:g} latents of "
+        f"{rates['latent_dim']} and {rates['patches_per_second']:g} LLM tokens per second "
+        f"(one patch is {rates['patch_ms']:g} ms)"
+    )
+    console.print(
+        f"caches grow per second of sound by {size(rates['llm_cache_bytes_per_second'])} (LLM) and "
+        f"{size(rates['semantic_cache_bytes_per_second'])} (semantic module), 16 bits per value"
+    )
+    voices = ", ".join(facts["voices"]) or "none"
+    console.print(f"tokenizer: {'yes' if facts['tokenizer'] else 'none'}; voices: {voices}")
+
+
+def show_doctor(facts: Mapping[str, Any]) -> None:
+    """Prints what `doctor.examine` found."""
+    console = Console(highlight=False)
+    cpu = facts["cpu"]
+    console.print(
+        f"[bold]mingcore {facts['mingcore']}[/], Python {facts['python']}, {facts['platform']}"
+    )
+    native = f"kernels for {cpu['isa']}" if cpu["isa"] else "no native kernels"
+    console.print(f"CPU: {cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {native}")
+    for gpu in facts["gpus"]:
+        console.print(
+            f"GPU: {gpu['name']}, {gpu['architecture']}, {size(gpu['memory'])}, CUDA {gpu['cuda']}"
+        )
+    if not facts["gpus"]:
+        console.print("GPU: none that PyTorch can use")
+    packages = (
+        f"{name} {version or '[dim]missing[/]'}" for name, version in facts["packages"].items()
+    )
+    console.print("packages: " + ", ".join(packages))
+    for name, value in facts["environment"].items():
+        console.print(f"{name}={value}")
+    console.print(f"cache: {facts['cache']}")
+    backends = list(next(iter(facts["ops"].values()), {}))
+    table = _table("op", *backends)
+    for op, row in facts["ops"].items():
+        table.add_row(op, *(_cell(row[b]) for b in backends))
+    console.print(table)
+    for name, reason in facts["backends"].items():
+        if reason is not None:
+            console.print(f"{name}: {reason}")
+    for line in facts["advice"]:
+        console.print(f"[yellow]{line}[/]")
+
+
+def _cell(reason: str | None) -> str:
+    if reason is None:
+        return "[green]yes[/]"
+    if is_unproven(reason):
+        return "[yellow]unproven[/]"
+    return reason if reason == NO_GPU else "-"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
