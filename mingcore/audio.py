@@ -226,7 +226,8 @@ def check_writable(target: Any, format: str | None = None, subtype: str = "int16
     path = _real(target)
     if path.exists() and not path.is_file() and not path.is_dir():
         return  # a device or a pipe: opened when written
-    partial = _create_partial(path)[1]
+    file, partial = _create_partial(path)
+    file.close()
     partial.unlink()
 
 
