@@ -99,7 +99,7 @@ def unpack_rows(weight: Tensor, layout: str, n: int) -> Tensor:
         rows = weight.view(P, K, PANEL // 2, 2).transpose(2, 3).reshape(P, K, PANEL)
     rows = rows.transpose(1, 2).reshape(-1, weight.shape[1])
     if layout == "panels":
-        return rows[:n]
+        return rows[:n].contiguous()
     order = swiglu_order(n).to(weight.device)
     out = rows.new_empty(n, rows.shape[1])
     out[order[order >= 0]] = rows[: len(order)][order >= 0]

@@ -131,7 +131,10 @@ def attention_prefill(q, k, v, causal=True, window=None, scale=None) -> Tensor:
             seen = range(k.shape[1]) if not causal else range(t + 1)
             seen = [s for s in seen if window is None or s > t - window]
             for h in range(heads):
-                keys, values = [k[b, s, h // group] for s in seen], [v[b, s, h // group] for s in seen]
+                keys, values = (
+                    [k[b, s, h // group] for s in seen],
+                    [v[b, s, h // group] for s in seen],
+                )
                 out[b, t, h] = attend(q[b, t, h], keys, values, scale or width**-0.5)
     return out
 

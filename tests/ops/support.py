@@ -49,7 +49,7 @@ def check(got: Tensor, expected: Tensor, dtype: torch.dtype, factor: float = 1.0
 
 
 def reference(op: str):
-    """The public function on the reference backend, its outputs poisoned before they are written."""
+    """The public function on the reference backend, outputs poisoned until they are written."""
     function = functools.partial(getattr(ops, op), backend="reference")
 
     def call(*args, **kwargs):
