@@ -219,7 +219,7 @@ class MingAudio:
     def encode(self, audio: Any, *, sample: bool = False, seed: int | None = None) -> np.ndarray:
         """Latents [T, 64] float32 of `audio`, 50 a second: the mean, or one draw with `sample`."""
         samples = self._read(audio, self.model.config.hop_samples, "one frame")
-        with torch.inference_mode():
+        with torch.no_grad():
             mean, std = self.model.vae.encode(samples)
             if sample:
                 noise = SeededNoise(draw_seed(seed), self.device).posterior(mean)
@@ -248,7 +248,7 @@ class MingAudio:
         while ready is not None:
             following = next(chunks, None)
             meter.resume()
-            with torch.inference_mode():
+            with torch.no_grad():
                 samples, _ = self.model.vae.decode(ready, state, last=following is None)
             samples = tasks.to_numpy(samples[0])
             meter.heard(samples.size, self.sample_rate)

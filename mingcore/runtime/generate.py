@@ -73,7 +73,7 @@ def audio_patches(samples: int, hop_samples: int, patch_frames: int) -> int:
     return -(-samples // hop_samples) // patch_frames
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_latents(model, samples: Tensor, noise: NoiseSource) -> Tensor:
     """samples [1,L] at 16 kHz → posterior latents [1,n·P,C], cut to whole patches."""
     mean, std = model.vae.encode(samples)
@@ -93,7 +93,7 @@ def whole_patches(model, latents: Tensor) -> Tensor:
     return latents[:, : n * frames]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_audio(model, latents: Tensor, *, expected_patches: int = 0) -> EncodedAudio:
     """latents [1,n·P,C] → the LLM's embeddings of them, by the semantic module from its start.
 
@@ -105,7 +105,7 @@ def embed_audio(model, latents: Tensor, *, expected_patches: int = 0) -> Encoded
     return EncodedAudio(latents, model.pool(embedding), state)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
     """Embeddings [1,T,H] of a prompt, the placeholders of each block replaced by its [1,n,H]."""
     ids = torch.tensor([prompt.ids], dtype=torch.int64, device=model.llm.device)
@@ -121,7 +121,7 @@ def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
     return embeds
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def prefill(
     model, prompt: Prompt, audios: Sequence[Tensor], *, audio_router: bool, expected_tokens: int
 ) -> tuple[Tensor, Any]:
@@ -138,7 +138,7 @@ def prefill(
     return model.llm(embeds, state, audio_mask=mask)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def speak(
     model,
     context: Context,
@@ -206,7 +206,7 @@ class _Flag:
         return bool(self._host)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def write(
     model,
     context: Context,
@@ -232,7 +232,7 @@ def write(
         feed(model, context, token)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def feed(model, context: Context, token: int) -> None:
     """Feeds one token to the LLM; `context.hidden` and `context.llm` move on."""
     ids = torch.tensor([[token]], dtype=torch.int64, device=context.hidden.device)

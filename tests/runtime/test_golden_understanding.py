@@ -1,0 +1,79 @@
+"""Understanding and editing against the reference: golden h and i, every tensor of them."""
+
+import torch
+
+from mingcore.model.text import Audio, Prompt, understanding_prompt
+from mingcore.runtime import generate
+from mingcore.runtime.params import FlowParams, PatchLimits, TextParams
+
+NEVER = frozenset({-1})
+
+
+def placed(g) -> Prompt:
+    """The recorded ids with the recorded place of the audio block."""
+    start, patches = g["audio_placeholder_loc_lens"].flatten().tolist()
+    return Prompt(tuple(g["input_ids"][0].tolist()), ((start, patches),))
+
+
+def test_recognition(tools, model):
+    g = tools.Recorded("h_asr")
+    prompt = placed(g)
+    tape = tools.Tape(g, "vae_")
+    latents = generate.sample_latents(model, g["waveform"], tape)
+    assert tape.is_over
+    audio = generate.embed_audio(model, latents).projected
+    tools.close(audio, g["audio_embeds"])
+    assert g["audio_embeds_lengths"].tolist() == [[audio.shape[1]]]
+    samples = g["waveform"].shape[1]
+    assert generate.audio_patches(samples, 320, 5) == audio.shape[1] == 10
+
+    # the recorded message has the audio before its text; the builder keeps any order
+    text = "".join(INVERSE[i] for i in prompt.ids[19:29])
+    assert understanding_prompt(model.tokenizer, [Audio(10), text]) == prompt
+    assert prompt.audio_mask == g["audio_mask"][0].bool().tolist()
+    tools.close(generate.embed_prompt(model, prompt, [audio]), g["inputs_embeds"])
+
+    hidden, llm = generate.prefill(model, prompt, [audio], audio_router=True, expected_tokens=12)
+    context = generate.Context(hidden[:, -1], llm, None, latents[:, :0])
+    tokens, scores = [], []
+    for token in generate.write(model, context, TextParams(12), NEVER):
+        scores.append(model.llm.logits(context.hidden))
+        tokens.append(token)
+    assert list(prompt.ids) + tokens == g["generated"][0].tolist()
+    tools.close(torch.stack(scores, dim=1), g["scores"])
+    unread = set(g.names()) - g.seen
+    assert not unread, unread
+
+
+INVERSE = {(7 * c + 10) % 480: chr(c) for c in [*range(97, 123), 32]}
+
+
+def test_editing(tools, model, monkeypatch):
+    g = tools.Recorded("i_edit")
+    monkeypatch.setattr(model.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
+    prompt = placed(g)
+    tape = tools.Tape(g, "edit.")
+    latents = generate.sample_latents(model, g["waveform"], tape)
+    audio = generate.embed_audio(model, latents, expected_patches=2)
+    hidden, llm = generate.prefill(
+        model, prompt, [audio.projected], audio_router=False, expected_tokens=2
+    )
+    start = torch.zeros(1, 5, 64)
+    context = generate.Context(hidden[:, -1], llm, audio.semantic, start)
+    gen_audio = 111
+    tokens = list(generate.write(model, context, TextParams(20), frozenset({gen_audio})))
+    wanted = g["edit.tokens_argmax"].tolist()
+    assert tokens == wanted[:4]
+
+    generate.feed(model, context, gen_audio)
+    limits = PatchLimits(17, 40)
+    patches = list(generate.speak(model, context, tape, FlowParams(), limits))
+    assert len(patches) == 17 and patches[-1].stopped and tape.is_over
+    conditions = torch.stack([p.condition for p in patches], dim=1)
+    tools.close(conditions, g["edit.z_diff"])
+    # the reference goes on asking the text head, which only wastes time
+    assert model.llm.logits(conditions)[0].argmax(-1).tolist()[:16] == wanted[4:]
+    tools.close(torch.cat([p.latents for p in patches], dim=1), g["edit.latents"])
+    tools.close(torch.cat([p.samples for p in patches], dim=1), g["edit.wave"][:, 0])
+    unread = set(g.names()) - g.seen
+    assert not unread, unread
