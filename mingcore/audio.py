@@ -40,6 +40,8 @@ def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") ->
         samples, rate = _from_pair(source, name)
     else:
         samples, rate = _from_file(source, name)
+        if isinstance(source, str | os.PathLike) and source != "-":
+            name = f"{name} {str(source)!r}"
     if samples.size == 0:
         raise InputError(f"{name}: holds no samples")
     if not np.isfinite(samples).all():

@@ -21,7 +21,7 @@ from .errors import InputError, MingError
 if TYPE_CHECKING:
     from .api import MingAudio
 
-BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 2, 130, 141
+FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 
 app = typer.Typer(
     help="Ming-UniAudio: speak, transcribe and edit audio, on one GPU or a plain CPU.",
@@ -89,7 +89,9 @@ def tts(
     """Speak TEXT, in the checkpoint's voice or in that of a recording."""
     words = terminal.read_text(text)
     target, container = ("-", format or "pcm") if stream else (out, format)
-    with loaded(model, device, dtype, backend, quiet, target, container, subtype) as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, target, container, subtype
+    ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
             speaker = ming.voice(voice, transcript)
@@ -123,7 +125,7 @@ def asr(
     quiet: Quiet = False,
 ) -> None:
     """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
-    with loaded(model, device, dtype, backend, quiet) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json) as ming:
         parts = []
         for part in ming.transcribe_stream(
             audio, instruction, language=language, max_new_tokens=max_tokens,
@@ -171,7 +173,9 @@ def edit(
         raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
     wish = terminal.read_text(instruction)
     target, container = ("-", format or "pcm") if stream else (out, format)
-    with loaded(model, device, dtype, backend, quiet, target, container, subtype) as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, target, container, subtype
+    ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(
                 audio, wish, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
@@ -200,7 +204,7 @@ def encode(
     """Turn AUDIO into latents, 50 frames of 64 per second, in a safetensors file."""
     from .latents import latents_to_bytes
 
-    with loaded(model, device, dtype, backend, quiet) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, out, "pcm") as ming:
         latents = ming.encode(audio, sample=sample, seed=seed)
     frames, channels = latents.shape
     terminal.write_bytes(out, latents_to_bytes(latents))
@@ -227,7 +231,7 @@ def decode(
     from .latents import load_latents
 
     frames = load_latents(latents)
-    with loaded(model, device, dtype, backend, quiet, out, format, subtype) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, out, format, subtype) as ming:
         speech = ming.decode(frames)
         result = save([speech], ming.sample_rate, out, format, subtype)
     report(result, out, as_json, quiet)
@@ -251,7 +255,7 @@ def info(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Show what this machine offers and which kernels would run on it."""
+    """Show what this machine offers and which kernels would run on it; says when to `verify`."""
     from .doctor import examine
     from .tables import show_doctor
 
@@ -260,6 +264,40 @@ def doctor(as_json: Json = False) -> None:
         terminal.emit(found)
     else:
         show_doctor(found)
+
+
+@app.command()
+def verify(
+    ops: Annotated[list[str] | None, typer.Argument(help="which; by default all")] = None,
+    backend: Annotated[str | None, typer.Option(help="triton or cuda; by default both")] = None,
+    timeout: Annotated[float, typer.Option(help="seconds for the whole run")] = 600.0,
+    folder: Annotated[
+        Path | None, typer.Option(help="where records go; by default the user's cache")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the GPU kernels' tests on this GPU and keep what passed; status 1 if any failed.
+
+    Kernels with a record are used from then on; without one a GPU kernel never runs unasked.
+    """
+    from dataclasses import asdict
+
+    from .ops.verify import run as prove
+
+    results = prove(
+        ops or None,
+        None if backend is None else [backend],
+        timeout_s=timeout,
+        folder=folder,
+        progress=None if as_json else lambda result: print(result, flush=True),
+    )
+    if as_json:
+        terminal.emit({"kernels": [asdict(result) for result in results]})
+    passed = sum(result.passed for result in results)
+    terminal.say(f"{passed} of {len(results)} kernels proven on this GPU", quiet or as_json)
+    if passed < len(results):
+        raise typer.Exit(FAILED)
 
 
 @contextmanager
@@ -273,7 +311,10 @@ def loaded(
     container: str | None = None,
     subtype: str = "int16",
 ) -> Iterator[MingAudio]:
-    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded."""
+    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
+
+    A container is looked for in the suffix of `target` unless one is named.
+    """
     from . import info as facts
     from .api import MingAudio
     from .audio import check_writable
@@ -357,4 +398,10 @@ def run(arguments: list[str] | None = None) -> int:
         return CLOSED_PIPE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except SystemExit as error:
+        # Typer turns a closed pipe into this
+        if isinstance(error.__context__, BrokenPipeError):
+            terminal.silence_stdout()
+            return CLOSED_PIPE
+        raise
     return status if isinstance(status, int) else 0
