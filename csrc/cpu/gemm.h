@@ -18,7 +18,7 @@ namespace MC_ISA {
 
 constexpr int PANEL = 32;
 constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and 16 further on
-constexpr int64_t KC = 256;
+constexpr int64_t KC = 128;  // a K block: long enough to hide the sums' update, short enough for L1
 #if defined(MC_AVX512)
 constexpr int ROWS = 14;        // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
 constexpr int MAX_SUMS = 24;    // when several slices advance together
@@ -27,7 +27,6 @@ constexpr int ROWS = 6;
 constexpr int MAX_SUMS = 12;
 #endif
 constexpr int MAX_UNITS = 4;    // slices that advance together
-constexpr int PREFETCH = 2048;  // bytes ahead in each stream
 
 // The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
 MC_INLINE void load_slice(const float* p, F& a, F& b) { a = load(p); b = load(p + 16); }
@@ -37,21 +36,32 @@ MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; 
 MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
 MC_INLINE const bf16* slice(const bf16* panel, int s) { return panel + 2 * s * W; }
 
+// What a tile fetches ahead: `bytes` per k, from at[u] on. Never read, so it may point anywhere.
+struct Ahead {
+    const char* at[MAX_UNITS];
+    int64_t bytes;
+};
+
 // c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances PANEL per k.
+// Not inlined: alone, its sums and pointers fit the registers.
 template <class T, int MR, int NU>
-static void tile(const float* x, const T* const* w_in, int64_t kc, float* const* c, bool first) {
+__attribute__((noinline)) static void tile(const float* x, const T* const* w_in, int64_t kc,
+                                           float* const* c, bool first, const Ahead& ahead) {
     F a[NU][MR], b[NU][MR];
     const T* w[NU];
+    const char* fetch[NU];
     for (int u = 0; u < NU; ++u) {
         w[u] = w_in[u];
+        fetch[u] = ahead.at[u];
         for (int r = 0; r < MR; ++r) a[u][r] = b[u][r] = zero();
     }
     for (int64_t k = 0; k < kc; ++k, x += MR) {
         for (int u = 0; u < NU; ++u) {
             F p, q;
             load_slice(w[u], p, q);
-            prefetch((const char*)w[u] + PREFETCH);
-            if (sizeof(T) == 4 && SLICES == 1) prefetch((const char*)w[u] + PREFETCH + 64);
+            prefetch(fetch[u]);
+            if (sizeof(T) * PANEL > 64) prefetch(fetch[u] + 64);
+            fetch[u] += ahead.bytes;
             w[u] += PANEL;
             for (int r = 0; r < MR; ++r) {
                 const F v = set1(x[r]);
@@ -69,9 +79,10 @@ static void tile(const float* x, const T* const* w_in, int64_t kc, float* const*
 }
 
 template <class T, int NU, int MR>
-static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c, bool first) {
-    if (rows == MR) return tile<T, MR, NU>(x, w, kc, c, first);
-    if constexpr (MR > 1) tile_of<T, NU, MR - 1>(rows, x, w, kc, c, first);
+static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c, bool first,
+                    const Ahead& ahead) {
+    if (rows == MR) return tile<T, MR, NU>(x, w, kc, c, first, ahead);
+    if constexpr (MR > 1) tile_of<T, NU, MR - 1>(rows, x, w, kc, c, first, ahead);
 }
 
 constexpr int rows_for(int units) { return units == 1 ? ROWS : MAX_SUMS / (2 * units); }
@@ -109,26 +120,35 @@ MC_INLINE int panels_for(int rows) {
     return 1;
 }
 
+// One K block for the tiles t0..t1, which share the fetching of `next`, the block that will be
+// needed after this one: the memory is busy all the time, not during the first tile only, and a
+// task's first block is on its way before the task starts.
 template <class T, int NU>
-static void advance(const Rows& x, int t0, int t1, const T* const* w, int64_t k0, int64_t kc,
-                    float* const* c) {
+static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next, int64_t k0,
+                    int64_t kc, float* const* c) {
     const int base = x.begin(t0);
     for (int t = t0; t < t1; ++t) {
         const int r = x.begin(t), n = x.begin(t + 1) - r;
         float* ct[NU];
-        for (int u = 0; u < NU; ++u) ct[u] = c[u] + (int64_t)(r - base) * PANEL;
-        tile_of<T, NU, rows_for(NU)>(n, x.x + x.K * r + k0 * n, w, kc, ct, k0 == 0);
+        Ahead ahead;
+        ahead.bytes = PANEL * sizeof(T) / (t1 - t0);
+        for (int u = 0; u < NU; ++u) {
+            ct[u] = c[u] + (int64_t)(r - base) * PANEL;
+            ahead.at[u] = (const char*)next[u] + (t - t0) * kc * ahead.bytes;
+        }
+        tile_of<T, NU, rows_for(NU)>(n, x.x + x.K * r + k0 * n, w, kc, ct, k0 == 0, ahead);
     }
 }
 
-// One K block of `count` panels; panels[i] points at its row k0. c [count][rows of t0..t1][32].
+// One K block of `count` panels; panels[i] and next[i] point at its first row and at the first row
+// of the block after it. c [count][rows of t0..t1][32].
 template <class T>
-static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, int count, int64_t k0,
-                        int64_t kc, float* c) {
+static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, const T* const* next,
+                        int count, int64_t k0, int64_t kc, float* c) {
     const int rows = x.begin(t1) - x.begin(t0);
     const int tallest = (x.rows + x.tiles - 1) / x.tiles;
     const int units = count * SLICES;
-    const T* w[MAX_UNITS];
+    const T *w[MAX_UNITS], *n[MAX_UNITS];
     float* o[MAX_UNITS];
     int step;
     for (int u = 0; u < units; u += step) {
@@ -137,21 +157,28 @@ static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, i
         for (int i = 0; i < step; ++i) {
             const int p = (u + i) / SLICES, s = (u + i) % SLICES;
             w[i] = slice(panels[p], s);
+            n[i] = next[p];
             o[i] = c + (int64_t)p * rows * PANEL + s * W;
         }
-        if (step == 4) advance<T, 4>(x, t0, t1, w, k0, kc, o);
-        else if (step == 2) advance<T, 2>(x, t0, t1, w, k0, kc, o);
-        else advance<T, 1>(x, t0, t1, w, k0, kc, o);
+        if (step == 4) advance<T, 4>(x, t0, t1, w, n, k0, kc, o);
+        else if (step == 2) advance<T, 2>(x, t0, t1, w, n, k0, kc, o);
+        else advance<T, 1>(x, t0, t1, w, n, k0, kc, o);
     }
 }
 
 // c [count][rows of t0..t1][32] = x @ panels, for count <= MAX_UNITS packed panels of [K, 32].
+// `after`: the first of the panels that this thread will need next, or null.
 template <class T>
-static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count, float* c) {
+static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count, const T* after,
+                       float* c) {
     for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
-        const T* at[MAX_UNITS];
-        for (int i = 0; i < count; ++i) at[i] = panels[i] + k0 * PANEL;
-        panel_block(x, t0, t1, at, count, k0, x.K - k0 < KC ? x.K - k0 : KC, c);
+        const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;
+        const T *at[MAX_UNITS], *next[MAX_UNITS];
+        for (int i = 0; i < count; ++i) {
+            at[i] = panels[i] + k0 * PANEL;
+            next[i] = k0 + kc < x.K ? at[i] + kc * PANEL : after ? after + i * x.K * PANEL : nullptr;
+        }
+        panel_block(x, t0, t1, at, next, count, k0, kc, c);
     }
 }
 
@@ -178,7 +205,7 @@ static void rows_gemm(const Rows& x, int t0, int t1, const T* low, int n_low, co
             }
         }
         const float* panel = scratch;
-        panel_block(x, t0, t1, &panel, 1, k0, kc, c);
+        panel_block(x, t0, t1, &panel, &panel, 1, k0, kc, c);
     }
 }
 

@@ -109,7 +109,10 @@ void run_tasks(void* context, int id) {
     const int64_t panels = (p.outputs + width - 1) / width;
     const T* w = (const T*)a.w;
     float *scratch = p.scratch + id * p.scratch_each, *sums = scratch + KC * PANEL;
-    for (int64_t task; (task = claim(p.work)) < (int64_t)p.groups * p.splits;) {
+    const int64_t tasks = (int64_t)p.groups * p.splits;
+    int64_t following = claim(p.work);
+    for (int64_t task; (task = following) < tasks;) {
+        following = claim(p.work);  // known early, so that its first weights can be fetched
         const int64_t first = task / p.splits * p.group;
         const int count = panels - first < p.group ? (int)(panels - first) : p.group;
         const int part = (int)(task % p.splits);
@@ -124,7 +127,8 @@ void run_tasks(void* context, int id) {
         } else {
             const T* at[MAX_UNITS];
             for (int i = 0; i < count; ++i) at[i] = w + (first + i) * a.K * PANEL;
-            panel_gemm(p.x, t0, t1, at, count, sums);
+            const T* after = following < tasks ? w + following / p.splits * p.group * a.K * PANEL : nullptr;
+            panel_gemm(p.x, t0, t1, at, count, after, sums);
         }
         for (int i = 0; i < count; ++i) {
             const int64_t col = (first + i) * width, left = p.outputs - col;

@@ -85,7 +85,6 @@ MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
     high = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
 }
 MC_INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
-MC_INLINE void prefetch_l2(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 MC_INLINE void transpose(F r[W]) {  // 16x16: pairs, quads, then 128-bit lanes
     F t[16];
@@ -187,7 +186,6 @@ MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
     high = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
 }
 MC_INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
-MC_INLINE void prefetch_l2(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T1); }
 
 MC_INLINE void transpose(F r[W]) {
     F t[8];
@@ -285,7 +283,6 @@ MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
     high = floats(w & (int32_t)0xffff0000);
 }
 MC_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
-MC_INLINE void prefetch_l2(const void* p) { __builtin_prefetch(p, 0, 2); }
 MC_INLINE void transpose(F r[W]) {
     for (int i = 0; i < W; ++i)
         for (int j = 0; j < i; ++j) { const float t = r[i][j]; r[i][j] = r[j][i]; r[j][i] = t; }
