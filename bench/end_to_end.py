@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ class Run:
 
 def checkpoint(size: str, dtype: str, folder: Path | None) -> Path:
     """The folder of a random checkpoint, written when it is not there yet."""
-    folder = folder or ROOT / "build" / "bench" / f"{size}-{dtype}"
+    folder = folder or Path(tempfile.gettempdir(), "mingcore-bench", f"{size}-{dtype}")
     done = folder / "complete"
     if not done.exists():
         print(f"writing a random {size} checkpoint to {folder}", file=sys.stderr)
@@ -276,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--patches", type=int, default=12)
     parser.add_argument("--warm", type=int, default=2)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--checkpoint", type=Path, help="folder to keep the random checkpoint in")
+    parser.add_argument("--checkpoint", type=Path, help="folder of the random checkpoint, kept")
     parser.add_argument("--out", type=Path, help="folder of the result; default bench/results/...")
     parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args(arguments)

@@ -56,7 +56,9 @@ def last_level_cache_bytes(default: int = 32 << 20) -> int:
         try:
             if (index / "type").read_text().strip() == "Instruction":
                 continue
-            digits, unit = re.fullmatch(r"(\d+)([KMG]?)", (index / "size").read_text().strip()).groups()
+            digits, unit = re.fullmatch(
+                r"(\d+)([KMG]?)", (index / "size").read_text().strip()
+            ).groups()
         except (OSError, AttributeError):
             continue
         largest = max(largest, int(digits) << {"": 0, "K": 10, "M": 20, "G": 30}[unit])

@@ -101,11 +101,7 @@ def _best_tflops(n: int, call: Callable[[], Any]) -> float:
 def _gpu(quick: bool) -> Ceilings:
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     nbytes = (1 << 28) if quick else (4 << 30)
-    source = torch.empty(nbytes // 2, dtype=torch.bfloat16, device="cuda").normal_()
-    target = torch.empty_like(source)
-    read = min(event_s(lambda: source.view(torch.float32).sum()) for _ in range(8))
-    copy = min(event_s(lambda: target.copy_(source)) for _ in range(8))
-    del source, target
+    read, copy = _gpu_read_and_copy_s(nbytes)
     n = 2048 if quick else 8192
     rates = {}
     for name, dtype in _NAMES.items():
@@ -121,3 +117,12 @@ def _gpu(quick: bool) -> Ceilings:
         gemm_tflops=rates,
         cache_bytes=properties.L2_cache_size,
     )
+
+
+def _gpu_read_and_copy_s(nbytes: int) -> tuple[float, float]:
+    source = torch.empty(nbytes // 2, dtype=torch.bfloat16, device="cuda").normal_()
+    target = torch.empty_like(source)
+    words = source.view(torch.float32)  # their sum has no meaning: the read is what counts
+    read = min(event_s(words.sum) for _ in range(8))
+    copy = min(event_s(lambda: target.copy_(source)) for _ in range(8))
+    return read, copy

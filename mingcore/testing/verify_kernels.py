@@ -79,10 +79,10 @@ def _same_bits(a: tuple[Tensor, ...], b: tuple[Tensor, ...]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def main(names: list[str]) -> None:
+def main(names: list[str], device: str = "cuda") -> None:
     for name in names:
         op, backend = name.split(":")
-        print(MARK + json.dumps(check_kernel(op, backend)), flush=True)
+        print(MARK + json.dumps(check_kernel(op, backend, device)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""Benches under pytest-benchmark: one table of all rows at the end, and one JSON line last."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import measure
+import reporting
+
+from mingcore.testing import machine
+from mingcore.testing.roofline import ceilings
+
+_ROWS: list[measure.Row] = []
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("mingcore")
+    group.addoption("--warm-cache", action="store_true", help="one input set: the cache is warm")
+    group.addoption("--quick", action="store_true", help="small and few: does it all run")
+    group.addoption("--size", choices=["mid", "real", "odd"], default="mid", help="which cases")
+    group.addoption("--budget", type=float, default=1.0, help="seconds per row")
+    group.addoption("--keep", metavar="FOLDER", help="where results go; none: print only")
+
+
+@pytest.fixture
+def rows():
+    """The list that the table is made of."""
+    return _ROWS
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["mingcore"] = machine.describe()
+
+
+def pytest_unconfigure(config):
+    if not _ROWS:
+        return
+    devices = sorted({row.device for row in _ROWS})
+    content = reporting.result(
+        "ops",
+        size=config.getoption("--size"),
+        ceilings={d: ceilings(d, quick=config.getoption("--quick")).as_dict() for d in devices},
+        rows=[row.as_dict() for row in _ROWS],
+    )
+    print()
+    print(reporting.table(measure.HEAD, [row.cells() for row in _ROWS]))
+    for device, ceiling in content["ceilings"].items():
+        print(
+            f"100 % on {device}: read {ceiling['read_gbs']:.1f} GB/s "
+            f"(copy {ceiling['copy_gbs']:.1f} GB/s, {ceiling['threads']} threads)"
+        )
+    if config.getoption("--keep"):
+        reporting.keep(f"ops-{content['size']}", content, Path(config.getoption("--keep")))
+    reporting.last_line(content)

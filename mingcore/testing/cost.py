@@ -1,0 +1,121 @@
+"""What an op must do: the fewest bytes it can move and the operations it must make.
+
+Every input is read once and every output written once; weights that no token chose, and keys that
+no query sees, do not count. A multiply-add is two operations.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from .layouts import tensors_in
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes moved and floating-point operations made, at least."""
+
+    nbytes: int
+    flops: int
+
+    def gbs(self, seconds: float) -> float:
+        return self.nbytes / seconds / 1e9
+
+    def tflops(self, seconds: float) -> float:
+        return self.flops / seconds / 1e12
+
+
+def cost(op: str, kwargs: dict[str, Any], outputs: tuple[Tensor, ...]) -> Cost:
+    """The cost of a call: its keyword arguments and the tensors that came out."""
+    count = _SPECIAL.get(op, _everything_once)
+    return count(kwargs, sum(out.nbytes for out in outputs), outputs)
+
+
+def _read(kwargs: dict[str, Any]) -> int:
+    return sum(t.nbytes for t in tensors_in(kwargs))
+
+
+def _everything_once(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    return Cost(_read(kwargs) + written, 5 * sum(out.numel() for out in outputs))
+
+
+def _linear(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    x, (N, K) = kwargs["x"], kwargs["weight"].shape
+    return Cost(_read(kwargs) + written, 2 * x.numel() // max(K, 1) * N * K)
+
+
+def _frame_embed(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    return Cost(_read(kwargs) + written, 2 * outputs[0].numel() * kwargs["hop"])
+
+
+def _spectrum_head(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    B, T, H = kwargs["hidden"].shape
+    n_fft = kwargs["window"].shape[0]
+    fft = 2.5 * n_fft * math.log2(n_fft)
+    return Cost(_read(kwargs) + written, round(B * T * (2 * H * (n_fft + 2) + fft + 4 * n_fft)))
+
+
+def _grouped_gemm(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    x, w, offsets = kwargs["x"], kwargs["w"], kwargs["offsets"]
+    groups = int((offsets[1:] > offsets[:-1]).sum())
+    weights = groups * w[0].numel() * w.element_size()
+    return Cost(x.nbytes + weights + offsets.nbytes + written, 2 * x.shape[0] * w[0].numel())
+
+
+def _moe_mlp(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    gate_up, down = kwargs["experts"]
+    T, K = kwargs["ids"].shape
+    per_expert = gate_up[0].numel() + down[0].numel()
+    chosen = kwargs["ids"].unique().numel()
+    small = kwargs["x"].nbytes + kwargs["weights"].nbytes + kwargs["ids"].nbytes
+    shared = kwargs.get("shared") or ()
+    nbytes = chosen * per_expert * gate_up.element_size() + sum(t.nbytes for t in shared)
+    return Cost(
+        nbytes + small + written,
+        2 * T * (K * per_expert + sum(t.numel() for t in shared)),
+    )
+
+
+def _attention_prefill(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    q, k = kwargs["q"], kwargs["k"]
+    B, T, Hq, D = q.shape
+    pairs = T * k.shape[1]
+    if kwargs["causal"]:
+        window = min(kwargs.get("window") or T, T)
+        pairs = window * T - window * (window - 1) // 2
+    return Cost(_read(kwargs) + written, 4 * B * Hq * D * pairs)
+
+
+def _attention_decode(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    q, cache, positions = kwargs["q"], kwargs["k_cache"], kwargs["positions"]
+    (Hq, D), (S, Hkv) = q.shape[2:], cache.shape[1:3]
+    keys = pairs = 0
+    for row in positions.tolist():
+        first = min((p for p in row if p >= 0), default=0)
+        window = kwargs.get("window")
+        oldest = max(0, first - window + 1) if window else 0
+        keys += min(S, max(row) + 1 - oldest)
+        pairs += sum(min(S, p + 1, window or S) for p in row if p >= 0)
+    nbytes = 2 * keys * Hkv * D * cache.element_size()
+    return Cost(q.nbytes + nbytes + positions.nbytes + written, 4 * Hq * D * pairs)
+
+
+def _kv_write(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    new = kwargs["k"].nbytes + kwargs["v"].nbytes
+    return Cost(2 * new + kwargs["positions"].nbytes, 0)
+
+
+_SPECIAL = {
+    "linear": _linear,
+    "frame_embed": _frame_embed,
+    "spectrum_head": _spectrum_head,
+    "grouped_gemm": _grouped_gemm,
+    "moe_mlp": _moe_mlp,
+    "attention_prefill": _attention_prefill,
+    "attention_decode": _attention_decode,
+    "kv_write_": _kv_write,
+}
