@@ -112,7 +112,8 @@ def _answers(kernels: list[registry.Entry], deadline: float):
             [sys.executable, "-m", WORKER, *names], stdout=subprocess.PIPE, stderr=errors, text=True
         )
         lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=_forward, args=(worker.stdout, lines), daemon=True).start()
+        reader = threading.Thread(target=_forward, args=(worker.stdout, lines), daemon=True)
+        reader.start()
         try:
             for _ in kernels:
                 started = time.monotonic()
@@ -126,6 +127,8 @@ def _answers(kernels: list[registry.Entry], deadline: float):
         finally:
             worker.kill()
             worker.wait()
+            reader.join()
+            worker.stdout.close()
 
 
 def _forward(stream, lines: queue.Queue) -> None:
@@ -145,7 +148,7 @@ def _next_answer(lines: queue.Queue, deadline: float) -> dict | None:
 
 def _cause_of_death(worker: subprocess.Popen, errors) -> str:
     try:
-        status = worker.wait(timeout=2.0)
+        status = worker.wait(timeout=0.5)
     except subprocess.TimeoutExpired:
         return "hung: no answer within the time limit"
     errors.seek(0)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mingcore.ops.reference import attention
 from mingcore.testing.layouts import shifted, strided
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
@@ -70,6 +71,8 @@ def test_decode_sees_what_the_history_holds(dtype, name, window, S):
     expected = slow.attention_history(q, history, positions, window, slots=S)
     check(got, expected, dtype)
     assert (got[positions < 0] == 0).all()
+    on_device = attention._decode_masked(q, k_cache, v_cache, positions, window or 0, 0.5)
+    check(on_device, expected, dtype)  # what GPU tensors take
 
 
 def test_decode_with_a_scale():
@@ -133,8 +136,6 @@ def test_kv_write_of_more_than_a_ring_keeps_the_newest():
 
 def test_kv_write_without_reading_back():
     """The path for GPU tensors gives what the path for CPU tensors gives."""
-    from mingcore.ops.reference import attention
-
     draw = Draw(torch.float32)
     for S in (3, 5, 9):
         positions = torch.tensor([[4, 5, 6, 7], [-1, 3, -1, 4], [-1, -1, -1, -1], [2, 1, -1, 0]])

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mingcore.ops as ops
+from mingcore.ops.reference import grouped_gemm as grouped
 from mingcore.testing.layouts import strided, transposed
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
@@ -50,6 +51,20 @@ def test_grouped_gemm(dtype, sizes):
     offsets = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
     got = reference("grouped_gemm")(strided(x), transposed(w), offsets)
     assert got.dtype == dtype and got.shape == (sum(sizes), 6)
+    if x.numel():
+        check(got, slow.grouped_gemm(x, w, offsets), dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("K", "N"), [(11, 6), (16, 8)])
+@pytest.mark.parametrize("sizes", [(3, 1, 4), (0, 5, 0, 0, 2, 0), (0, 0, 6), (0, 0)])
+def test_grouped_gemm_without_reading_back(dtype, K, N, sizes):
+    """The path for GPU tensors gives what the path for CPU tensors gives."""
+    draw = Draw(dtype)
+    x, w = draw(sum(sizes), K), draw.weight(len(sizes), N, K)
+    offsets = torch.tensor([0, *sizes]).cumsum(0).to(torch.int32)
+    got = grouped._on_device(x, w, offsets)
+    assert got.dtype == dtype and got.shape == (sum(sizes), N)
     if x.numel():
         check(got, slow.grouped_gemm(x, w, offsets), dtype)
 

@@ -41,14 +41,20 @@ def attention_decode(
     Slot j of row b holds the key of position p_j = last - (last - j) mod S, last = max
     positions[b]. A query at p sees it iff 0 <= p_j <= p and (no window or p_j > p - window).
     """
+    if not positions.is_cpu:
+        return _decode_masked(q, k_cache, v_cache, positions, window, scale)
+    newest = max(int(positions.max()), 0)
+    used = min(newest + 1, k_cache.shape[1])
+    k_cache, v_cache = k_cache[:, :used], v_cache[:, :used]
+    if positions.numel() == 1 and int(positions) == newest and (window == 0 or window >= used):
+        return _sdpa(q, k_cache, v_cache, None, False, scale)
+    return _decode_masked(q, k_cache, v_cache, positions, window, scale)
+
+
+def _decode_masked(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, window: int, scale: float
+) -> Tensor:
     S = k_cache.shape[1]
-    if positions.is_cpu:
-        newest = max(int(positions.max()), 0)
-        if newest < S:
-            S = newest + 1
-            k_cache, v_cache = k_cache[:, :S], v_cache[:, :S]
-        if positions.numel() == 1 and int(positions) == newest and (window == 0 or window >= S):
-            return _sdpa(q, k_cache, v_cache, None, False, scale)
     last = positions.amax(dim=1, keepdim=True)
     slot = torch.arange(S, device=q.device)
     key = (last - (last - slot).remainder(S)).unsqueeze(1)
