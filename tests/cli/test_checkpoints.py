@@ -1,0 +1,146 @@
+"""`info`, `encode` and `decode` on other checkpoints: golden, sharded, huge, on a hub."""
+
+import json
+import math
+import struct
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+from safetensors.numpy import load_file, save_file
+
+from mingcore import info
+from mingcore.latents import load_latents
+from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
+
+
+def relative(a, b) -> float:
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def test_encode_and_decode_give_what_the_reference_gives(mingcore, tmp_path):
+    a, c = (load_file(GOLDEN / f"{name}.safetensors") for name in ("a_encode", "c_decode"))
+    for case in ("n16000", "n16037"):
+        soundfile.write("in.wav", a[f"{case}.waveform"][0], 16000, "FLOAT")
+        assert mingcore("encode", "in.wav", "--model", GOLDEN, "--device", "cpu").status == 0
+        assert relative(load_latents("latents.safetensors"), a[f"{case}.sdpa.mean"][0]) < 2e-5
+    save_file({"latents": c["latent"][0]}, "l.safetensors")
+    done = mingcore(
+        "decode", "l.safetensors", "--model", GOLDEN, "--device", "cpu", "--subtype", "float32"
+    )
+    assert done.status == 0, done.err
+    sound = soundfile.read("decoded.wav", dtype="float32")[0]
+    assert relative(sound, c["sdpa.oneshot"][0, 0]) < 2e-5
+
+
+def test_a_checkpoint_without_tokenizer_or_voice_says_so(mingcore, wav):
+    mingcore("tts", "hi", "--model", GOLDEN).refused("tokenizer")
+    mingcore("asr", wav, "--model", GOLDEN).refused("tokenizer")
+
+
+def test_info_counts_parameters(mingcore):
+    facts = json.loads(mingcore("info", GOLDEN, "--json").out)
+    tensors = load_file(GOLDEN / "model.safetensors")
+    assert facts["parameters"] == sum(t.size for t in tensors.values())
+    assert facts["bytes"] == sum(t.nbytes for t in tensors.values())
+    experts = sum(t.size for name, t in tensors.items() if ".mlp.experts." in name)
+    assert facts["active_parameters"] == facts["parameters"] - experts * 6 // 8
+    assert facts["dtypes"] == {"F32": facts["parameters"]}
+    assert facts["warning"] is None and not facts["tokenizer"] and facts["voices"] == []
+    assert facts["dims"]["audio decoder"]["window frames"] == 8
+    assert facts["dims"]["flow head"] == {"depth": 2, "hidden": 64, "heads": 2}
+    assert mingcore("info", GOLDEN).status == 0
+
+
+def test_info_of_shards(mingcore, tmp_path):
+    config = model_config("tiny")
+    one = write_checkpoint(tmp_path / "one", config)
+    many = write_checkpoint(tmp_path / "many", config, stacked=True, shard_bytes=2 << 20)
+    a, b = (json.loads(mingcore("info", folder, "--json").out) for folder in (one, many))
+    assert a["files"] == 1 and b["files"] > 3
+    for key in ("parameters", "active_parameters", "bytes", "dims", "rates"):
+        assert a[key] == b[key], key
+    next(many.glob("model-00002*")).unlink()
+    mingcore("info", many).refused("model-00002", "missing")
+
+
+def test_info_reads_headers_only(mingcore, tmp_path):
+    """A checkpoint of the released size, whose weights are a hole in the file."""
+    config, header, end = model_config("real"), {}, 0
+    for name, shape in tensor_shapes(config).items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    raw = json.dumps(header).encode()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with open(tmp_path / "model.safetensors", "wb") as file:
+        file.write(struct.pack("<Q", len(raw)) + raw)
+        file.truncate(8 + len(raw) + end)
+    start = time.monotonic()
+    facts = json.loads(mingcore("info", tmp_path, "--json").out)
+    assert time.monotonic() - start < 10
+    assert facts["bytes"] == end > 30e9
+    llm = [p["parameters"] for p in facts["parts"] if p["part"].startswith("LLM")]
+    assert 16.5e9 < sum(llm) < 17.1e9
+    assert {p["part"]: p["parameters"] for p in facts["parts"]}["flow head"] == 104297568
+    assert facts["rates"]["semantic_cache_bytes_per_second"] == 8192000
+
+
+class Hub:
+    """Stands in for the hub: serves the golden checkpoint's headers, never its weights."""
+
+    def __init__(self, missing: bool = False):
+        self.missing = missing
+
+    def HfApi(self):
+        return self
+
+    def list_repo_files(self, repo):
+        if self.missing:
+            raise OSError("404: no such repository\nmore lines")
+        return ["config.json", "model.safetensors", "tokenizer.json", "voices/a.safetensors"]
+
+    def hf_hub_download(self, repo, name):
+        assert name == "config.json"
+        return str(GOLDEN / name)
+
+    def get_safetensors_metadata(self, repo):
+        with open(GOLDEN / "model.safetensors", "rb") as file:
+            header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        header.pop("__metadata__")
+        tensors = {
+            name: SimpleNamespace(dtype=t["dtype"], shape=t["shape"]) for name, t in header.items()
+        }
+        return SimpleNamespace(
+            files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)}
+        )
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    def use(stand_in: Hub) -> None:
+        import huggingface_hub
+
+        for name in ("HfApi", "hf_hub_download"):
+            monkeypatch.setattr(huggingface_hub, name, getattr(stand_in, name))
+
+    return use
+
+
+def test_info_of_a_hub_id(mingcore, hub):
+    hub(Hub())
+    local, remote = info.describe(str(GOLDEN)), info.describe("some-one/ming.uni-audio")
+    assert remote["source"] == "hub: some-one/ming.uni-audio"
+    assert remote["tokenizer"] and remote["voices"] == ["a"]
+    for key in ("parameters", "bytes", "parts", "dims", "rates", "dtypes", "files"):
+        assert remote[key] == local[key], key
+
+
+def test_info_of_a_hub_id_that_is_not_there(mingcore, hub):
+    hub(Hub(missing=True))
+    line = mingcore("info", "some-one/nothing").refused("some-one/nothing", "404")
+    assert "more lines" not in line
