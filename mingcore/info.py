@@ -95,7 +95,10 @@ def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header],
     folder = find_folder(name_or_path)
     if folder is None:
         return _read_hub(name_or_path)
-    source = "bundled" if name_or_path in bundled() else str(folder)
+    return _read_folder(folder, "bundled" if name_or_path in bundled() else str(folder))
+
+
+def _read_folder(folder: Path, source: str) -> tuple[str, Mapping, dict[str, Header], list[str]]:
     names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
     return source, _config(folder / "config.json"), _headers(folder), names
 
@@ -120,20 +123,27 @@ def _config(path: Path) -> Mapping[str, Any]:
 
 
 def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
-    """Over the network: config.json, the list of files and each weight file's header."""
+    """config.json, the list of files and each weight file's header, over the network.
+
+    Where the hub cannot be reached, what it left in the cache.
+    """
     import huggingface_hub as hub
     from huggingface_hub import errors
 
+    # the bases of the hub's error are those of the HTTP client that this version of it uses
+    unreachable = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         api = hub.HfApi()
         names = api.list_repo_files(repo)
         config = _config(Path(hub.hf_hub_download(repo, "config.json")))
         metadata = api.get_safetensors_metadata(repo)
-    except (OSError, ValueError, errors.HfHubHTTPError, errors.NotASafetensorsRepoError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (*unreachable, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
+        folder = _cached(repo)
+        if folder is not None:
+            return _read_folder(folder, f"hub: {repo} (cached)")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"checkpoint {repo!r} is no folder, no bundled name, and its hub headers cannot be "
-            f"read: {reason}"
+            f"checkpoint {repo!r}: no folder, no bundled name, and as a hub id: {reason}"
         ) from None
     headers = {
         name: Header(tensor.dtype, tuple(tensor.shape), file)
@@ -141,6 +151,14 @@ def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], lis
         for name, tensor in part.tensors.items()
     }
     return f"hub: {repo}", config, headers, names
+
+
+def _cached(repo: str) -> Path | None:
+    """The folder of an earlier download, if its config.json is there."""
+    import huggingface_hub as hub
+
+    found = hub.try_to_load_from_cache(repo, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:

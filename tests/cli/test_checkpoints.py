@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import struct
+import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +140,30 @@ def test_info_of_a_hub_id(mingcore, hub):
     assert remote["tokenizer"] and remote["voices"] == ["a"]
     for key in ("parameters", "bytes", "parts", "dims", "rates", "dtypes", "files"):
         assert remote[key] == local[key], key
+
+
+def test_info_of_a_hub_id_from_the_cache(mingcore, hub, monkeypatch):
+    import huggingface_hub
+
+    hub(Hub(missing=True))
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(GOLDEN / name)
+    )
+    facts = info.describe("some-one/ming")
+    assert facts["source"] == "hub: some-one/ming (cached)"
+    assert facts["parameters"] == info.describe(str(GOLDEN))["parameters"]
+
+
+def test_a_hub_that_cannot_be_reached(command, tmp_path):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    for arguments in (("info", "a/b"), ("tts", "hi", "--model", "a/b")):
+        done = subprocess.run(
+            [*command, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path,
+            timeout=200,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        lines = done.stderr.strip().splitlines()
+        assert len(lines) == 1 and lines[0].startswith("mingcore: checkpoint 'a/b'"), lines
 
 
 def test_info_of_a_hub_id_that_is_not_there(mingcore, hub):
