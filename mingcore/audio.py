@@ -152,7 +152,10 @@ def _open(source: Any, name: str) -> tuple[BinaryIO, str]:
         label = f"{name} {str(path)!r}"
         try:
             handle = path.open("rb")
-            return (handle if handle.seekable() else BytesIO(handle.read())), label
+            if handle.seekable():
+                return handle, label
+            with handle:
+                return BytesIO(handle.read()), label
         except FileNotFoundError:
             raise InputError(f"{label}: no such file") from None
         except IsADirectoryError:

@@ -22,6 +22,8 @@ def find_folder(name_or_path: str | Path) -> Path | None:
     InputError for a path that does not exist, CheckpointError for a folder without config.json.
     """
     name = str(name_or_path)
+    if not name.strip():
+        raise InputError("checkpoint '': the name is empty")
     if name in bundled():
         return _BUNDLED / name
     try:

@@ -68,7 +68,7 @@ class FlowParams:
 
 @dataclass(frozen=True)
 class PatchLimits:
-    """How many patches one run may last: it may stop from `least` on and ends at `most`.
+    """How many patches a run may last: it may stop from `least` on, and ends at `most` anyway.
 
     `expected` sizes the caches at the start; they grow when it proves too small.
     """
@@ -92,7 +92,7 @@ class PatchLimits:
         if min_seconds is not None:
             least = max(1, math.ceil(min_seconds / patch_seconds - 1e-6))
         expected = max(1, math.ceil(expected_seconds / patch_seconds))
-        return cls(min(least, most), most, min(expected, most))
+        return cls(least, most, min(expected, most))
 
 
 def seconds_range(min_seconds: Any, max_seconds: Any) -> tuple[float | None, float | None]:
