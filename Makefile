@@ -23,7 +23,7 @@ SHELL := bash
 PY  := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 HAS_TORCH := -W ignore -c 'import sys, torch; v = torch.__version__.split("."); sys.exit((int(v[0]), int(v[1])) < (2, 10))'
-NATIVE := pyproject.toml setup.py MANIFEST.in $(shell find csrc -type f 2>/dev/null)
+NATIVE := $(wildcard pyproject.toml setup.py MANIFEST.in) $(shell find csrc -type f 2>/dev/null)
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile

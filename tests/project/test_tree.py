@@ -91,3 +91,29 @@ def test_nothing_is_left_open_in_the_code():
         if marks.search(line)
     ]
     assert not found, "\n".join(found)
+
+
+def described() -> set[str]:
+    """The files that ARCHITECTURE.md's tree names, as paths."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    tree = re.search(r"^## Tree$.*?```\n(.*?)```", text, re.M | re.S).group(1)
+    folders: list[str] = []
+    found = set()
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        names = re.split(r"\s{2,}", line.strip())[0].split()
+        del folders[depth:]
+        found |= {"".join(folders) + name for name in names if not name.endswith("/")}
+        if names[0].endswith("/"):
+            folders.append(names[0])
+    return found
+
+
+def test_the_architecture_names_every_module_and_no_other():
+    suffixes = (".py", ".cpp", ".h", ".cu", ".cuh")
+    ours = {p.relative_to(ROOT).as_posix() for p in tracked(*suffixes)}
+    ours = {
+        p for p in ours if p.split("/")[0] in ("mingcore", "kernels", "csrc", "bench", "examples")
+    }
+    ours = {p for p in ours if not p.endswith("__init__.py")}
+    assert described() == ours, sorted(described() ^ ours)
