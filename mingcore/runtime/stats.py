@@ -61,6 +61,7 @@ class Meter:
     device: torch.device
     stats: Stats = field(default_factory=Stats)
     _started: float | None = None
+    _samples: int = 0
 
     def __post_init__(self) -> None:
         if self.device.type == "cuda":
@@ -83,7 +84,8 @@ class Meter:
         if samples and self.stats.time_to_first_audio is None:
             running = 0.0 if self._started is None else time.perf_counter() - self._started
             self.stats.time_to_first_audio = self.stats.compute_seconds + running
-        self.stats.audio_seconds += samples / sample_rate
+        self._samples += samples
+        self.stats.audio_seconds = self._samples / sample_rate
 
 
 def peak_memory_bytes(device: torch.device) -> int:
