@@ -128,7 +128,10 @@ def _moe_mlp(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
 
         def grouped() -> Tensor:
             order = ids.flatten().argsort(stable=True)
-            ends = ids.flatten().bincount(minlength=E).cumsum(0).to(torch.int32)
+            chosen = ids.flatten().long()
+            counts = torch.zeros(E, dtype=torch.int32, device=x.device)
+            ends = counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
+            ends = ends.cumsum(0).to(torch.int32)
             hidden = _ACT["swiglu"](F.grouped_mm(x[order // K], w1, offs=ends))
             slots = torch.empty(len(order), x.shape[1], dtype=x.dtype, device=x.device)
             slots[order] = F.grouped_mm(hidden, w2, offs=ends)

@@ -9,16 +9,36 @@ from typing import Any
 import torch
 from candidates import candidates
 
+from mingcore.ops import dispatch, registry
 from mingcore.testing.cases import Case
 from mingcore.testing.compare import check_op, max_relative, run
 from mingcore.testing.cost import cost
 from mingcore.testing.layouts import tensors_in
 from mingcore.testing.roofline import ceilings
-from mingcore.testing.timing import Comparison, graph_interleaved, interleaved, rotate, sets_for
+from mingcore.testing.timing import (
+    Comparison,
+    events_interleaved,
+    graph_interleaved,
+    interleaved,
+    rotate,
+    sets_for,
+)
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-HEAD = ("op", "case", "dtype", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best", "best other")
+HEAD = (
+    "op",
+    "case",
+    "dtype",
+    "backend",
+    "cache",
+    "us",
+    "GB/s",
+    "% read",
+    "TFLOP/s",
+    "x best",
+    "best other",
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,7 @@ class Row:
     case: str
     dtype: str
     device: str
+    backend: str
     cache: str
     us: float
     us_p10: float
@@ -47,7 +68,7 @@ class Row:
     def cells(self) -> tuple[Any, ...]:
         share = round(100 * self.read_share)
         return (
-            self.op, self.case, self.dtype, self.cache, self.us, self.gbs, share, self.tflops,
+            self.op, self.case, self.dtype, self.backend, self.cache, self.us, self.gbs, share, self.tflops,
             self.speedup, self.best,
         )  # fmt: skip
 
@@ -78,14 +99,35 @@ def measure(
     prepared = [candidates(case.op, arguments) for arguments in sets]
     for name, call in prepared[0].items():
         _agree(case, name, call(), expected, AGREE[dtype])
+    backend = served_by(prepared[0]["ours"])
     calls = {name: rotate(_call, [(p[name],) for p in prepared]) for name in prepared[0]}
-    if device == "cuda":
+    if device == "cuda" and backend == "reference":  # it may wait for the device
+        measured = events_interleaved(calls, budget_s=budget_s)
+    elif device == "cuda":
         measured = graph_interleaved(_capturable(calls), budget_s=budget_s)
     else:
         rounds = 3 if quick else 15
         measured = interleaved(calls, rounds=rounds, budget_s=budget_s, warmup=1)
     cache = "cold" if cold and (count > 1 or work.nbytes > ceiling.cache_bytes) else "warm"
-    return _row(case, dtype, device, cache, work, ceiling.read_gbs, measured), calls["ours"]
+    row = _row(case, dtype, device, backend, cache, work, ceiling.read_gbs, measured)
+    return row, calls["ours"]
+
+
+def served_by(call: Callable[[], Any]) -> str:
+    """Call it once and name the backend that served the op."""
+    chosen = []
+    original = dispatch.select
+
+    def select(*arguments: Any) -> Callable[..., Any]:
+        chosen.append(original(*arguments))
+        return chosen[-1]
+
+    dispatch.select = select
+    try:
+        call()
+    finally:
+        dispatch.select = original
+    return next(entry.backend for entry in registry.entries() if entry.function is chosen[0])
 
 
 def _call(function: Callable[[], Any]) -> Any:
@@ -129,6 +171,7 @@ def _row(
     case: Case,
     dtype: torch.dtype,
     device: str,
+    backend: str,
     cache: str,
     work: Any,
     read_gbs: float,
@@ -143,6 +186,7 @@ def _row(
         case=case.name,
         dtype=SHORT[dtype],
         device=device,
+        backend=backend,
         cache=cache,
         us=took.median * 1e6,
         us_p10=took.low * 1e6,

@@ -19,6 +19,7 @@ from .layouts import map_tensors, tensors_in
 
 FACTOR = 2.0
 FLOOR = 1e-5  # of the oracle's root mean square
+LARGE_BYTES = 64 << 20
 
 
 def max_relative(a: Tensor, b: Tensor) -> float:
@@ -101,9 +102,13 @@ def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "resul
 def widened(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same arguments with every floating-point tensor in float64, on the CPU.
 
-    Routing weights stay float32, which is what the ops' contract asks for.
+    On a GPU, 16-bit arguments of more than 64 MB become float32 where they are: the CPU would take
+    too long. Routing weights stay float32, which is what the ops' contract asks for.
     """
-    wide = map_tensors(_unpacked(kwargs), _widen)
+    kwargs = _unpacked(kwargs)
+    found = list(tensors_in(kwargs))
+    on_gpu = sum(t.nbytes for t in found if t.is_cuda and t.element_size() == 2) > LARGE_BYTES
+    wide = map_tensors(kwargs, _to_float32 if on_gpu else _widen)
     if "ids" in wide and "weights" in wide:
         wide["weights"] = wide["weights"].float()
     return wide
@@ -111,6 +116,10 @@ def widened(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _widen(x: Tensor) -> Tensor:
     return x.detach().cpu().double() if x.dtype.is_floating_point else x.detach().cpu().clone()
+
+
+def _to_float32(x: Tensor) -> Tensor:
+    return x.detach().float() if x.dtype.is_floating_point else x.detach().clone()
 
 
 def _unpacked(value: Any) -> Any:

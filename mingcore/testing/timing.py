@@ -183,6 +183,31 @@ def graph_interleaved(
     return Comparison(samples)
 
 
+def events_interleaved(
+    candidates: dict[str, Callable[[], Any]],
+    *,
+    rounds: int = 15,
+    sample_s: float = 2e-3,
+    warmup: int = 2,
+    budget_s: float | None = None,
+) -> Comparison:
+    """Time callables on the current GPU by events, in turns, without graphs: for those that wait
+    for the device. Gaps between launches count, as they do for their callers."""
+    samples: dict[str, list[float]] = {name: [] for name in candidates}
+    repeats = {}
+    for name, call in candidates.items():
+        event_s(call, max(warmup, 1))
+        repeats[name] = max(1, min(round(sample_s / max(event_s(call), 1e-7)), 200))
+    began = time.perf_counter()
+    for i in range(max(rounds, 3)):
+        if i >= 3 and budget_s is not None and time.perf_counter() - began > budget_s:
+            break
+        names = list(candidates)
+        for name in reversed(names) if i % 2 else names:
+            samples[name].append(event_s(candidates[name], repeats[name]))
+    return Comparison(samples)
+
+
 def event_s(call: Callable[[], Any], repeats: int = 1) -> float:
     """Seconds of device time for one of `repeats` calls, launch gaps included."""
     return _replay_s(lambda: [call() for _ in range(repeats)]) / repeats
