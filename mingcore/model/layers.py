@@ -53,7 +53,7 @@ class Attention:
     `window` is how many keys a query sees, itself included (None: all).
     """
 
-    __slots__ = ("head_dim", "interleaved", "kv_heads", "heads", "out", "qkv", "window")
+    __slots__ = ("head_dim", "heads", "interleaved", "kv_heads", "out", "qkv", "window")
 
     def __init__(
         self,

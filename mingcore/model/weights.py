@@ -152,7 +152,7 @@ def _bytes(block: Tensor) -> memoryview:
 
 def _is_finite(values: Tensor) -> bool:
     # A sum makes no temporary; only where it is not finite itself does it take a closer look.
-    total = values.sum(dtype=torch.float32)
+    total = values.sum(dtype=torch.float32 if values.dtype == torch.float16 else None)
     return bool(total.isfinite()) or bool(values.isfinite().all())
 
 

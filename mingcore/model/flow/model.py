@@ -173,7 +173,7 @@ class FlowHead:
 
     def step(self, x: Tensor, time: Tensor, patch: Patch) -> Tensor:
         """x [B,P,C], time [H] or [R,H] -> velocities [R,P,C], the conditional rows first."""
-        B, P, C = x.shape
+        B, P, _ = x.shape
         R = patch.first.shape[0]
         embedded = self.x_embedder(x.to(self.activation_dtype))
         if R != B:
@@ -314,7 +314,7 @@ def _dims(w: Weights, config: FlowConfig) -> dict[str, int]:
 
     H, C = shape("x_embedder.weight", 2)
     (pairs,) = shape("rotary_embed.inv_freq", 1)
-    if H != 2 * pairs * config.num_heads:
+    if 2 * pairs * config.num_heads != H:
         raise CheckpointError(
             f"{what}: num_heads is {config.num_heads}, but width {H} and {pairs} inverse "
             f"frequencies make {H / (2 * pairs):g} heads of {2 * pairs}"

@@ -52,16 +52,14 @@ class Decoder:
     def __init__(self, fc1: Linear, backbone: Backbone, head: Linear, config: AudioConfig):
         self.fc1, self.backbone, self.head = fc1, backbone, head
         self.hop = config.hop_samples
-        self.window = torch.hann_window(
-            config.n_fft, periodic=True, dtype=torch.float32, device=backbone.device
-        )
+        self.window = _hann(config.n_fft).to(backbone.device)
 
     @classmethod
     def from_weights(cls, w: Weights, config: AudioConfig, fc1: Linear) -> Decoder:
         """fc1 is shared with the semantic module."""
         for name in ("fc3.weight", "fc3.bias"):
             w.ignore(name, "decoding goes by fc1, the backbone and the head alone")
-        w.check_buffer("head.istft.window", torch.hann_window(config.n_fft, periodic=True))
+        w.check_buffer("head.istft.window", _hann(config.n_fft))
         return cls(
             fc1,
             Backbone.from_weights(w.sub("decoder"), config.decoder),
@@ -78,14 +76,20 @@ class Decoder:
             raise InputError("vae.decode: the state has had its last latents; reset it")
         state.finished = last
         block, T = state.backbone.block, latents.shape[1]
+        if T == 0:
+            width = self.backbone.config.hidden_size
+            return self._sound(latents.new_empty(latents.shape[0], 0, width), state, last)
         chunks = [
-            self.block(latents[:, i : i + block], state, last and i + block >= T)
+            self._sound(
+                self.backbone_out(latents[:, i : i + block], state.backbone),
+                state,
+                last and i + block >= T,
+            )
             for i in range(0, T, block)
         ]
         return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
-    def block(self, latents: Tensor, state: DecoderState, last: bool) -> Tensor:
-        hidden = self.backbone_out(latents, state.backbone)
+    def _sound(self, hidden: Tensor, state: DecoderState, last: bool) -> Tensor:
         samples, state.overlap = ops.spectrum_head(
             hidden, self.head.weight, self.head.bias, self.window, self.hop, state.overlap, last
         )
@@ -94,3 +98,7 @@ class Decoder:
     def backbone_out(self, latents: Tensor, state: KVState) -> Tensor:
         """latents [B,T,C] -> hidden states [B,T,H] after the backbone's final norm."""
         return self.backbone(self.fc1(latents.to(self.backbone.activation_dtype)), state)
+
+
+def _hann(n: int) -> Tensor:
+    return torch.hann_window(n, periodic=True, dtype=torch.float32)

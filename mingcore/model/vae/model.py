@@ -130,18 +130,21 @@ class AudioVAE:
 
         A stream passes last=False until its end: each chunk then holds back what later frames
         still overlap, the first one also drops the samples before the signal, and the chunks one
-        after the other equal the one-shot output. The state is changed in place. Raises
-        InputError for another shape, and after the last chunk.
+        after the other equal the one-shot output. The last chunk may have no latents (T = 0): it
+        flushes. The state is changed in place. Raises InputError for another shape, and after the
+        last chunk.
         """
-        B, T = self._check_latents("vae.decode", latents)
+        flush = last and state is not None
+        B, T = self._check_latents("vae.decode", latents, least=0 if flush else 1)
         if state is None:
             state = self.new_decoder_state(B, min(T, BLOCK) if last else STREAM_BLOCK)
         _check_rows("vae.decode", state.backbone.batch, B)
         return self.decoder(latents, state, last), state
 
-    def _check_latents(self, what: str, latents: Tensor) -> tuple[int, int]:
+    def _check_latents(self, what: str, latents: Tensor, least: int = 1) -> tuple[int, int]:
         C = self.config.latent_dim
-        if latents.dim() != 3 or latents.shape[-1] != C or latents.numel() == 0:
+        fits = latents.dim() == 3 and latents.shape[-1] == C and latents.shape[0] > 0
+        if not fits or latents.shape[1] < least:
             raise InputError(f"{what}: latents must be [B, T, {C}], got {list(latents.shape)}")
         return latents.shape[0], latents.shape[1]
 

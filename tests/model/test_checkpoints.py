@@ -1,0 +1,463 @@
+"""Checkpoints: every layout gives the same model, and every damage one clear error."""
+
+import json
+import shutil
+import struct
+import warnings
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mingcore import ops
+from mingcore.errors import CheckpointError
+from mingcore.model import load
+from mingcore.model.weights import read_headers
+from mingcore.testing.compare import max_relative
+from mingcore.testing.synthetic import model_config, write_checkpoint
+
+INPUTS = torch.randint(0, 480, (1, 9), generator=torch.Generator().manual_seed(0))
+
+
+def outputs(model):
+    """Something of every part of a model."""
+    g = torch.Generator().manual_seed(1)
+    z, noise = torch.randn(1, 10, 64, generator=g), torch.randn(11, 1, 5, 64, generator=g)
+    hidden, _ = model.llm(model.llm.embed(INPUTS))
+    unified, _ = model.vae.unify(z)
+    return {
+        "logits": model.llm.logits(hidden),
+        "unified": unified,
+        "pooled": model.pool(unified),
+        "decoded": model.vae.decode(z)[0],
+        "encoded": torch.cat(model.vae.encode(noise.flatten()[None]), dim=-1),
+        "patch": model.flow.sample(hidden[:, -1], z[:, :5], noise),
+        "stop": model.stop_head(hidden),
+    }
+
+
+def assert_same(a, b, limit=0.0):
+    a, b = outputs(a), outputs(b)
+    for name in a:
+        error = max_relative(a[name], b[name])
+        assert error <= limit, (name, error)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A random tiny checkpoint: its folder, tensors and model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_checkpoint(folder, model_config("tiny", multi_gate=True))
+    return folder, load_file(folder / "model.safetensors"), load(folder)
+
+
+@pytest.fixture
+def rewritten(tiny, tmp_path):
+    """`rewritten(change)`: a copy of the tiny checkpoint after change(tensors, config)."""
+
+    def make(change, dtype=None):
+        source, tensors, _ = tiny
+        tensors = dict(tensors)
+        config = json.loads((source / "config.json").read_text())
+        change(tensors, config)
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
+
+
+def test_sharded_is_single(tiny, tmp_path):
+    config = json.loads((tiny[0] / "config.json").read_text())
+    write_checkpoint(tmp_path, config, shard_bytes=1 << 20)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 5
+    assert_same(load(tmp_path), tiny[2])
+
+
+def stack(tensors, spelling):
+    """Experts as [E, out, in], in one of the spellings of newer checkpoints."""
+    for layer in range(2):
+        start = f"model.model.layers.{layer}.mlp.experts."
+        found = {}
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            parts = [tensors.pop(f"{start}{e}.{name}.weight") for e in range(8)]
+            found[name] = torch.stack(parts)
+        if spelling.startswith("fused"):
+            gate_up = torch.cat((found.pop("gate_proj"), found.pop("up_proj")), dim=1)
+            found["gate_up_proj"] = gate_up
+        end = ".weight" if spelling.endswith("weight") else ""
+        tensors.update({f"{start}{name}{end}": t for name, t in found.items()})
+
+
+@pytest.mark.parametrize("spelling", ["stacked", "stacked.weight", "fused", "fused.weight"])
+def test_stacked_is_separate(tiny, rewritten, spelling):
+    folder = rewritten(lambda tensors, config: stack(tensors, spelling))
+    assert not any(".experts.0." in name for name in read_headers(folder))
+    assert_same(load(folder), tiny[2])
+
+
+def test_packed_is_rows(tiny):
+    """The form that a backend packs, and plain rows, compute the same."""
+    with ops.use_backend("reference"):
+        rows = load(tiny[0])
+        assert rows.llm.head.weight.layout == "rows"
+        plain = outputs(rows)
+    packed = outputs(tiny[2])
+    for name, value in packed.items():
+        assert max_relative(value, plain[name]) <= 1e-5, name
+
+
+def test_bfloat16_weights(tiny, rewritten):
+    """From a float32 or a bfloat16 file, as 16-bit or widened: the same rounded weights."""
+
+    def narrow(tensors, config):
+        for name, t in tensors.items():
+            if not name.endswith(("inv_freq", "window")):
+                tensors[name] = t.bfloat16()
+
+    folder = rewritten(narrow)
+    widened = load(folder)
+    kept = load(folder, dtype=torch.bfloat16)
+    assert widened.llm.embedding.dtype == torch.float32
+    assert kept.llm.embedding.dtype == torch.bfloat16 and kept.dtype == torch.bfloat16
+    assert kept.llm.activation_dtype == torch.float32
+    assert_same(kept, widened, 1e-5)
+    converted = load(tiny[0], dtype=torch.bfloat16)
+    assert torch.equal(converted.llm.embedding, kept.llm.embedding)
+    full = load(folder, dtype=torch.bfloat16, activation_dtype=torch.bfloat16)
+    for name, value in outputs(full).items():
+        assert value.isfinite().all(), name
+    assert full.llm(full.llm.embed(INPUTS))[0].dtype == torch.bfloat16
+    assert full.vae.decoder.window.dtype == torch.float32
+    assert full.flow.inv_freq.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_in_the_file(tiny, rewritten, dtype):
+    def change(tensors, config):
+        for name in tensors:
+            tensors[name] = tensors[name].to(dtype)
+
+    assert_same(load(rewritten(change)), tiny[2], 2e-2 if dtype == torch.float16 else 0.0)
+
+
+def test_rounded_buffers_are_computed_anew(tiny, rewritten):
+    """A bfloat16 file rounds the Hann window and the frequencies; the model does not use those."""
+
+    def change(tensors, config):
+        for name in ("audio.decoder.head.istft.window",
+                     "flowloss.cfm.model.rotary_embed.inv_freq"):
+            tensors[name] = tensors[name].bfloat16()
+
+    assert_same(load(rewritten(change)), tiny[2])
+
+
+def test_report_lists_what_is_known_to_be_unused(golden_model):
+    report = golden_model.load_report
+    assert sorted(report.unused) == [
+        "audio.decoder.decoder.embed_tokens.weight",
+        "audio.decoder.fc3.bias",
+        "audio.decoder.fc3.weight",
+        "audio.encoder.encoder.embed_tokens.weight",
+        "audio.encoder.norm.bias",
+        "audio.encoder.norm.weight",
+    ]
+    assert report.clean and report.lines() == [] and report.not_finite == []
+
+
+def test_unused_tensors_may_be_absent(tiny, rewritten, golden_model):
+    def change(tensors, config):
+        for name in golden_model.load_report.unused:
+            del tensors[name]
+
+    model = load(rewritten(change))
+    assert model.load_report.unused == {}
+    assert_same(model, tiny[2])
+
+
+def test_read_headers(tiny):
+    folder, tensors, _ = tiny
+    headers = read_headers(folder)
+    assert {k: (v.dtype, v.shape) for k, v in headers.items()} == {
+        k: (v.dtype, tuple(v.shape)) for k, v in tensors.items()
+    }
+    assert {v.file for v in headers.values()} == {folder / "model.safetensors"}
+    assert read_headers(folder / "model.safetensors") == headers
+
+
+GATE = "model.model.layers.1.mlp.experts.5.gate_proj.weight"
+
+
+def drop(name):
+    return lambda tensors, config: tensors.pop(name)
+
+
+def put(name, value):
+    return lambda tensors, config: tensors.update({name: value})
+
+
+def configure(section, key, value):
+    return lambda tensors, config: config[section].update({key: value})
+
+
+DAMAGES = {
+    "missing key": (drop(GATE), rf"missing key {GATE} of shape \[96, 256\]"),
+    "missing bias": (drop("stop_head.bias"), r"missing key stop_head.bias of shape \[2\]"),
+    "missing router": (
+        drop("model.model.layers.0.mlp.audio_gate.weight"), "missing key .*audio_gate.weight"
+    ),
+    "missing stack": (
+        lambda t, c: (stack(t, "fused"), t.pop("model.model.layers.0.mlp.experts.down_proj")),
+        r"missing key model.model.layers.0.mlp.experts.down_proj of shape \[8, 256, 96\]",
+    ),
+    "extra key": (
+        put("model.model.layers.9.mystery", torch.zeros(3)),
+        r"unexpected key model.model.layers.9.mystery of shape \[3\]",
+    ),
+    "extra layer of the flow head": (
+        put("flowloss.cfm.model.blocks.2.norm1.weight", torch.zeros(64)),
+        "ditar_config.depth is 2, but the weights have 3",
+    ),
+    "wrong shape": (
+        put(GATE, torch.zeros(96, 255)), rf"{GATE} must be \[96, 256\], got \[96, 255\]"
+    ),
+    "transposed stack": (
+        lambda t, c: (
+            stack(t, "fused"),
+            t.update({"model.model.layers.0.mlp.experts.gate_up_proj": torch.zeros(8, 256, 192)}),
+        ),
+        r"gate_up_proj must be \[8, 192, 256\], got \[8, 256, 192\]",
+    ),
+    "integers": (
+        put("stop_head.weight", torch.zeros(2, 256, dtype=torch.int64)),
+        "stop_head.weight must hold float32, bfloat16 or float16, got torch.int64",
+    ),
+    "more layers": (
+        configure("llm_config", "num_hidden_layers", 3),
+        "missing key model.model.layers.2.attention",
+    ),
+    "fewer layers": (
+        configure("llm_config", "num_hidden_layers", 1),
+        "unexpected key model.model.layers.1",
+    ),
+    "other heads": (
+        configure("llm_config", "num_attention_heads", 8),
+        r"query_key_value.weight must be \[1536, 256\], got \[1024, 256\]",
+    ),
+    "other vocabulary": (
+        configure("llm_config", "vocab_size", 513), r"lm_head.weight must be \[513, 256\]"
+    ),
+    "more experts": (
+        configure("llm_config", "num_experts", 9), "missing key .*experts.8.gate_proj.weight"
+    ),
+    "single gate": (configure("llm_config", "multi_gate", False), "unexpected key .*_gate.weight"),
+    "flow width": (
+        configure("ditar_config", "hidden_size", 128),
+        "ditar_config.hidden_size is 128, but the weights have 64",
+    ),
+    "flow heads": (
+        configure("ditar_config", "num_heads", 4),
+        "num_heads is 4, but width 64 and 16 inverse frequencies make 2 heads of 32",
+    ),
+    "flow mlp": (
+        configure("ditar_config", "mlp_ratio", 3.0),
+        "ditar_config.mlp_ratio is 3.0, but the weights have 4.0",
+    ),
+    "flow qk_norm": (
+        configure("ditar_config", "qk_norm", "rms_norm"),
+        "ditar_config.qk_norm is True, but the weights have False",
+    ),
+    "another window": (
+        put("audio.decoder.head.istft.window", torch.ones(1280)),
+        "istft.window differs from the computed buffer",
+    ),
+    "window length": (
+        put("audio.decoder.head.istft.window", torch.hann_window(1024)),
+        r"istft.window must be \[1280\], got \[1024\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_does_not_fit(rewritten, damage):
+    change, message = DAMAGES[damage]
+    with pytest.raises(CheckpointError, match=message):
+        load(rewritten(change))
+
+
+def test_errors_list_many_and_count_the_rest(rewritten):
+    def change(tensors, config):
+        for e in range(8):
+            del tensors[f"model.model.layers.0.mlp.experts.{e}.up_proj.weight"]
+        del tensors["stop_head.bias"]
+
+    with pytest.raises(CheckpointError, match=r"experts.0.up_proj.*; and 1 more$"):
+        load(rewritten(change))
+
+
+def test_not_strict_lists_instead(tiny, rewritten):
+    def change(tensors, config):
+        del tensors["stop_head.bias"]
+        tensors["stop_head.weight"] = torch.zeros(2, 7)
+        tensors["extra"] = torch.zeros(4)
+
+    folder = rewritten(change)
+    with pytest.warns(UserWarning, match="does not fit its config: missing key stop_head.bias"):
+        model = load(folder, strict=False)
+    report = model.load_report
+    assert report.missing == {"stop_head.bias": (2,)}
+    assert report.mismatched == {"stop_head.weight": ((2, 256), (2, 7))}
+    assert report.unexpected == {"extra": (4,)}
+    assert len(report.lines()) == 3 and not report.clean
+    ours, theirs = outputs(model), outputs(tiny[2])
+    assert torch.equal(ours.pop("stop"), torch.full((1, 9), 0.5))
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_that_are_not_finite(rewritten, bad, dtype):
+    def change(tensors, config):
+        tensors[GATE] = tensors[GATE].clone()
+        tensors[GATE][50, 200] = bad
+
+    folder = rewritten(change)
+    with pytest.warns(UserWarning, match=f"{GATE} holds values that are not finite"):
+        model = load(folder, dtype=dtype)
+    assert model.load_report.not_finite == [GATE]
+
+
+def test_large_finite_weights_give_no_warning(rewritten):
+    """Values whose sum overflows are finite all the same; those that overflow float16 are not."""
+    folder = rewritten(put("stop_head.weight", torch.full((2, 256), 3e38)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load(folder).load_report.not_finite == []
+    with pytest.warns(UserWarning, match=r"stop_head.weight .* as torch.float16"):
+        load(folder, dtype=torch.float16)
+
+
+def test_missing_files(tmp_path, tiny):
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tiny[0] / "model.safetensors")
+    with pytest.raises(CheckpointError, match="config.json is missing"):
+        load(tmp_path)
+    shutil.copy(tiny[0] / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_headers(tmp_path / "nowhere")
+
+
+def edit_header(raw, change):
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+
+
+def set_header(name, key, value):
+    return lambda raw: edit_header(raw, lambda header: header[name].update({key: value}))
+
+
+BYTES = {
+    "empty": (lambda raw: b"", "truncated: 0 bytes hold no safetensors header"),
+    "seven bytes": (lambda raw: raw[:7], "truncated: 7 bytes"),
+    "half a header": (lambda raw: raw[:1000], "truncated or no safetensors file: its header"),
+    "half the data": (lambda raw: raw[: len(raw) // 2], "truncated: its tensors need"),
+    "one byte short": (lambda raw: raw[:-1], "truncated: its tensors need"),
+    "another file": (lambda raw: b"PK\x03\x04" * 4096, "truncated or no safetensors file"),
+    "garbled header": (lambda raw: raw[:8] + b"\xff" * 64 + raw[72:], "corrupt header"),
+    "header of a list": (
+        lambda raw: struct.pack("<Q", 2) + b"[]", "corrupt header: no mapping of tensors"
+    ),
+    "unknown dtype": (
+        set_header("stop_head.bias", "dtype", "Q4"), "stop_head.bias has dtype Q4"
+    ),
+    "offsets against shape": (
+        set_header("stop_head.bias", "shape", [3]),
+        r"corrupt header: stop_head.bias of F32 \[3\] needs 12 bytes, its entry covers 8",
+    ),
+    "negative shape": (set_header("stop_head.bias", "shape", [-2]), "the entry of stop_head.bias"),
+    "no offsets": (
+        lambda raw: edit_header(raw, lambda h: h["stop_head.bias"].pop("data_offsets")),
+        "the entry of stop_head.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BYTES)
+def test_damaged_files(tiny, tmp_path, damage):
+    change, message = BYTES[damage]
+    shutil.copy(tiny[0] / "config.json", tmp_path)
+    raw = (tiny[0] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(change(raw))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+@pytest.fixture
+def shards(tiny, tmp_path):
+    config = json.loads((tiny[0] / "config.json").read_text())
+    return write_checkpoint(tmp_path, config, shard_bytes=2 << 20)
+
+
+def index_of(folder):
+    path = folder / "model.safetensors.index.json"
+    return path, json.loads(path.read_text())
+
+
+def test_missing_shards(shards):
+    names = sorted(shards.glob("model-*.safetensors"))
+    names[1].unlink()
+    with pytest.raises(CheckpointError, match=f"1 are missing: {names[1].name}"):
+        load(shards)
+
+
+def test_truncated_shard(shards):
+    path = sorted(shards.glob("model-*.safetensors"))[2]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=f"{path.name} is truncated"):
+        load(shards)
+
+
+def test_index_against_its_shards(shards):
+    path, index = index_of(shards)
+    index["weight_map"]["ghost"] = index["weight_map"]["stop_head.bias"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"puts ghost in .*, which lacks it"):
+        load(shards)
+
+
+def test_tensor_in_two_shards(shards):
+    extra = {"stop_head.bias": torch.zeros(2)}
+    save_file(extra, shards / "model-extra.safetensors")
+    path, index = index_of(shards)
+    index["weight_map"]["stop_head.bias"] = "model-extra.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="stop_head.bias is in"):
+        load(shards)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}'])
+def test_broken_index(shards, content):
+    index_of(shards)[0].write_text(content)
+    with pytest.raises(CheckpointError, match=r"index.json (cannot be read as JSON|has no weight)"):
+        load(shards)
+
+
+def test_shards_stay_in_their_folder(shards):
+    path, index = index_of(shards)
+    index["weight_map"]["stop_head.bias"] = "../elsewhere.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        load(shards)
+
+
+def test_dtype_must_be_a_float(tiny):
+    with pytest.raises(CheckpointError, match="dtype must be float32, bfloat16 or float16"):
+        load(tiny[0], dtype=torch.int8)
