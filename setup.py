@@ -1,16 +1,15 @@
 """Builds mingcore._cpu for every instruction set, and CUDA fatbins where wanted; without PyTorch.
 
-Fatbins are built when nvcc is found and either MINGCORE_CUDA=1 is set or a GPU is present
-(MINGCORE_CUDA=0: never). Without them NVRTC compiles the same sources, shipped in the package, at
-first use.
+Fatbins: where nvcc is found and MINGCORE_CUDA=1 is set or a GPU is present (MINGCORE_CUDA=0: never).
+Without them NVRTC compiles the same sources, which ship in the package, at first use.
 """
 
+import hashlib
 import os
 import platform
 import re
 import shutil
 import subprocess
-import sys
 import sysconfig
 from pathlib import Path
 
@@ -36,24 +35,21 @@ def fatbins_wanted() -> tuple[str | None, str]:
     """nvcc's path, or None and why there will be no fatbins."""
     asked = os.environ.get("MINGCORE_CUDA", "")
     if asked not in ("", "0", "1"):
-        raise SystemExit(f"MINGCORE_CUDA must be 0, 1 or unset, got {asked!r}")
-    home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
-    nvcc = str(home) if home.exists() else shutil.which("nvcc")
-    if asked == "0":
-        return None, "MINGCORE_CUDA=0"
-    if nvcc is None:
-        if asked == "1":
-            raise SystemExit("MINGCORE_CUDA=1, but there is no nvcc in CUDA_HOME or on PATH")
-        return None, "no nvcc; NVRTC compiles at first use"
+        raise SystemExit(f"MINGCORE_CUDA must be 0 or 1, got {asked!r}")
+    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin"), os.environ["PATH"]]
+    nvcc = shutil.which("nvcc", path=os.pathsep.join(map(str, folders)))
+    if asked == "1" and nvcc is None:
+        raise SystemExit("MINGCORE_CUDA=1, but there is no nvcc in CUDA_HOME or on PATH")
+    if asked == "0" or nvcc is None:
+        return None, "MINGCORE_CUDA=0" if asked else "no nvcc; NVRTC compiles at first use"
     if asked != "1" and not Path("/dev/nvidiactl").exists():
         return None, "no GPU here; MINGCORE_CUDA=1 builds them all the same"
     return nvcc, ""
 
 
-def gencode(source: Path) -> list[str]:
-    """The -gencode flags of a kernel file's line `// arch: sm_80 sm_90a compute_80`."""
-    targets = re.search(r"^// arch:(.*)$", source.read_text(), re.M).group(1).split()
-    return [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in targets]
+def escaped(path: Path) -> str:
+    """A path in a line of a ninja file."""
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
 class BuildPy(build_py):
@@ -62,20 +58,20 @@ class BuildPy(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            target = Path(self.build_lib, "mingcore", "_cuda")
-            shutil.copytree(CSRC / "cuda", target, dirs_exist_ok=True)
+            shutil.copytree(
+                CSRC / "cuda", Path(self.build_lib, "mingcore/_cuda"), dirs_exist_ok=True
+            )
 
 
 class BuildExt(build_ext):
     def run(self):
         super().run()
         fatbins = self.build_fatbins(ROOT if self.inplace else Path(self.build_lib))
-        isas = ", ".join(ISA_FLAGS)
-        print(f"mingcore: built _cpu for {isas}; fatbins: {fatbins}", file=sys.stderr)
+        print("mingcore: built _cpu for", ", ".join(ISA_FLAGS) + "; fatbins:", fatbins)
 
     def build_extension(self, ext):
         output = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / f"cpu-{sysconfig.get_config_var('SOABI')}"
+        build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         output.parent.mkdir(parents=True, exist_ok=True)
         (build / "build.ninja").write_text(self.ninja_file(output))
@@ -83,7 +79,7 @@ class BuildExt(build_ext):
 
     def ninja_file(self, output: Path) -> str:
         cxx = os.environ.get("CXX") or shutil.which("g++") or "c++"
-        include = f"-I{pybind11.get_include()} -I{sysconfig.get_path('include')}"
+        include = f"'-I{pybind11.get_include()}' '-I{sysconfig.get_path('include')}'"
         flags = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall" + " -DMC_X86" * X86
         lines = [
             f"rule cc\n  command = {cxx} {flags} $extra -MMD -MF $out.d -c $in -o $out",
@@ -91,24 +87,27 @@ class BuildExt(build_ext):
             f"rule link\n  command = {cxx} -shared $in -o $out -ldl -pthread",
         ]
         units = [("bindings", CSRC / "bindings.cpp", include)]
-        kernels = [p for p in sorted((CSRC / "cpu").glob("*.cpp")) if p.name not in BASELINE]
-        units += [(Path(n).stem, CSRC / "cpu" / n, "") for n in BASELINE]
-        units += [(f"{p.stem}.{isa}", p, fl) for p in kernels for isa, fl in ISA_FLAGS.items()]
-        for name, source, extra in units:
-            lines.append(f"build {name}.o: cc {source}\n  extra = {extra}")
-        lines.append(f"build {output}: link {' '.join(f'{name}.o' for name, _, _ in units)}")
-        return "\n".join(lines) + "\n"
+        for path in sorted((CSRC / "cpu").glob("*.cpp")):
+            variants = {"baseline": ""} if path.name in BASELINE else ISA_FLAGS
+            units += [(f"{path.stem}.{isa}", path, extra) for isa, extra in variants.items()]
+        for name, path, extra in units:
+            lines.append(f"build {name}.o: cc {escaped(path)}\n  extra = {extra}")
+        objects = " ".join(f"{name}.o" for name, _, _ in units)
+        return "\n".join([*lines, f"build {escaped(output)}: link {objects}", ""])
 
     def build_fatbins(self, root: Path) -> str:
         nvcc, why_none = fatbins_wanted()
         if nvcc is None:
             return f"none ({why_none})"
-        target = root / "mingcore" / "_cuda"
-        target.mkdir(exist_ok=True)
         sources = sorted((CSRC / "cuda").glob("*.cu"))
-        for source in sources:
-            fatbin = target / f"{source.stem}.fatbin"
-            subprocess.run([nvcc, *CUDA_FLAGS, *gencode(source), "-o", fatbin, source], check=True)
+        headers = b"".join(p.read_bytes() for p in sorted((CSRC / "cuda").glob("*.cuh")))
+        for source in sources:  # named by its text, so that launch.py never takes a stale one
+            digest = hashlib.sha256(source.read_bytes() + headers).hexdigest()[:16]
+            fatbin = root / "mingcore" / "_cuda" / f"{source.stem}.{digest}.fatbin"
+            fatbin.parent.mkdir(exist_ok=True)
+            targets = re.search(r"^// arch:(.*)$", source.read_text(), re.M)[1].split()
+            codes = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in targets]
+            subprocess.run([nvcc, *CUDA_FLAGS, *codes, "-o", fatbin, source], check=True)
         return ", ".join(source.stem for source in sources)
 
 

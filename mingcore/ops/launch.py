@@ -1,0 +1,221 @@
+"""Loading and launching CUDA kernels: the one place that touches cuda-python.
+
+A kernel file `csrc/cuda/<op>.cu` names its architectures in a line `// arch: sm_80 sm_90a
+compute_80`. Its binary is the fatbin that the build left in the package, if it was made from this
+very text; else NVRTC compiles the text, once, into a folder of `env.cache_dir()`. Either happens
+when a kernel is first asked for, never inside a graph capture. Only the driver API of
+cuda.bindings is used: it is the same in every version from 12.9 on.
+"""
+
+import ctypes
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from cuda.bindings import driver, nvrtc
+
+from .. import env
+from ..errors import BackendError
+
+FLAGS = ("--std=c++17", "--extra-device-vectorization")
+DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
+_libraries: list = []  # loaded libraries, alive as long as their kernels
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A loaded kernel, ready for `launch` on one device."""
+
+    name: str
+    device: int
+    function: driver.CUfunction
+    shared_bytes: int
+
+
+def source(op: str) -> Path:
+    """The kernel file of an op: package data of a wheel, `csrc/cuda` of a checkout."""
+    for folder in _FOLDERS:
+        if (folder / f"{op}.cu").is_file():
+            return folder / f"{op}.cu"
+    raise BackendError(f"{op}: there is no {op}.cu in {' or '.join(map(str, _FOLDERS))}")
+
+
+def architectures(op: str) -> list[str]:
+    """The targets that a kernel file names, such as ["sm_80", "sm_90a", "compute_80"]."""
+    return re.search(r"^// arch:(.*)$", source(op).read_text(), re.MULTILINE)[1].split()
+
+
+def digest(op: str) -> str:
+    """Identifies a kernel file together with the headers beside it, as setup.py does."""
+    path = source(op)
+    texts = [path, *sorted(path.parent.glob("*.cuh"))]
+    return hashlib.sha256(b"".join(each.read_bytes() for each in texts)).hexdigest()[:16]
+
+
+@cache
+def why_not(op: str, device: torch.device) -> str | None:
+    """Why the kernels of `op` cannot run on `device`, or None."""
+    if device.type != "cuda" or torch.version.hip:
+        return f"x is on {device}; it takes tensors on an NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    targets = architectures(op)
+    if _covered(targets, 10 * major + minor):
+        return None
+    return f"its kernel is made for {', '.join(targets)}; this GPU is sm_{major}{minor}"
+
+
+def _covered(targets: Sequence[str], capability: int) -> bool:
+    if {f"sm_{capability}", f"sm_{capability}a"} & set(targets):
+        return True
+    return any(capability >= int(t[8:]) for t in targets if t.startswith("compute_"))
+
+
+def fatbin(op: str) -> Path | None:
+    """The fatbin built from the present source of `op`, or None."""
+    path = _FOLDERS[0] / f"{op}.{digest(op)}.fatbin"
+    return path if path.is_file() else None
+
+
+def compiled(op: str, capability: int) -> bytes:
+    """The binary of `op` for a compute capability such as 90, by NVRTC, kept in the cache.
+
+    A cubin where this NVRTC knows the GPU, else PTX for the newest that it knows, which the driver
+    finishes. Raises BackendError with the compiler's log.
+    """
+    target = _target(op, capability)
+    _, major, minor = _nvrtc(nvrtc.nvrtcVersion())
+    key = hashlib.sha256(f"{FLAGS} {major}.{minor}".encode()).hexdigest()[:8]
+    kind = "cubin" if target.startswith("sm_") else "ptx"
+    path = env.cache_dir() / "cuda" / f"{op}.{target}.{digest(op)}.{key}.{kind}"
+    if path.is_file():
+        return path.read_bytes()
+    binary = _compile(source(op), target, kind)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}.tmp")
+    unfinished.write_bytes(binary)
+    unfinished.replace(path)
+    return binary
+
+
+def _target(op: str, capability: int) -> str:
+    _, count = _nvrtc(nvrtc.nvrtcGetNumSupportedArchs())
+    _, known = _nvrtc(nvrtc.nvrtcGetSupportedArchs())
+    targets = architectures(op)
+    if capability in known[:count]:
+        special = f"sm_{capability}a"
+        return special if special in targets else f"sm_{capability}"
+    older = [each for each in known[:count] if each <= capability]
+    if not older or not any(t.startswith("compute_") for t in targets):
+        raise BackendError(f"{op}: NVRTC here does not know sm_{capability}; a newer one is needed")
+    return f"compute_{max(older)}"
+
+
+def _compile(path: Path, target: str, kind: str) -> bytes:
+    headers = sorted(path.parent.glob("*.cuh"))
+    _, program = _nvrtc(
+        nvrtc.nvrtcCreateProgram(
+            path.read_bytes(),
+            path.name.encode(),
+            len(headers),
+            [header.read_bytes() for header in headers],
+            [header.name.encode() for header in headers],
+        )
+    )
+    try:
+        options = [f"--gpu-architecture={target}".encode(), *(flag.encode() for flag in FLAGS)]
+        (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
+        if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            _, size = _nvrtc(nvrtc.nvrtcGetProgramLogSize(program))
+            log = bytearray(size)
+            _nvrtc(nvrtc.nvrtcGetProgramLog(program, log))
+            said = log.rstrip(b"\0").decode()
+            raise BackendError(f"{path.name}: NVRTC for {target} says {result.name}:\n{said}")
+        size_of, get = (
+            (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
+            if kind == "cubin"
+            else (nvrtc.nvrtcGetPTXSize, nvrtc.nvrtcGetPTX)
+        )
+        _, size = _nvrtc(size_of(program))
+        binary = bytearray(size)
+        _nvrtc(get(program, binary))
+        return bytes(binary)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+
+
+@cache
+def kernel(op: str, name: str, device: int, shared_bytes: int = 0) -> Kernel:
+    """Load the kernel `name` of `<op>.cu` on a device; shared_bytes is the dynamic shared memory
+    that it will be launched with. Raises BackendError, also inside a graph capture: warm up first.
+    """
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendError(f"{name}: run it once before capturing, so that it is loaded")
+    with torch.cuda.device(device):
+        _make_current(device)
+        library = _library(op, device)
+        _, handle = _driver(driver.cuLibraryGetKernel(library, name.encode()), name)
+        _, function = _driver(driver.cuKernelGetFunction(handle), name)
+        if shared_bytes > DEFAULT_SHARED_BYTES:
+            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            _driver(driver.cuFuncSetAttribute(function, attribute, shared_bytes), name)
+    return Kernel(name, device, function, shared_bytes)
+
+
+@cache
+def _library(op: str, device: int):
+    path = fatbin(op)
+    if path is not None:
+        image = path.read_bytes()
+    else:
+        major, minor = torch.cuda.get_device_capability(device)
+        image = compiled(op, 10 * major + minor)
+    _, library = _driver(driver.cuLibraryLoadData(image, [], [], 0, [], [], 0), op)
+    _libraries.append(library)
+    return library
+
+
+def launch(
+    kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], params: bytes
+) -> None:
+    """Launch on PyTorch's current stream of the kernel's device; safe under graph capture.
+
+    params: the bytes of the kernel's one argument, a struct. The driver copies them before it
+    returns.
+    """
+    argument = ctypes.create_string_buffer(params, len(params))
+    arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
+    with torch.cuda.device(kernel.device):
+        _make_current(kernel.device)
+        stream = driver.CUstream(torch.cuda.current_stream(kernel.device).cuda_stream)
+        where = (stream, ctypes.addressof(arguments), 0)
+        shape = (*grid, *block, kernel.shared_bytes)
+        _driver(driver.cuLaunchKernel(kernel.function, *shape, *where), kernel.name)
+
+
+def _make_current(device: int) -> None:
+    """A thread that has not called the CUDA runtime yet has no context; give it PyTorch's."""
+    _, context = _driver(driver.cuCtxGetCurrent(), "cuCtxGetCurrent")
+    if int(context) == 0:
+        _, handle = _driver(driver.cuDeviceGet(device), "cuDeviceGet")
+        _, context = _driver(driver.cuDevicePrimaryCtxRetain(handle), "cuDevicePrimaryCtxRetain")
+        _driver(driver.cuCtxSetCurrent(context), "cuCtxSetCurrent")
+
+
+def _driver(answer: tuple, what: str) -> tuple:
+    if answer[0] != driver.CUresult.CUDA_SUCCESS:
+        raise BackendError(f"{what}: the CUDA driver says {answer[0].name}")
+    return answer
+
+
+def _nvrtc(answer: tuple) -> tuple:
+    if answer[0] != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+        raise BackendError(f"NVRTC says {answer[0].name}")
+    return answer
