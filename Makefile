@@ -32,7 +32,7 @@ setup: $(VENV)/.tests
 
 demo: $(VENV)/.runtime
 	@mkdir -p $(OUT)
-	$(VENV)/bin/mingcore tts "Hello, this is Ming speaking from a plain CPU." --max-seconds 4 --out $(OUT)/demo.wav
+	$(VENV)/bin/mingcore tts "Hello, this is Ming speaking from a plain CPU." --max-seconds 4 --seed 0 --out $(OUT)/demo.wav
 	@$(VENV)/bin/mingcore info tiny
 
 test: $(VENV)/.tests
