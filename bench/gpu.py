@@ -107,33 +107,33 @@ class Part:
 
 
 def parts(dry: bool) -> list[Part]:
-    """What is run, in order. Limits add up to less than the total, so the last part has its turn."""
+    """What is run, in order. The limits add up to less than the total: all have their turn."""
     python, bench = sys.executable, str(ROOT / "bench")
-    marked = gpu_tests()
     device, size = ("cpu", "tiny") if dry else ("cuda", "mid")
-    end_to_end = [python, f"{bench}/end_to_end.py", "--no-save", "--device", device, "--size", size]
+    tests = [*PYTEST, "-m", "gpu", "--continue-on-collection-errors", *gpu_tests()]
+    probes = [python, f"{bench}/probes.py"]
     ops = [*PYTEST, "-p", "no:timeout", f"{bench}/test_ops.py", "--benchmark-only"]
     ops += ["--benchmark-disable-gc", "--benchmark-columns=median"]
+    end_to_end = [python, f"{bench}/end_to_end.py", "--no-save", "--device", device, "--size", size]
     if dry:
+        ops += ["-m", "not gpu", "--quick", "--size", "odd", "-k", "linear"]
         return [
             Part("build", [python, "-c", "import mingcore._cpu"], 60),
-            Part(
-                "gpu tests", [*PYTEST, "-m", "gpu", "--collect-only", *marked], 60, ok_codes=(0, 5)
-            ),
-            Part("probes", [python, f"{bench}/probes.py", "--compile-only", "90a"], 60),
-            Part("ops", [*ops, "-m", "not gpu", "--quick", "--size", "odd", "-k", "linear"], 60),
-            Part("end to end", [*end_to_end, "--dtype", "fp32", "--patches", "3"], 60),
+            Part("gpu tests", [*tests, "--collect-only"], 60, ok_codes=(0, 5)),
+            Part("probes", [*probes, "--compile-only", "90a"], 60),
+            Part("ops", ops, 60),
+            Part("end to end", [*end_to_end, "--dtype", "fp32", "--patches", "2"], 60),
         ]
     build = [python, "setup.py", "-q", "build_ext", "--inplace"]
-    tests = [*PYTEST, "-m", "gpu", "--continue-on-collection-errors", *marked]
+    ops += ["-m", "gpu", "--size", "real", "--budget", "0.15"]
     return [
         Part("build", build, 100, {"MINGCORE_CUDA": "1"}),
         Part("verify", [python, "-c", VERIFY, "75"], 80),
         Part("gpu tests", tests, 80, ok_codes=(0, 5)),
-        Part("probes", [python, f"{bench}/probes.py"], 45),
-        Part("ops", [*ops, "-m", "gpu", "--size", "real", "--budget", "0.15"], 80),
+        Part("probes", probes, 45),
+        Part("ops", ops, 80),
         Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 70),
-    ]  # fmt: skip
+    ]
 
 
 def gpu_tests() -> list[str]:

@@ -27,18 +27,9 @@ from mingcore.testing.timing import (
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
 HEAD = (
-    "op",
-    "case",
-    "dtype",
-    "backend",
-    "cache",
-    "us",
-    "GB/s",
-    "% read",
-    "TFLOP/s",
-    "x best",
+    "op", "case", "dtype", "backend", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best",
     "best other",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,8 @@ class Row:
     def cells(self) -> tuple[Any, ...]:
         share = round(100 * self.read_share)
         return (
-            self.op, self.case, self.dtype, self.backend, self.cache, self.us, self.gbs, share, self.tflops,
-            self.speedup, self.best,
+            self.op, self.case, self.dtype, self.backend, self.cache, self.us, self.gbs, share,
+            self.tflops, self.speedup, self.best,
         )  # fmt: skip
 
     def as_dict(self) -> dict[str, Any]:
