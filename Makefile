@@ -44,7 +44,8 @@ lint: $(VENV)/.tests
 	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
 
 bench: $(VENV)/.tests
-	$(PY) -m pytest bench --benchmark-only -m "not gpu" $(ARGS)
+	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q $(ARGS)
+	$(PY) bench/end_to_end.py --size mid --no-save
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.
 gpu:
