@@ -1,6 +1,6 @@
 """Builds mingcore._cpu for every instruction set, and CUDA fatbins where wanted; without PyTorch.
 
-Fatbins: where nvcc is found and MINGCORE_CUDA=1 is set or a GPU is present (MINGCORE_CUDA=0: never).
+Fatbins: where nvcc is found and MINGCORE_CUDA=1 is set or there is a GPU (MINGCORE_CUDA=0: never).
 Without them NVRTC compiles the same sources, which ship in the package, at first use.
 """
 
@@ -27,7 +27,7 @@ ISA_FLAGS = {"scalar": ""}
 if X86:
     ISA_FLAGS["avx2"] = "-DMC_AVX2 -mavx2 -mfma -mf16c"
     ISA_FLAGS["avx512"] = f"-DMC_AVX512 {AVX512} -mfma -mf16c -Wno-maybe-uninitialized"
-BASELINE = ("dispatch.cpp", "parallel.cpp")
+BASELINE = ("dispatch.cpp", "parallel.cpp")  # these hold no intrinsics and are compiled once
 CUDA_FLAGS = ["-O3", "-std=c++17", "--fatbin", "-Xptxas", "-warn-spills"]
 
 
@@ -47,8 +47,7 @@ def fatbins_wanted() -> tuple[str | None, str]:
     return nvcc, ""
 
 
-def escaped(path: Path) -> str:
-    """A path in a line of a ninja file."""
+def escaped(path: Path) -> str:  # for a line of a ninja file
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
@@ -92,8 +91,8 @@ class BuildExt(build_ext):
             units += [(f"{path.stem}.{isa}", path, extra) for isa, extra in variants.items()]
         for name, path, extra in units:
             lines.append(f"build {name}.o: cc {escaped(path)}\n  extra = {extra}")
-        objects = " ".join(f"{name}.o" for name, _, _ in units)
-        return "\n".join([*lines, f"build {escaped(output)}: link {objects}", ""])
+        objects = [f"{name}.o" for name, _, _ in units]
+        return "\n".join([*lines, f"build {escaped(output)}: link {' '.join(objects)}", ""])
 
     def build_fatbins(self, root: Path) -> str:
         nvcc, why_none = fatbins_wanted()
@@ -115,7 +114,6 @@ setup(
     packages=[*find_packages(include=["mingcore", "mingcore.*"]), "mingcore_kernels"],
     package_dir={"mingcore_kernels": "kernels/mingcore_kernels"},
     package_data={"mingcore": ["py.typed", "checkpoints/**", "ops/verified/*.json"]},
-    include_package_data=False,
     ext_modules=[Extension("mingcore._cpu", sources=["csrc/bindings.cpp"])],
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )
