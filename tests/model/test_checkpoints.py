@@ -343,7 +343,7 @@ def test_missing_files(tmp_path, tiny):
         load(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match="is no folder"):
         load(tiny[0] / "model.safetensors")
-    with pytest.raises(CheckpointError, match="config.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
         load(tmp_path)
     shutil.copy(tiny[0] / "config.json", tmp_path)
     with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
@@ -439,7 +439,7 @@ def test_tensor_in_two_shards(shards):
     path, index = index_of(shards)
     index["weight_map"]["stop_head.bias"] = "model-extra.safetensors"
     path.write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="stop_head.bias is in"):
+    with pytest.raises(CheckpointError, match=r"stop_head.bias is in"):
         load(shards)
 
 

@@ -194,7 +194,7 @@ def test_no_json(tmp_path, text):
 
 
 def test_no_config(tmp_path):
-    with pytest.raises(CheckpointError, match="config.json is missing"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
         MingConfig.from_folder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(CheckpointError, match="llm_config is required and missing"):

@@ -160,11 +160,15 @@ def test_moe(key, moe_outputs, golden, assert_golden):
     assert_golden(key, moe_outputs[key], golden("e_moe")[key], tolerance)
 
 
-def test_raw_experts_give_the_same(golden, golden_model):
+def test_raw_experts_give_the_same(golden, golden_model, part):
     """`ops.moe_mlp` on the unpacked pair is what the packed block computes."""
     x, mlp = golden("e_moe")["x"].view(-1, 256), golden_model.llm.layers[1].mlp
-    experts = mlp.experts
-    shared = experts.shared_gate_up, experts.shared_down
-    pair = experts.gate_up, experts.down
-    raw = ops.moe_mlp(x, pair, *mlp.route(x), shared=shared)
+    weights = part("model.model.layers.1.mlp")
+
+    def pair(name):
+        gate, up, down = (weights[f"{name}.{p}_proj.weight"] for p in ("gate", "up", "down"))
+        return torch.cat((gate, up)), down
+
+    experts = tuple(torch.stack(t) for t in zip(*(pair(f"experts.{e}") for e in range(8))))
+    raw = ops.moe_mlp(x, experts, *mlp.route(x), shared=pair("shared_experts"))
     torch.testing.assert_close(raw, mlp(x[None])[0])

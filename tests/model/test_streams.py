@@ -1,4 +1,4 @@
-"""State: chunked equals one-shot, rows do not touch each other, the past does not see the future."""
+"""State: chunked equals one-shot, rows are independent, the past does not see the future."""
 
 import pytest
 import torch

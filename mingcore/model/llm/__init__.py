@@ -1,4 +1,4 @@
-"""BailingMoe, the language model that carries the loop: text in and out, and audio as embeddings."""
+"""BailingMoe, the language model that carries the loop: text, and audio as embeddings."""
 
 from .model import LLM, LLMState
 from .moe import MoE

@@ -173,7 +173,7 @@ class LLM:
         (`state.reserve(T)`). lengths [B] is moved in place; the caller calls `state.advance(T)`.
         fresh: the caches are empty. trace: receives what goes into each layer.
         """
-        B, T, H = embeds.shape
+        B, T, _ = embeds.shape
         eps = self.config.rms_norm_eps
         stored = dense_positions(lengths, T, attention_mask)
         if attention_mask is None:

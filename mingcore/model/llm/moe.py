@@ -48,7 +48,9 @@ class MoE:
                 s.matrix(("down_proj",), (H,), width),
             )
         return cls(
-            experts=None if w.dry else ops.pack_experts(gate_up, down, shared=shared),
+            experts=None
+            if w.dry
+            else ops.pack_experts(gate_up, down, shared=shared, overwrite=True),
             top_k=config.top_k,
             renormalize=config.norm_topk_prob and config.top_k > 1,
             **gates,

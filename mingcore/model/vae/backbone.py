@@ -1,4 +1,4 @@
-"""The Qwen2 backbone that the encoder and the decoder share in kind: causal, windowed, streaming."""
+"""The Qwen2 backbone of the encoder and of the decoder: causal, windowed, streaming."""
 
 from __future__ import annotations
 
