@@ -32,8 +32,10 @@ case("route_topk", "no_tokens", _logits, "edge", T=0, E=8, K=2)
 
 
 def _ids(d: Draw, T: int, K: int, E: int, only: int | None) -> Tensor:
-    """Expert ids; `only` limits the choice to the first experts, so that the others stay empty."""
-    return d.choices(T, K, only or E)
+    """Expert ids; `only` limits the choice to so many experts, so that the others stay empty."""
+    if only is None:
+        return d.choices(T, K, E)
+    return d.choices(1, only, E)[0][d.choices(T, K, only).long()]
 
 
 def _sort(d: Draw, T: int, K: int, E: int, only: int | None = None) -> dict[str, Any]:
