@@ -87,7 +87,9 @@ def test_both_implementations_agree(tmp_path, options, stacked):
     ours, eager = load(folder), EagerMing.load(folder)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 500, (1, 9), generator=generator)
-    mask = torch.tensor([[0, 1, 1, 0, 0, 0, 1, 0, 0]]) if config["llm_config"]["multi_gate"] else None
+    mask = (
+        torch.tensor([[0, 1, 1, 0, 0, 0, 1, 0, 0]]) if config["llm_config"]["multi_gate"] else None
+    )
     latents = torch.randn(1, 15, 64, generator=generator)
     noise = torch.randn(11, 1, 5, 64, generator=generator)
     with torch.inference_mode():
