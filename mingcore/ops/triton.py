@@ -72,6 +72,6 @@ def _silu_mul_why_not(gate_up):
 def silu_mul(gate_up):
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], width))
-    rows = gate_up.numel() // gate_up.shape[-1] if gate_up.shape[-1] else 0
-    silu_kernels.silu_mul(gate_up.reshape(rows, gate_up.shape[-1]), out.view(rows, width))
+    if out.numel():
+        silu_kernels.silu_mul(gate_up.reshape(-1, gate_up.shape[-1]), out.view(-1, width))
     return out
