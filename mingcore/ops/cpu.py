@@ -4,12 +4,15 @@ Importing this module fails where `_cpu` was not built; the registry reports tha
 Tensors cross as (data_ptr, dtype code, sizes, strides); threads follow `torch.get_num_threads()`.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from .. import _cpu
 from .packed import FORMATS, PANEL
 from .reference.audio import frames, inverse_spectrum, overlap_add
+from .reference.routing import sort_by_expert
 from .registry import register
 
 _CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -115,9 +118,9 @@ def _silu_mul_why_not(gate_up):
 def silu_mul(gate_up):
     outputs = gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], outputs), dtype=gate_up.dtype)
-    rows = gate_up.numel() // gate_up.shape[-1] if gate_up.shape[-1] else 0
-    gate_up = _rows(gate_up)
-    _cpu.silu_mul(_array(gate_up), _array(out.view(rows, outputs)), torch.get_num_threads())
+    if out.numel():
+        gate_up = _rows(gate_up)
+        _cpu.silu_mul(_array(gate_up), _array(out.view(-1, outputs)), torch.get_num_threads())
     return out
 
 
@@ -189,3 +192,40 @@ def spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, 
     spectrum = linear(hidden.float(), weight, bias, None, "none", layout, n)
     waves = inverse_spectrum(spectrum)
     return overlap_add(waves, window, hop, numerator, envelope, skip, last)
+
+
+def _moe_mlp_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, layout):
+    names = ("x", "gate_up", "down", "shared_gate_up", "shared_down")
+    return _unfit(names, (x, gate_up, down, shared_gate_up, shared_down))
+
+
+@register("moe_mlp", "cpu", _moe_mlp_why_not)
+def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, layout):
+    """Two calls of `linear` per expert hit, its rows together; sums in float32."""
+    (T, K), H = ids.shape, x.shape[1]
+    if T == 1:
+        experts = zip(ids[0].tolist(), weights[0].tolist())
+        out = torch.zeros(1, H)
+        for e, weight in experts:
+            out.add_(_expert(x, gate_up[e], down[e], layout), alpha=weight)
+    else:
+        rows, offsets = sort_by_expert(ids, gate_up.shape[0])
+        grouped, bounds = x[rows // K], offsets.tolist()
+        by_group = torch.empty(T * K, H)
+        for e, (start, stop) in enumerate(pairwise(bounds)):
+            if start < stop:
+                by_group[start:stop] = _expert(grouped[start:stop], gate_up[e], down[e], layout)
+        by_slot = torch.empty(T * K, H)
+        by_slot[rows] = by_group
+        out = (by_slot.view(T, K, H) * weights.unsqueeze(-1)).sum(dim=1)
+    if shared_gate_up is not None:
+        out += _expert(x, shared_gate_up, shared_down, layout)
+    return out.to(x.dtype)
+
+
+def _expert(x, gate_up, down, layout):
+    """[M, H] -> [M, H] float32; the widths are whole in either layout of `down`."""
+    width = down.shape[1]
+    gate_up_layout = "rows" if layout == "rows" else "panels_swiglu"
+    h = _linear(x, gate_up, None, None, "swiglu", gate_up_layout, 2 * width, x.dtype)
+    return _linear(h, down, None, None, "none", layout, x.shape[1], torch.float32)

@@ -1,5 +1,7 @@
 """Linear layers, norms, rotary embedding and SwiGLU: the public functions."""
 
+from types import ModuleType
+
 from torch import Tensor
 
 from ..errors import BackendError
@@ -75,25 +77,30 @@ def pack_linear(
     if activation is not None:
         _activation("pack_linear", activation, weight.shape)
     n, k = weight.shape
-    name = registry.named_backend(backend)
     weight = weight.detach()
-    if name in (None, "cpu") and weight.is_cpu and format != "fp64":
-        reason = registry.load("cpu")
-        if reason is None:
-            from . import cpu
+    cpu = native_packing("pack_linear", weight, format, backend)
+    if cpu is None:
+        return PackedLinear(weight.to(FORMATS[format]).contiguous(), "rows", n, k, format)
+    swiglu = activation == "swiglu"
+    panels = cpu.pack_panels(weight, format, swiglu=swiglu)
+    return PackedLinear(panels, "panels_swiglu" if swiglu else "panels", n, k, format)
 
-            swiglu = activation == "swiglu"
-            panels = cpu.pack_panels(weight, format, swiglu=swiglu)
-            layout = "panels_swiglu" if swiglu else "panels"
-            return PackedLinear(panels, layout, n, k, format)
-        if name == "cpu":
-            raise BackendError(f"pack_linear: {reason}")
-    elif name == "cpu":
-        raise BackendError(
-            f"pack_linear: the cpu backend does not pack {format} weights of "
-            f"{weight.device.type} tensors"
-        )
-    return PackedLinear(weight.to(FORMATS[format]).contiguous(), "rows", n, k, format)
+
+def native_packing(op: str, weight: Tensor, format: str, backend: str | None) -> ModuleType | None:
+    """The adapter that packs this weight for the CPU, or None where rows stay rows."""
+    name = registry.named_backend(backend)
+    if name not in (None, "cpu"):
+        return None
+    reason = registry.load("cpu")
+    if not weight.is_cpu or format == "fp64":
+        reason = f"the cpu backend does not pack {format} weights of {weight.device.type} tensors"
+    if reason is None:
+        from . import cpu
+
+        return cpu
+    if name == "cpu":
+        raise BackendError(f"{op}: {reason}")
+    return None
 
 
 def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:

@@ -1,12 +1,14 @@
 """Routing and the mixture of experts: the public functions."""
 
+import math
+
 import torch
 from torch import Tensor
 
-from . import checks, registry
-from .dense import _format
+from . import checks
+from .dense import _format, native_packing
 from .dispatch import call
-from .packed import FORMATS, PackedExperts, format_of
+from .packed import FORMATS, PANEL, PackedExperts, format_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -63,22 +65,50 @@ def pack_experts(
     *,
     shared: Pair | None = None,
     format: str | None = None,
+    overwrite: bool = False,
     backend: str | None = None,
 ) -> PackedExperts:
-    """Prepare expert weights once, at load.
+    """Prepare expert weights once, at load, for `moe_mlp` on their device.
 
     gate_up [E, 2I, H] (gate rows first), down [E, H, I]; shared: (gate_up [2Is, H], down [H, Is])
-    or None; format "fp32", "bf16" or "fp16", None keeps the type. Raises InputError.
+    or None; format "fp32", "bf16" or "fp16", None keeps the type. overwrite: the packed experts may
+    take the place of gate_up and down in memory, which then hold nothing of use; so no second copy
+    is ever held, where sizes and types allow. On the CPU the native backend's panels where it
+    serves; else the rows as they are. Raises InputError, and BackendError for a named backend that
+    cannot pack.
     """
-    _pair("pack_experts", gate_up, down)
+    op = "pack_experts"
+    _pair(op, gate_up, down)
     if shared is not None:
-        _shared_pair("pack_experts", shared, down.shape[1])
-    format = _format("pack_experts", gate_up, format)
-    registry.named_backend(backend)
+        _shared_pair(op, shared, down.shape[1])
+    format = _format(op, gate_up, format)
+    cpu = native_packing(op, gate_up, format, backend)
+    if cpu is not None:
+        pair = (
+            _panels(cpu, gate_up.detach(), format, overwrite, swiglu=True),
+            _panels(cpu, down.detach(), format, overwrite, swiglu=False),
+        )
+        if shared is not None:
+            swiglu = cpu.pack_panels(shared[0].detach(), format, swiglu=True)
+            shared = swiglu, cpu.pack_panels(shared[1].detach(), format)
+        return PackedExperts(*pair, *(shared or (None, None)), layout="panels", format=format)
     parts = (gate_up, down, *(shared or (None, None)))
     dtype = FORMATS[format]
     kept = (None if t is None else t.detach().to(dtype).contiguous() for t in parts)
     return PackedExperts(*kept, layout="rows", format=format)
+
+
+def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:
+    """A stack of matrices [E, N, K] as panels [E, P, K, 32], one expert at a time."""
+    E, N, K = stack.shape
+    block = PANEL // 2 if swiglu else PANEL
+    shape = E, -(-(N // 2 if swiglu else N) // block), K, PANEL
+    dtype = FORMATS[format]
+    whole = math.prod(shape) == stack.numel() and stack.dtype == dtype and stack.is_contiguous()
+    out = stack.view(shape) if overwrite and whole else stack.new_empty(shape, dtype=dtype)
+    for e in range(E):
+        out[e] = cpu.pack_panels(stack[e], format, swiglu=swiglu)
+    return out
 
 
 def moe_mlp(
@@ -111,8 +141,8 @@ def moe_mlp(
         if shared is not None:
             checks.fail("moe_mlp", "shared", "None with PackedExperts, which hold it", "a pair")
     gate_up, down = packed.gate_up, packed.down
-    if x.dim() != 2 or x.shape[1] != down.shape[1]:
-        checks.fail("moe_mlp", "x", f"[T, H] with H = {down.shape[1]}", list(x.shape))
+    if x.dim() != 2 or x.shape[1] != packed.hidden:
+        checks.fail("moe_mlp", "x", f"[T, H] with H = {packed.hidden}", list(x.shape))
     T = x.shape[0]
     if ids.dim() != 2 or ids.shape[0] != T:
         checks.fail("moe_mlp", "ids", f"[T, K] with T = {T}", list(ids.shape))

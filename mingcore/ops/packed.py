@@ -53,7 +53,11 @@ class PackedLinear:
 @dataclass(frozen=True, eq=False)
 class PackedExperts:
     """Expert weights: gate_up [E, 2I, H] (gate rows first), down [E, H, I], and the shared expert's
-    pair [2Is, H], [H, Is] or None; made by `ops.pack_experts`."""
+    pair [2Is, H], [H, Is] or None; made by `ops.pack_experts`.
+
+    In layout "panels" every expert's matrices are packed: gate_up as "panels_swiglu"
+    [E, ceil(I/16), H, 32], down as "panels" [E, ceil(H/32), I, 32]; the shared pair likewise.
+    """
 
     gate_up: Tensor
     down: Tensor
@@ -70,6 +74,16 @@ class PackedExperts:
     @property
     def device(self) -> torch.device:
         return self.gate_up.device
+
+    @property
+    def hidden(self) -> int:
+        """H."""
+        return self.gate_up.shape[2]
+
+    def unpack(self) -> "PackedExperts":
+        """The same experts in layout "rows"."""
+        parts = (self.gate_up, self.down, self.shared_gate_up, self.shared_down)
+        return PackedExperts(*unpack_experts(*parts, self.layout), "rows", self.format)
 
 
 def format_of(dtype: torch.dtype) -> str | None:
@@ -104,3 +118,22 @@ def unpack_rows(weight: Tensor, layout: str, n: int) -> Tensor:
     out = rows.new_empty(n, rows.shape[1])
     out[order[order >= 0]] = rows[: len(order)][order >= 0]
     return out
+
+
+def unpack_experts(
+    gate_up: Tensor,
+    down: Tensor,
+    shared_gate_up: Tensor | None,
+    shared_down: Tensor | None,
+    layout: str,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """The four matrices of `PackedExperts` as rows, from any layout."""
+    if layout == "rows":
+        return gate_up, down, shared_gate_up, shared_down
+    H, I = gate_up.shape[2], down.shape[2]
+    gate_up = torch.stack([unpack_rows(w, "panels_swiglu", 2 * I) for w in gate_up])
+    down = torch.stack([unpack_rows(w, "panels", H) for w in down])
+    if shared_gate_up is not None:
+        shared_gate_up = unpack_rows(shared_gate_up, "panels_swiglu", 2 * shared_down.shape[1])
+        shared_down = unpack_rows(shared_down, "panels", H)
+    return gate_up, down, shared_gate_up, shared_down

@@ -47,7 +47,7 @@ def attention_decode(
     used = min(newest + 1, k_cache.shape[1])
     k_cache, v_cache = k_cache[:, :used], v_cache[:, :used]
     if positions.numel() == 1 and int(positions) == newest and (window == 0 or window >= used):
-        return _sdpa(q, k_cache, v_cache, None, False, scale)
+        return _by_kv_head(q, k_cache, v_cache, None, scale)
     return _decode_masked(q, k_cache, v_cache, positions, window, scale)
 
 
@@ -62,8 +62,26 @@ def _decode_masked(
     visible = (key >= 0) & (key <= query)
     if window:
         visible &= key > query - window
-    out = _sdpa(q, k_cache, v_cache, visible.unsqueeze(1), False, scale)
+    out = _by_kv_head(q, k_cache, v_cache, visible, scale)
     return out.masked_fill((positions < 0)[:, :, None, None], 0.0)
+
+
+def _by_kv_head(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float) -> Tensor:
+    """The heads that share a KV head are rows of one product, so each key is read once.
+
+    q [B, T, Hq, D], visible [B, T, S] or None: everything.
+    """
+    B, T, _, D = q.shape
+    heads = k.shape[2]
+    rows = q.reshape(B, T, heads, -1, D).permute(0, 2, 3, 1, 4)  # [B, Hkv, G, T, D]
+    G = rows.shape[2]
+    if visible is not None:
+        visible = visible[:, None, None].expand(B, 1, G, T, -1).reshape(B, 1, G * T, -1)
+    out = F.scaled_dot_product_attention(
+        rows.reshape(B, heads, G * T, D), k.transpose(1, 2), v.transpose(1, 2), visible, scale=scale
+    )
+    out = out.unflatten(2, (G, T)).permute(0, 3, 1, 2, 4)
+    return out.reshape(q.shape)
 
 
 @register("kv_write_", "reference")

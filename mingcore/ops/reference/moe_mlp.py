@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..packed import unpack_experts
 from ..registry import register
 from .common import matmul, wide
 from .grouped_gemm import grouped_gemm
@@ -25,6 +26,9 @@ def moe_mlp(
     out[t] = sum_k weights[t, k] * mlp_{ids[t, k]}(x[t]) + mlp_shared(x[t]), the sums in float32.
     """
     (T, K), H = ids.shape, x.shape[1]
+    gate_up, down, shared_gate_up, shared_down = unpack_experts(
+        gate_up, down, shared_gate_up, shared_down, layout
+    )
     if x.is_cpu and T == 1:
         routed = _one_token(x, gate_up, down, weights, ids)
     else:
