@@ -11,7 +11,9 @@ OUT    ?= out
 MARK   ?= not gpu and not slow
 ARGS   ?=
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
-TRITON_SIDE ?= 3.6.0
+# the oldest Triton that is supported, beside the environment: tests/native compiles with both
+OLDEST_TRITON := 3.6.0
+TRITON_FOLDER := .venv-triton-3.6
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -54,7 +56,7 @@ gpu:
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .benchmarks $(OUT)
 	find mingcore kernels tests bench -name __pycache__ -type d -prune -exec rm -rf {} +
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(TRITON_FOLDER)
 
 # A virtual environment with a PyTorch in it: the one $(PYTHON) has, or $(TORCH).
 $(VENV)/.torch:
@@ -91,7 +93,7 @@ $(VENV)/.runtime: $(VENV)/.torch $(NATIVE)
 $(VENV)/.tests: $(VENV)/.runtime
 	@echo "make: installing what the tests need"
 	$(PIP) install -q -c $(VENV)/constraints.txt "mingcore[test]"
-	if [ ! -d $(VENV)/triton-$(TRITON_SIDE)/triton ]; then
-	  $(PIP) install -q --no-deps --target $(VENV)/triton-$(TRITON_SIDE) triton==$(TRITON_SIDE)
+	if [ ! -d $(TRITON_FOLDER)/triton/backends ]; then
+	  $(PIP) install -q --no-deps --target $(TRITON_FOLDER) triton==$(OLDEST_TRITON)
 	fi
 	touch $@
