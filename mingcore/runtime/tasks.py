@@ -29,6 +29,8 @@ ANSWER_LANGUAGES = {"zh": "Chinese", "en": "English"}
 LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
 # an edit that never stops ends after this many times its input, and a bit
 EDIT_FACTOR, EDIT_EXTRA_SECONDS = 2.0, 10.0
+# room for text in the caches at the start; they grow
+EXPECTED_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,11 @@ def understand(
     prompt = prompts.understanding_prompt(tokenizer, parts, language)
     stats.prompt_tokens, stats.patches = len(prompt.ids), audio.shape[1]
     hidden, llm = generate.prefill(
-        model, prompt, [audio], audio_router=True, expected_tokens=request.params.max_new_tokens
+        model,
+        prompt,
+        [audio],
+        audio_router=True,
+        expected_tokens=min(request.params.max_new_tokens, EXPECTED_TOKENS),
     )
     context = generate.Context(hidden[:, -1], llm, None, latents[:, :0])
     # only recognition in an unknown language answers with a language first
@@ -205,7 +211,7 @@ def edit(model, request: EditRequest, noise: NoiseSource | None = None) -> Itera
         prompt,
         [audio.projected],
         audio_router=False,
-        expected_tokens=limits.expected + min(request.params.max_new_tokens, 256),
+        expected_tokens=limits.expected + min(request.params.max_new_tokens, EXPECTED_TOKENS),
     )
     history = torch.zeros_like(latents[:, : config.patch_frames])
     context = generate.Context(hidden[:, -1], llm, audio.semantic, history)
