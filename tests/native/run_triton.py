@@ -1,0 +1,106 @@
+"""Run by test_triton.py in a process of its own, once per Triton version: `interpret` or `compile`.
+
+Prints one line of JSON per kernel and case.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+if sys.argv[1] == "interpret":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch
+import triton
+
+from mingcore import ops
+from mingcore.errors import BackendError
+from mingcore.testing import cases, compare
+from mingcore.testing.layouts import nan_poisoned
+
+FLOW = dict.fromkeys(("x", "noise", "guidance", "noise_scale", "out"), "*fp32")
+FLOW |= {"dt": "fp32", "P": "i32", "C": "i32"}
+FLOW |= {f"stride_{t}_{d}": "i32" for t in "xcneo" for d in "bp"}
+KERNELS = {  # kernel: (module, types of its arguments, pointers left open, constants)
+    "_flow_step_kernel": (
+        "flow_step",
+        FLOW,
+        ("v_cond", "v_null"),
+        ({"HAS_NULL": True, "HAS_NOISE": True}, {"HAS_NULL": False, "HAS_NOISE": False}),
+    ),
+    "_silu_mul_kernel": (
+        "silu_mul",
+        {"I": "i32", "stride_g_m": "i32", "stride_o_m": "i32"},
+        ("gate_up", "out"),
+        ({},),
+    ),
+}
+NAMED_OPS = ("flow_step", "flow_step_", "silu_mul")
+
+
+def interpret() -> None:
+    for op in NAMED_OPS:
+        for dtype in (torch.float32, torch.float16):
+            for case in cases.for_op(op):
+                kwargs = case.make("cpu", dtype, seed=2)
+                if max(t.numel() for t in kwargs.values() if isinstance(t, torch.Tensor)) > 5e4:
+                    continue
+                with nan_poisoned():
+                    got = compare.run(op, kwargs, backend="triton")
+                compare.check_op(op, kwargs, got)
+                say(op=op, case=case.name, dtype=str(dtype))
+    state = torch.randn(2, 3, 5)
+    try:
+        ops.flow_step_(state[:1].expand(2, 3, 5), state, None, 0.1, 1.0, backend="triton")
+    except BackendError as error:
+        say(refused=str(error))
+
+
+def compile_all() -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    for name, (module, types, open_types, variants) in KERNELS.items():
+        found = __import__(f"mingcore_kernels.{module}", fromlist=[name])
+        kernel = getattr(found, name)
+        for capability in (80, 90, 100):
+            for element in ("*fp32", "*bf16", "*fp16"):
+                for constants in variants:
+                    constants = {**constants, "BLOCK": found.BLOCK}
+                    signature = {**types, **dict.fromkeys(open_types, element)}
+                    signature |= dict.fromkeys(constants, "constexpr")
+                    signature = {arg: signature[arg] for arg in kernel.arg_names}
+                    aligned = {
+                        (i,): [["tt.divisibility", 16]]
+                        for i, arg in enumerate(kernel.arg_names)
+                        if signature[arg].startswith("*")
+                    }
+                    source = ASTSource(kernel, signature, constants, aligned)
+                    target = GPUTarget("cuda", capability, 32)
+                    made = triton.compile(source, target=target, options={"num_warps": 4})
+                    usage = resources(made.asm["cubin"])
+                    say(kernel=name, sm=capability, element=element, usage=usage)
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory, by the cuobjdump that Triton ships."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)
+    return {key: int(value) for key, value in found}
+
+
+def say(**fields) -> None:
+    print(json.dumps({"triton": triton.__version__, **fields}))
+
+
+if __name__ == "__main__":
+    {"interpret": interpret, "compile": compile_all}[sys.argv[1]]()

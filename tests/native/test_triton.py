@@ -1,0 +1,73 @@
+"""The Triton kernels without a GPU: interpreted against the oracle, and compiled for three GPUs.
+
+Both with the installed Triton and with the oldest that is supported, which is kept in a folder
+beside the environment.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).parents[2]
+OLDEST = "3.6.0"
+FOLDER = ROOT / ".venv-triton-3.6"
+
+
+@pytest.fixture(scope="module", params=("installed", OLDEST))
+def triton_folder(request) -> Path | None:
+    """What goes in front of PYTHONPATH for a Triton version; None: nothing, the installed one."""
+    if request.param == "installed":
+        return None
+    if not (FOLDER / "triton" / "backends").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
+        done = subprocess.run(
+            [*command, str(FOLDER), f"triton=={OLDEST}"], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"triton {OLDEST} cannot be had: {done.stderr.strip().splitlines()[-1]}")
+    return FOLDER
+
+
+def run(mode: str, folder: Path | None, cache: Path) -> list[dict]:
+    paths = [str(folder)] if folder else []
+    paths += [str(ROOT), str(ROOT / "kernels")]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    script = Path(__file__).with_name("run_triton.py")
+    done = subprocess.run(
+        [sys.executable, str(script), mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if folder:
+        assert {line["triton"] for line in lines} == {OLDEST}
+    return lines
+
+
+def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
+    lines = run("interpret", triton_folder, tmp_path)
+    for op in ("flow_step", "flow_step_", "silu_mul"):
+        assert sum(line.get("op") == op for line in lines) >= 10
+    assert "overlaps itself" in lines[-1]["refused"]
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    lines = run("compile", triton_folder, tmp_path)
+    assert len(lines) == 3 * 3 * 2 + 3 * 3
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
