@@ -16,9 +16,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rope_heads: int
     """
     turned, kept = wide(x[:, :, :rope_heads]), x[:, :, rope_heads:]
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    if interleaved:
-        a, b = turned[..., 0::2], turned[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    if interleaved:  # (a + ib)(cos + i sin)
+        pairs = torch.view_as_complex(turned.contiguous().unflatten(-1, (-1, 2)))
+        turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:
         a, b = turned.chunk(2, dim=-1)
         turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
