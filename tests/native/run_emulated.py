@@ -1,0 +1,56 @@
+"""Run by test_cuda.py with the emulated driver in LD_LIBRARY_PATH: the cuda backend's flow_step."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+from mingcore.errors import BackendError
+from mingcore.ops import cuda, launch
+from mingcore.testing import cases, compare
+from mingcore.testing.layouts import nan_poisoned
+
+STREAM = 0x5EED
+fake = launch.torch.cuda
+fake.device = lambda device: nullcontext()
+fake.current_stream = lambda device: SimpleNamespace(cuda_stream=STREAM)
+fake.is_current_stream_capturing = lambda: False
+fake.get_device_capability = lambda device: (9, 0)
+launch.why_not = lambda op, device: None
+load = launch.kernel
+launch.kernel = lambda op, name, device, shared=0: load(op, name, device or 0, shared)
+
+launches = 0
+for op in ("flow_step", "flow_step_"):
+    for dtype in (torch.float32, torch.bfloat16):
+        for case in cases.for_op(op):
+            kwargs = case.make("cpu", dtype, seed=4)
+            noise = kwargs.get("noise")
+            if noise is not None:
+                kwargs["noise"] = noise.float()
+            launches += kwargs["x"].numel() > 0
+            with nan_poisoned():
+                got = compare.run(op, kwargs, backend="cuda")
+            compare.check_op(op, kwargs, got)
+
+x = torch.randn(2, 5, 64)
+shifted = torch.randn(2 * 5 * 64 + 1)[1:].view(2, 5, 64)
+assert cuda._vectors(x, None) and not cuda._vectors(x, shifted)
+kwargs = {"x": x, "v_cond": shifted, "v_null": None, "dt": 0.5, "guidance": 1.0}
+compare.check_op("flow_step", kwargs, backend="cuda")
+launches += 1
+
+try:
+    launch.kernel("flow_step", "flow_step_float64_4", None)
+    raise SystemExit("a kernel that is not there was found")
+except BackendError as error:
+    assert "CUDA_ERROR_NOT_FOUND" in str(error), error
+fake.is_current_stream_capturing = lambda: True
+try:
+    launch.kernel("flow_step", "flow_step_float32_1", 7)
+    raise SystemExit("a kernel was loaded inside a capture")
+except BackendError as error:
+    assert "before capturing" in str(error), error
+fake.is_current_stream_capturing = lambda: False
+launch.kernel("flow_step", "flow_step_float32_1", None, 100_000)
+print(f"launches {launches} stream {STREAM}")
