@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -22,7 +23,13 @@ def pytest_addoption(parser):
     group.addoption("--quick", action="store_true", help="small and few: does it all run")
     group.addoption("--size", choices=["mid", "real", "odd"], default="mid", help="which cases")
     group.addoption("--budget", type=float, default=1.0, help="seconds per row")
+    group.addoption("--threads", type=int, help="of the CPU; fewer than cores on a busy machine")
     group.addoption("--keep", metavar="FOLDER", help="where results go; none: print only")
+
+
+def pytest_configure(config):
+    if config.getoption("--threads"):
+        torch.set_num_threads(config.getoption("--threads"))
 
 
 @pytest.fixture
