@@ -5,10 +5,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mingcore.model import load
 from mingcore.model.vae import AudioVAE
 from mingcore.testing.compare import max_relative
+from mingcore.testing.synthetic import model_config, write_checkpoint
 
 TOLERANCE = 2e-5
 
@@ -80,3 +82,27 @@ def assert_golden():
             assert torch.equal(ours.to(theirs.dtype), theirs), key
 
     return check
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A random tiny checkpoint: its folder, tensors and model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_checkpoint(folder, model_config("tiny", multi_gate=True))
+    return folder, load_file(folder / "model.safetensors"), load(folder)
+
+
+@pytest.fixture
+def rewritten(tiny, tmp_path):
+    """`rewritten(change)`: a copy of the tiny checkpoint after change(tensors, config)."""
+
+    def make(change):
+        source, tensors, _ = tiny
+        tensors = dict(tensors)
+        config = json.loads((source / "config.json").read_text())
+        change(tensors, config)
+        save_file(tensors, tmp_path / "model.safetensors")
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make

@@ -46,7 +46,8 @@ def test_linear(key):
 
 def test_dynamic_grows_theta_beyond_the_trained_length():
     rope = scaled(type="dynamic", factor=2.0)
-    expect(rope, [0, 1, 2047], plain_frequencies())
+    for length in (2, 100, 2048):
+        expect(rope, [0, 1, length - 1], plain_frequencies())
     for length in (2049, 5000):
         theta = THETA * (2.0 * length / 2048 - 1.0) ** (D / (D - 2))
         expect(rope, [0, 7, length - 1], plain_frequencies(theta))

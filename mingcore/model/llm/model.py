@@ -184,7 +184,7 @@ class LLM:
             positions = stored if attention_mask is None else stored.clamp(min=0)
         rope = self.rope(positions, lengths)
         masks = [None if m is None else m.reshape(B * T, 1) != 0 for m in (audio_mask, image_mask)]
-        x = embeds
+        x = embeds.to(self.activation_dtype)
         normed = ops.rms_norm(x, self.layers[0].attention_norm, eps)
         for index, layer in enumerate(self.layers):
             if trace is not None:

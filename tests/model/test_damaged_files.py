@@ -1,0 +1,134 @@
+"""Checkpoint files that are missing, cut short or corrupt: one clear error each."""
+
+import json
+import shutil
+import struct
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mingcore.errors import CheckpointError
+from mingcore.model import load
+from mingcore.model.weights import read_headers
+from mingcore.testing.synthetic import write_checkpoint
+
+
+def test_missing_files(tmp_path, tiny):
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="is no folder"):
+        load(tiny[0] / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
+        load(tmp_path)
+    shutil.copy(tiny[0] / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"neither model.safetensors nor .*index.json"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="is missing"):
+        read_headers(tmp_path / "nowhere")
+
+
+def edit_header(raw, change):
+    (length,) = struct.unpack("<Q", raw[:8])
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + raw[8 + length :]
+
+
+def set_header(name, key, value):
+    return lambda raw: edit_header(raw, lambda header: header[name].update({key: value}))
+
+
+BYTES = {
+    "empty": (lambda raw: b"", "truncated: 0 bytes hold no safetensors header"),
+    "seven bytes": (lambda raw: raw[:7], "truncated: 7 bytes"),
+    "half a header": (lambda raw: raw[:1000], "truncated or no safetensors file: its header"),
+    "half the data": (lambda raw: raw[: len(raw) // 2], "truncated: its tensors need"),
+    "one byte short": (lambda raw: raw[:-1], "truncated: its tensors need"),
+    "another file": (lambda raw: b"PK\x03\x04" * 4096, "truncated or no safetensors file"),
+    "garbled header": (lambda raw: raw[:8] + b"\xff" * 64 + raw[72:], "corrupt header"),
+    "header of a list": (
+        lambda raw: struct.pack("<Q", 2) + b"[]", "corrupt header: no mapping of tensors"
+    ),
+    "unknown dtype": (
+        set_header("stop_head.bias", "dtype", "Q4"), "stop_head.bias has dtype Q4"
+    ),
+    "offsets against shape": (
+        set_header("stop_head.bias", "shape", [3]),
+        r"corrupt header: stop_head.bias of F32 \[3\] needs 12 bytes, its entry covers 8",
+    ),
+    "negative shape": (set_header("stop_head.bias", "shape", [-2]), "the entry of stop_head.bias"),
+    "no offsets": (
+        lambda raw: edit_header(raw, lambda h: h["stop_head.bias"].pop("data_offsets")),
+        "the entry of stop_head.bias",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BYTES)
+def test_damaged_files(tiny, tmp_path, damage):
+    change, message = BYTES[damage]
+    shutil.copy(tiny[0] / "config.json", tmp_path)
+    raw = (tiny[0] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(change(raw))
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+@pytest.fixture
+def shards(tiny, tmp_path):
+    config = json.loads((tiny[0] / "config.json").read_text())
+    return write_checkpoint(tmp_path, config, shard_bytes=2 << 20)
+
+
+def index_of(folder):
+    path = folder / "model.safetensors.index.json"
+    return path, json.loads(path.read_text())
+
+
+def test_missing_shards(shards):
+    names = sorted(shards.glob("model-*.safetensors"))
+    names[1].unlink()
+    with pytest.raises(CheckpointError, match=f"1 are missing: {names[1].name}"):
+        load(shards)
+
+
+def test_truncated_shard(shards):
+    path = sorted(shards.glob("model-*.safetensors"))[2]
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=f"{path.name} is truncated"):
+        load(shards)
+
+
+def test_index_against_its_shards(shards):
+    path, index = index_of(shards)
+    index["weight_map"]["ghost"] = index["weight_map"]["stop_head.bias"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"puts ghost in .*, which lacks it"):
+        load(shards)
+
+
+def test_tensor_in_two_shards(shards):
+    extra = {"stop_head.bias": torch.zeros(2)}
+    save_file(extra, shards / "model-extra.safetensors")
+    path, index = index_of(shards)
+    index["weight_map"]["stop_head.bias"] = "model-extra.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"stop_head.bias is in"):
+        load(shards)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": {}}'])
+def test_broken_index(shards, content):
+    index_of(shards)[0].write_text(content)
+    with pytest.raises(CheckpointError, match=r"index.json (cannot be read as JSON|has no weight)"):
+        load(shards)
+
+
+def test_shards_stay_in_their_folder(shards):
+    path, index = index_of(shards)
+    index["weight_map"]["stop_head.bias"] = "../elsewhere.safetensors"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="outside its folder"):
+        load(shards)
