@@ -40,7 +40,8 @@ class Args {
 public:
     explicit Args(const char* op) : op_(op) {}
 
-    [[noreturn]] void reject(const std::string& name, const std::string& must, const std::string& got) const {
+    [[noreturn]] void reject(const std::string& name, const std::string& must,
+                             const std::string& got) const {
         fail(op_ + ": " + name + " must be " + must + ", got " + got);
     }
 
@@ -52,13 +53,18 @@ public:
         Array a;
         a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
         const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
-        if (code < 0 || code > 2) reject(name, "float32 (0), bfloat16 (1) or float16 (2)", "code " + std::to_string(code));
+        if (code < 0 || code > 2)
+            reject(name, "float32 (0), bfloat16 (1) or float16 (2)",
+                   "code " + std::to_string(code));
         a.dtype = static_cast<Dtype>(code);
-        if (!PyTuple_Check(sizes) || !PyTuple_Check(strides) || PyTuple_GET_SIZE(sizes) != PyTuple_GET_SIZE(strides))
-            reject(name, "given sizes and strides as tuples of one length", std::string(py::repr(value)));
+        if (!PyTuple_Check(sizes) || !PyTuple_Check(strides) ||
+            PyTuple_GET_SIZE(sizes) != PyTuple_GET_SIZE(strides))
+            reject(name, "given sizes and strides as tuples of one length",
+                   std::string(py::repr(value)));
         a.dims = static_cast<int>(PyTuple_GET_SIZE(sizes));
         if (a.dims != dims)
-            reject(name, std::to_string(dims) + "-dimensional", std::to_string(a.dims) + " dimensions");
+            reject(name, std::to_string(dims) + "-dimensional",
+                   std::to_string(a.dims) + " dimensions");
         for (int i = 0; i < dims; ++i) {
             a.size[i] = integer(PyTuple_GET_ITEM(sizes, i));
             a.stride[i] = integer(PyTuple_GET_ITEM(strides, i));
@@ -66,7 +72,8 @@ public:
         }
         if (!a.data && !a.empty()) reject(name, "backed by memory", "a null pointer");
         if (dense_last && a.size[dims - 1] > 1 && a.stride[dims - 1] != 1)
-            reject(name, "dense in its last dimension", "stride " + std::to_string(a.stride[dims - 1]));
+            reject(name, "dense in its last dimension",
+                   "stride " + std::to_string(a.stride[dims - 1]));
         return a;
     }
 
@@ -74,9 +81,12 @@ public:
         return value.is_none() ? Array() : read(value, name, dims);
     }
 
-    void size(const Array& a, const char* name, int dim, int64_t expected, const char* letter) const {
+    void size(const Array& a, const char* name, int dim, int64_t expected,
+              const char* letter) const {
         if (a.size[dim] != expected)
-            reject(name, std::string(letter) + " = " + std::to_string(expected) + " in dimension " + std::to_string(dim),
+            reject(name,
+                   std::string(letter) + " = " + std::to_string(expected) + " in dimension " +
+                       std::to_string(dim),
                    a.shape());
     }
 
@@ -90,7 +100,8 @@ public:
         int64_t extent = 1;
         for (int i = a.dims - 1; i >= 0; --i) {
             if (a.size[i] > 1 && a.stride[i] < extent)
-                reject(name, "free of overlap in dimension " + std::to_string(i), "stride " + std::to_string(a.stride[i]));
+                reject(name, "free of overlap in dimension " + std::to_string(i),
+                       "stride " + std::to_string(a.stride[i]));
             extent = a.stride[i] * (a.size[i] - 1) + extent;
         }
     }
@@ -110,7 +121,8 @@ private:
     std::string op_;
 };
 
-template <class T> T one_of(const Args& args, const char* name, const std::string& value, const char* const* names) {
+template <class T>
+T one_of(const Args& args, const char* name, const std::string& value, const char* const* names) {
     std::string all;
     for (int i = 0; names[i]; ++i) {
         if (value == names[i]) return static_cast<T>(i);
@@ -122,11 +134,13 @@ template <class T> T one_of(const Args& args, const char* name, const std::strin
 const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
 const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
 
-void linear(const py::object& x_, const py::object& weight_, const py::object& bias_, const py::object& residual_,
-            const py::object& out_, const std::string& activation, const std::string& layout, int64_t n, int threads) {
+void linear(const py::object& x_, const py::object& weight_, const py::object& bias_,
+            const py::object& residual_, const py::object& out_, const std::string& activation,
+            const std::string& layout, int64_t n, int threads) {
     const Args args("linear");
     const Array x = args.read(x_, "x", 2), bias = args.read_or_none(bias_, "bias", 1);
-    const Array residual = args.read_or_none(residual_, "residual", 2), out = args.read(out_, "out", 2);
+    const Array residual = args.read_or_none(residual_, "residual", 2),
+                out = args.read(out_, "out", 2);
     LinearArgs a{};
     a.act = one_of<Act>(args, "activation", activation, act_names);
     a.layout = one_of<Layout>(args, "layout", layout, layout_names);
@@ -151,7 +165,8 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
         args.size(weight, "weight", 0, panels, "panels");
         args.size(weight, "weight", 1, a.K, "K");
         args.size(weight, "weight", 2, 32, "columns");
-        if (weight.stride[1] != 32 || weight.stride[0] != 32 * a.K) args.reject("weight", "contiguous panels", "strides");
+        if (weight.stride[1] != 32 || weight.stride[0] != 32 * a.K)
+            args.reject("weight", "contiguous panels", "strides");
     }
     if (bias.data) args.size(bias, "bias", 0, n, "N");
     if (residual.data) {
@@ -167,7 +182,8 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
     a.x = x.data, a.x_dtype = x.dtype, a.x_row = x.stride[0];
     a.w = weight.data, a.w_dtype = weight.dtype;
     a.bias = bias.data, a.bias_dtype = bias.dtype;
-    a.residual = residual.data, a.residual_dtype = residual.dtype, a.residual_row = residual.stride[0];
+    a.residual = residual.data, a.residual_dtype = residual.dtype,
+    a.residual_row = residual.stride[0];
     a.out = out.data, a.out_dtype = out.dtype, a.out_row = out.stride[0];
     py::gil_scoped_release release;
     current().linear(a);
@@ -191,9 +207,9 @@ void silu_mul(const py::object& gate_up_, const py::object& out_, int threads) {
     current().silu_mul(a);
 }
 
-void flow_step(const py::object& x_, const py::object& v_cond_, const py::object& v_null_, double dt,
-               const py::object& guidance_, const py::object& noise_, const py::object& noise_scale_,
-               const py::object& out_, int threads) {
+void flow_step(const py::object& x_, const py::object& v_cond_, const py::object& v_null_,
+               double dt, const py::object& guidance_, const py::object& noise_,
+               const py::object& noise_scale_, const py::object& out_, int threads) {
     const Args args("flow_step");
     static const char* const letters[] = {"B", "P", "C"};
     const Array x = args.read(x_, "x", 3), out = args.read(out_, "out", 3);
@@ -221,7 +237,8 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
     a.noise_scale = per_row(noise_scale_, "noise_scale");
     for (int i = 0; i < 3; ++i) args.size(out, "out", i, x.size[i], letters[i]);
     args.writable(out, "out");
-    a.out = reinterpret_cast<float*>(out.data), a.out_batch = out.stride[0], a.out_row = out.stride[1];
+    a.out = reinterpret_cast<float*>(out.data), a.out_batch = out.stride[0],
+    a.out_row = out.stride[1];
     a.dt = static_cast<float>(dt);
     a.threads = args.threads(threads);
     if (x.empty()) return;
@@ -245,16 +262,25 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("linear", &linear);
     m.def("silu_mul", &silu_mul);
     m.def("flow_step", &flow_step);
-    m.def("read_probe", &read_probe, "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
+    m.def("read_probe", &read_probe,
+          "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");
-    m.def("isas", [] {
-        py::list names;
-        for (int i = 0; i < available_count; ++i)
-            if (cpu_runs(*available[i])) names.append(available[i]->isa);
-        return names;
-    }, "The instruction sets that this build holds and this CPU runs, best first.");
-    m.def("set_isa", [](const std::string& isa) {
-        if (!select_isa(isa.c_str())) fail("set_isa: this build on this CPU has no '" + isa + "'");
-    }, "Use another instruction set from here on; for tests.");
-    m.def("thread_pool", &thread_pool, "Where threads come from: 'openmp' (PyTorch's pool) or 'std::thread'.");
+    m.def(
+        "isas",
+        [] {
+            py::list names;
+            for (int i = 0; i < available_count; ++i)
+                if (cpu_runs(*available[i])) names.append(available[i]->isa);
+            return names;
+        },
+        "The instruction sets that this build holds and this CPU runs, best first.");
+    m.def(
+        "set_isa",
+        [](const std::string& isa) {
+            if (!select_isa(isa.c_str()))
+                fail("set_isa: this build on this CPU has no '" + isa + "'");
+        },
+        "Use another instruction set from here on; for tests.");
+    m.def("thread_pool", &thread_pool,
+          "Where threads come from: 'openmp' (PyTorch's pool) or 'std::thread'.");
 }

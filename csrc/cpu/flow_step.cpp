@@ -17,7 +17,8 @@ struct Plan {
     Counter work;
 };
 
-template <class T> MC_INLINE F read(const void* p, int64_t i, int n) {
+template <class T>
+MC_INLINE F read(const void* p, int64_t i, int n) {
     return n == W ? load((const T*)p + i) : loadn((const T*)p + i, n);
 }
 MC_INLINE F read(const Float3& v, int64_t i, int n) {
@@ -37,7 +38,8 @@ void run(void* context, int) {
             const int n = a.C - c < W ? (int)(a.C - c) : W;
             F v = read(a.v_cond, b * a.v_cond.batch + p * a.v_cond.row + c, n);
             if (a.v_null.data)
-                v = fma(guidance, sub(v, read(a.v_null, b * a.v_null.batch + p * a.v_null.row + c, n)), v);
+                v = fma(guidance,
+                        sub(v, read(a.v_null, b * a.v_null.batch + p * a.v_null.row + c, n)), v);
             F x = fma(dt, v, read(a.x, b * a.x.batch + p * a.x.row + c, n));
             if (a.noise.data)
                 x = fma(scale, read(a.noise, b * a.noise.batch + p * a.noise.row + c, n), x);

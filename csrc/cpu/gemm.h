@@ -20,17 +20,23 @@ constexpr int PANEL = 32;
 constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and 16 further on
 constexpr int64_t KC = 128;  // a K block: long enough to hide the sums' update, short enough for L1
 #if defined(MC_AVX512)
-constexpr int ROWS = 14;        // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
-constexpr int MAX_SUMS = 24;    // when several slices advance together
+constexpr int ROWS = 14;      // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
+constexpr int MAX_SUMS = 24;  // when several slices advance together
 #else
 constexpr int ROWS = 6;
 constexpr int MAX_SUMS = 12;
 #endif
-constexpr int MAX_UNITS = 4;    // slices that advance together
+constexpr int MAX_UNITS = 4;  // slices that advance together
 
 // The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
-MC_INLINE void load_slice(const float* p, F& a, F& b) { a = load(p); b = load(p + 16); }
-MC_INLINE void load_slice(const f16* p, F& a, F& b) { a = load(p); b = load(p + 16); }
+MC_INLINE void load_slice(const float* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 16);
+}
+MC_INLINE void load_slice(const f16* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 16);
+}
 MC_INLINE void load_slice(const bf16* p, F& a, F& b) { load_pair(p, a, b); }
 MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; }
 MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
@@ -79,8 +85,8 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
 }
 
 template <class T, int NU, int MR>
-static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c, bool first,
-                    const Ahead& ahead) {
+static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c,
+                    bool first, const Ahead& ahead) {
     if (rows == MR) return tile<T, MR, NU>(x, w, kc, c, first, ahead);
     if constexpr (MR > 1) tile_of<T, NU, MR - 1>(rows, x, w, kc, c, first, ahead);
 }
@@ -105,8 +111,7 @@ static void pack_tile(const T* x, int64_t x_row, int64_t K, int rows, float* out
         for (int64_t k = 0; k < K; k += W) {
             const int kn = K - k < W ? (int)(K - k) : W;
             F v[W];
-            for (int r = 0; r < W; ++r)
-                v[r] = r < n ? loadn(x + (r0 + r) * x_row + k, kn) : zero();
+            for (int r = 0; r < W; ++r) v[r] = r < n ? loadn(x + (r0 + r) * x_row + k, kn) : zero();
             transpose(v);
             for (int i = 0; i < kn; ++i) storen(out + (k + i) * rows + r0, v[i], n);
         }
@@ -124,8 +129,8 @@ MC_INLINE int panels_for(int rows) {
 // needed after this one: the memory is busy all the time, not during the first tile only, and a
 // task's first block is on its way before the task starts.
 template <class T, int NU>
-static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next, int64_t k0,
-                    int64_t kc, float* const* c) {
+static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next,
+                    int64_t k0, int64_t kc, float* const* c) {
     const int base = x.begin(t0);
     for (int t = t0; t < t1; ++t) {
         const int r = x.begin(t), n = x.begin(t + 1) - r;
@@ -169,14 +174,16 @@ static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, c
 // c [count][rows of t0..t1][32] = x @ panels, for count <= MAX_UNITS packed panels of [K, 32].
 // `after`: the first of the panels that this thread will need next, or null.
 template <class T>
-static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count, const T* after,
-                       float* c) {
+static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count,
+                       const T* after, float* c) {
     for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
         const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;
         const T *at[MAX_UNITS], *next[MAX_UNITS];
         for (int i = 0; i < count; ++i) {
             at[i] = panels[i] + k0 * PANEL;
-            next[i] = k0 + kc < x.K ? at[i] + kc * PANEL : after ? after + i * x.K * PANEL : nullptr;
+            next[i] = k0 + kc < x.K ? at[i] + kc * PANEL
+                      : after       ? after + i * x.K * PANEL
+                                    : nullptr;
         }
         panel_block(x, t0, t1, at, next, count, k0, kc, c);
     }
@@ -186,8 +193,8 @@ static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, in
 // 16..31 the n_high rows at `high`. Each K block is transposed into `scratch` [KC, 32] first: the
 // same sums, so the same bits, as from the packed form.
 template <class T>
-static void rows_gemm(const Rows& x, int t0, int t1, const T* low, int n_low, const T* high, int n_high,
-                      int64_t w_row, float* scratch, float* c) {
+static void rows_gemm(const Rows& x, int t0, int t1, const T* low, int n_low, const T* high,
+                      int n_high, int64_t w_row, float* scratch, float* c) {
     for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
         const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;
         for (int j0 = 0; j0 < PANEL; j0 += W) {

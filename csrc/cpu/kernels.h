@@ -15,29 +15,45 @@ enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu =
 enum class Layout : int32_t { rows = 0, panels = 1, panels_swiglu = 2 };
 
 struct LinearArgs {  // out = act(x @ w.T + bias) + residual
-    const void* x; Dtype x_dtype; int64_t M, K, x_row;
-    const void* w; Dtype w_dtype; Layout layout; int64_t N, w_row;  // w_row: only for rows
-    const void* bias; Dtype bias_dtype;                             // [N] or null
-    const void* residual; Dtype residual_dtype; int64_t residual_row;  // [M, N_out] or null
-    void* out; Dtype out_dtype; int64_t out_row;                    // [M, N_out]
+    const void* x;
+    Dtype x_dtype;
+    int64_t M, K, x_row;
+    const void* w;
+    Dtype w_dtype;
+    Layout layout;
+    int64_t N, w_row;  // w_row: only for rows
+    const void* bias;
+    Dtype bias_dtype;  // [N] or null
+    const void* residual;
+    Dtype residual_dtype;
+    int64_t residual_row;  // [M, N_out] or null
+    void* out;
+    Dtype out_dtype;
+    int64_t out_row;  // [M, N_out]
     Act act;
     int threads;
 };
 
 struct SiluMulArgs {  // out = silu(gate_up[:, :I]) * gate_up[:, I:]
-    const void* gate_up; void* out; Dtype dtype;
+    const void* gate_up;
+    void* out;
+    Dtype dtype;
     int64_t M, I, gate_up_row, out_row;
     int threads;
 };
 
 struct Float3 {  // a [B, P, C] operand whose last dimension is dense; data is null when absent
-    const void* data; Dtype dtype; int64_t batch, row;
+    const void* data;
+    Dtype dtype;
+    int64_t batch, row;
 };
 
 struct FlowStepArgs {  // out = x + dt * (v_c + g * (v_c - v_u)) + noise_scale * noise
     Float3 x, v_cond, v_null, noise;
-    const float* guidance; const float* noise_scale;  // [B]
-    float* out; int64_t out_batch, out_row;           // may be x itself
+    const float* guidance;
+    const float* noise_scale;  // [B]
+    float* out;
+    int64_t out_batch, out_row;  // may be x itself
     int64_t B, P, C;
     float dt;
     int threads;

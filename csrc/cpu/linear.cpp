@@ -17,17 +17,18 @@ constexpr int PACK_IN_PARALLEL = 1 << 15;
 
 struct Plan {
     const LinearArgs& a;
-    Rows x;              // the rows of this block
-    int64_t row0;        // where the block starts in x and out
+    Rows x;        // the rows of this block
+    int64_t row0;  // where the block starts in x and out
     float* packed;
-    int64_t outputs;     // output columns: N, or N / 2 for swiglu
+    int64_t outputs;            // output columns: N, or N / 2 for swiglu
     int group, groups, splits;  // panels of a task, tasks over columns, over rows
     float* scratch;
     int64_t scratch_each;
     Counter to_pack, work;
 };
 
-template <class T> MC_INLINE void read32(const void* base, int64_t at, int n, float* to) {
+template <class T>
+MC_INLINE void read32(const void* base, int64_t at, int n, float* to) {
     const T* p = (const T*)base + at;
     for (int j = 0; j < PANEL; j += W) {
         const int m = n - j;
@@ -39,7 +40,8 @@ MC_INLINE void read32(const void* base, Dtype dtype, int64_t at, int n, float* t
     else if (dtype == Dtype::bf16) read32<bf16>(base, at, n, to);
     else read32<f16>(base, at, n, to);
 }
-template <class T> MC_INLINE void write32(void* base, int64_t at, int n, const F* v) {
+template <class T>
+MC_INLINE void write32(void* base, int64_t at, int n, const F* v) {
     T* p = (T*)base + at;
     for (int j = 0; j < PANEL / W; ++j) {
         const int m = n - j * W;
@@ -52,16 +54,21 @@ MC_INLINE int width_of(Act act) { return act == Act::swiglu ? 16 : PANEL; }  // 
 
 MC_INLINE F activate(Act act, F v) {
     switch (act) {
-        case Act::silu: return silu(v);
-        case Act::gelu: return gelu(v);
-        case Act::gelu_tanh: return gelu_tanh(v);
-        default: return v;
+        case Act::silu:
+            return silu(v);
+        case Act::gelu:
+            return gelu(v);
+        case Act::gelu_tanh:
+            return gelu_tanh(v);
+        default:
+            return v;
     }
 }
 
 // Output columns [col, col + n) of `rows` rows from the sums of one panel: 32 columns, or for
 // swiglu 16 gates and their 16 ups.
-void finish(const LinearArgs& a, int64_t outputs, int64_t row, int rows, int64_t col, int n, const float* sums) {
+void finish(const LinearArgs& a, int64_t outputs, int64_t row, int rows, int64_t col, int n,
+            const float* sums) {
     const bool swiglu = a.act == Act::swiglu;
     float bias[PANEL] = {0}, residual[PANEL] = {0};
     if (a.bias) {
@@ -74,7 +81,8 @@ void finish(const LinearArgs& a, int64_t outputs, int64_t row, int rows, int64_t
     }
     for (int r = 0; r < rows; ++r, sums += PANEL) {
         F v[PANEL / W];
-        if (a.residual) read32(a.residual, a.residual_dtype, (row + r) * a.residual_row + col, n, residual);
+        if (a.residual)
+            read32(a.residual, a.residual_dtype, (row + r) * a.residual_row + col, n, residual);
         for (int j = 0; j < PANEL; j += W) v[j / W] = add(load(sums + j), load(bias + j));
         if (swiglu)
             for (int j = 0; j < 16 / W; ++j) v[j] = mul(silu(v[j]), v[j + 16 / W]);
@@ -120,14 +128,16 @@ void run_tasks(void* context, int id) {
         const int row = p.x.begin(t0), rows = p.x.begin(t1) - row;
         if (a.layout == Layout::rows) {
             const int64_t col = first * width, left = p.outputs - col;
-            const int64_t upper = width == 16 ? p.outputs + col : col + 16;  // first row of lanes 16..31
+            const int64_t upper =
+                width == 16 ? p.outputs + col : col + 16;  // first row of lanes 16..31
             const int n = left < width ? (int)left : width, n_low = n < 16 ? n : 16;
-            rows_gemm(p.x, t0, t1, w + col * a.w_row, n_low, w + upper * a.w_row, width == 16 ? n : n - n_low,
-                      a.w_row, scratch, sums);
+            rows_gemm(p.x, t0, t1, w + col * a.w_row, n_low, w + upper * a.w_row,
+                      width == 16 ? n : n - n_low, a.w_row, scratch, sums);
         } else {
             const T* at[MAX_UNITS];
             for (int i = 0; i < count; ++i) at[i] = w + (first + i) * a.K * PANEL;
-            const T* after = following < tasks ? w + following / p.splits * p.group * a.K * PANEL : nullptr;
+            const T* after =
+                following < tasks ? w + following / p.splits * p.group * a.K * PANEL : nullptr;
             panel_gemm(p.x, t0, t1, at, count, after, sums);
         }
         for (int i = 0; i < count; ++i) {
@@ -160,8 +170,8 @@ void linear(const LinearArgs& a) {
         const int groups = (int)((panels + group - 1) / group);
         int splits = 1;
         while (splits * 2 <= tiles && groups * splits < threads * 4) splits *= 2;
-        Plan plan{a, {memory, a.K, rows, tiles}, row0, memory, outputs, group, groups, splits,
-                  memory + aligned, scratch_each, {}, {}};
+        Plan plan{a,      {memory, a.K, rows, tiles}, row0,         memory, outputs, group, groups,
+                  splits, memory + aligned,           scratch_each, {},     {}};
         if (in_place) plan.x.x = (const float*)a.x + row0 * a.x_row;
         else if ((int64_t)rows * a.K < PACK_IN_PARALLEL) pack_rows(&plan, 0);
         else parallel(threads, pack_rows, &plan);

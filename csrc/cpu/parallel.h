@@ -16,7 +16,9 @@ void parallel(int threads, void (*fn)(void* context, int id), void* context);
 // next call on this thread. Throws std::bad_alloc.
 void* workspace(size_t bytes);
 
-struct Counter { int64_t next; };
+struct Counter {
+    int64_t next;
+};
 // Internal linkage and always inlined: no copy of it may be shared between ISA units.
 static inline __attribute__((always_inline)) int64_t claim(Counter& c) {
     return __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED);

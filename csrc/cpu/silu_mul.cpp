@@ -8,8 +8,8 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 1024;       // columns of a task
-constexpr int64_t SERIAL = 1 << 13;   // elements under which waking threads costs more
+constexpr int64_t BLOCK = 1024;      // columns of a task
+constexpr int64_t SERIAL = 1 << 13;  // elements under which waking threads costs more
 
 struct Plan {
     const SiluMulArgs& a;

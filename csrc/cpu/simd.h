@@ -24,8 +24,12 @@
 namespace mingcore {
 namespace MC_ISA {
 
-struct bf16 { uint16_t bits; };
-struct f16 { uint16_t bits; };
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
 
 #if defined(MC_AVX512)
 
@@ -43,13 +47,16 @@ MC_INLINE F div(F a, F b) { return _mm512_div_ps(a, b); }
 MC_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 MC_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }  // NaN in either: b
 MC_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
-MC_INLINE F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MC_INLINE F round(F a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 MC_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 MC_INLINE F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
 MC_INLINE F abs(F a) { return _mm512_abs_ps(a); }
 MC_INLINE F copysign(F a, F sign) {
     const I s = _mm512_set1_epi32(INT32_MIN);
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(s, _mm512_castps_si512(sign), _mm512_castps_si512(a), 0xCA));
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(s, _mm512_castps_si512(sign), _mm512_castps_si512(a), 0xCA));
 }
 MC_INLINE F scale2(F a, F n) { return _mm512_scalef_ps(a, n); }  // a * 2^n, n integral
 
@@ -59,11 +66,17 @@ MC_INLINE F loadn(const float* p, int n) { return _mm512_maskz_loadu_ps(first(n)
 MC_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a); }
 MC_INLINE void storen(float* p, F a, int n) { _mm512_mask_storeu_ps(p, first(n), a); }
 
-MC_INLINE F widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+MC_INLINE F widen_bf16(__m256i h) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
+}
 MC_INLINE F load(const bf16* p) { return widen_bf16(_mm256_loadu_si256((const __m256i*)p)); }
-MC_INLINE F loadn(const bf16* p, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(first(n), p)); }
+MC_INLINE F loadn(const bf16* p, int n) {
+    return widen_bf16(_mm256_maskz_loadu_epi16(first(n), p));
+}
 MC_INLINE F load(const f16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
-MC_INLINE F loadn(const f16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p)); }
+MC_INLINE F loadn(const f16* p, int n) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p));
+}
 MC_INLINE __m256i narrow_bf16(F a) {  // to nearest even; NaN stays a (quiet) NaN
     const I u = _mm512_castps_si512(a);
     const I odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
@@ -73,8 +86,12 @@ MC_INLINE __m256i narrow_bf16(F a) {  // to nearest even; NaN stays a (quiet) Na
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_mov_epi32(r, nan, q), 16));
 }
 MC_INLINE void store(bf16* p, F a) { _mm256_storeu_si256((__m256i*)p, narrow_bf16(a)); }
-MC_INLINE void storen(bf16* p, F a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16(a)); }
-MC_INLINE __m256i narrow_f16(F a) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MC_INLINE void storen(bf16* p, F a, int n) {
+    _mm256_mask_storeu_epi16(p, first(n), narrow_bf16(a));
+}
+MC_INLINE __m256i narrow_f16(F a) {
+    return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 MC_INLINE void store(f16* p, F a) { _mm256_storeu_si256((__m256i*)p, narrow_f16(a)); }
 MC_INLINE void storen(f16* p, F a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_f16(a)); }
 
@@ -138,13 +155,17 @@ MC_INLINE F copysign(F a, F sign) {
     const F s = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_andnot_ps(s, a), _mm256_and_ps(s, sign));
 }
-MC_INLINE F pow2(I n) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)); }
+MC_INLINE F pow2(I n) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23));
+}
 MC_INLINE F scale2(F a, F n) {  // in two halves, so that 2^128 and 2^-150 come out right
     const I i = _mm256_cvtps_epi32(n), h = _mm256_srai_epi32(i, 1);
     return _mm256_mul_ps(_mm256_mul_ps(a, pow2(h)), pow2(_mm256_sub_epi32(i, h)));
 }
 
-MC_INLINE I first(int n) { return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)); }
+MC_INLINE I first(int n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
 MC_INLINE F load(const float* p) { return _mm256_loadu_ps(p); }
 MC_INLINE F loadn(const float* p, int n) { return _mm256_maskload_ps(p, first(n)); }
 MC_INLINE void store(float* p, F a) { _mm256_storeu_ps(p, a); }
@@ -160,7 +181,9 @@ MC_INLINE void store16n(void* p, __m128i a, int n) {
     _mm_storeu_si128((__m128i*)t, a);
     memcpy(p, t, (size_t)n * 2);
 }
-MC_INLINE F widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+MC_INLINE F widen_bf16(__m128i h) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
 MC_INLINE F load(const bf16* p) { return widen_bf16(_mm_loadu_si128((const __m128i*)p)); }
 MC_INLINE F loadn(const bf16* p, int n) { return widen_bf16(load16n(p, n)); }
 MC_INLINE F load(const f16* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
@@ -176,7 +199,9 @@ MC_INLINE __m128i narrow_bf16(F a) {  // to nearest even; NaN stays a (quiet) Na
 }
 MC_INLINE void store(bf16* p, F a) { _mm_storeu_si128((__m128i*)p, narrow_bf16(a)); }
 MC_INLINE void storen(bf16* p, F a, int n) { store16n(p, narrow_bf16(a), n); }
-MC_INLINE __m128i narrow_f16(F a) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+MC_INLINE __m128i narrow_f16(F a) {
+    return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 MC_INLINE void store(f16* p, F a) { _mm_storeu_si128((__m128i*)p, narrow_f16(a)); }
 MC_INLINE void storen(f16* p, F a, int n) { store16n(p, narrow_f16(a), n); }
 
@@ -215,8 +240,16 @@ typedef I M;
 
 MC_INLINE F set1(float a) { return F{a, a, a, a}; }
 MC_INLINE F zero() { return F{0, 0, 0, 0}; }
-MC_INLINE I bits(F a) { I r; memcpy(&r, &a, 16); return r; }
-MC_INLINE F floats(I a) { F r; memcpy(&r, &a, 16); return r; }
+MC_INLINE I bits(F a) {
+    I r;
+    memcpy(&r, &a, 16);
+    return r;
+}
+MC_INLINE F floats(I a) {
+    F r;
+    memcpy(&r, &a, 16);
+    return r;
+}
 MC_INLINE F add(F a, F b) { return a + b; }
 MC_INLINE F sub(F a, F b) { return a - b; }
 MC_INLINE F mul(F a, F b) { return a * b; }
@@ -231,19 +264,34 @@ MC_INLINE F round(F a) {  // |a| < 2^22, to nearest even
     return (a + magic) - magic;
 }
 MC_INLINE F abs(F a) { return floats(bits(a) & 0x7fffffff); }
-MC_INLINE F copysign(F a, F sign) { return floats((bits(a) & 0x7fffffff) | (bits(sign) & INT32_MIN)); }
+MC_INLINE F copysign(F a, F sign) {
+    return floats((bits(a) & 0x7fffffff) | (bits(sign) & INT32_MIN));
+}
 MC_INLINE F pow2(I n) { return floats((n + 127) << 23); }
 MC_INLINE F scale2(F a, F n) {
     const I i = bits(n + set1(12582912.0f)) - bits(set1(12582912.0f)), h = i >> 1;
     return a * pow2(h) * pow2(i - h);
 }
 
-MC_INLINE F load(const float* p) { F a; memcpy(&a, p, 16); return a; }
+MC_INLINE F load(const float* p) {
+    F a;
+    memcpy(&a, p, 16);
+    return a;
+}
 MC_INLINE void store(float* p, F a) { memcpy(p, &a, 16); }
-MC_INLINE F loadn(const float* p, int n) { F a = zero(); memcpy(&a, p, (size_t)n * 4); return a; }
+MC_INLINE F loadn(const float* p, int n) {
+    F a = zero();
+    memcpy(&a, p, (size_t)n * 4);
+    return a;
+}
 MC_INLINE void storen(float* p, F a, int n) { memcpy(p, &a, (size_t)n * 4); }
 
-MC_INLINE float widen(bf16 h) { const uint32_t u = (uint32_t)h.bits << 16; float f; memcpy(&f, &u, 4); return f; }
+MC_INLINE float widen(bf16 h) {
+    const uint32_t u = (uint32_t)h.bits << 16;
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
 MC_INLINE float widen(f16 h) {
     const uint32_t sign = (uint32_t)(h.bits & 0x8000) << 16, mag = h.bits & 0x7fff;
     uint32_t u = mag >= 0x7c00 ? 0x7f800000 | (mag & 0x3ff) << 13 : (mag + (112 << 10)) << 13;
@@ -257,35 +305,59 @@ MC_INLINE float widen(f16 h) {
     return f;
 }
 MC_INLINE void narrow(float f, bf16& h) {
-    uint32_t u; memcpy(&u, &f, 4);
+    uint32_t u;
+    memcpy(&u, &f, 4);
     h.bits = (uint16_t)((f != f ? u | 0x400000 : u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 MC_INLINE void narrow(float f, f16& h) {
-    uint32_t u; memcpy(&u, &f, 4);
+    uint32_t u;
+    memcpy(&u, &f, 4);
     const uint32_t sign = u >> 16 & 0x8000, mag = u & 0x7fffffff;
     uint32_t r;
     if (mag > 0x7f800000) r = 0x7e00 | (mag >> 13 & 0x3ff);
     else if (mag >= 0x477ff000) r = 0x7c00;  // rounds to infinity
     else if (mag < 0x38800000) {  // subnormal: adding 0.5 rounds at the right bit, to even
-        float t; memcpy(&t, &mag, 4); t += 0.5f;
-        memcpy(&r, &t, 4); r -= 0x3f000000;
+        float t;
+        memcpy(&t, &mag, 4);
+        t += 0.5f;
+        memcpy(&r, &t, 4);
+        r -= 0x3f000000;
     } else r = (mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13;
     h.bits = (uint16_t)(sign | r);
 }
-template <class T> MC_INLINE F loadn(const T* p, int n) { F a = zero(); for (int i = 0; i < n; ++i) a[i] = widen(p[i]); return a; }
-template <class T> MC_INLINE F load(const T* p) { return F{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])}; }
-template <class T> MC_INLINE void storen(T* p, F a, int n) { for (int i = 0; i < n; ++i) narrow(a[i], p[i]); }
-template <class T> MC_INLINE void store(T* p, F a) { storen(p, a, W); }
+template <class T>
+MC_INLINE F loadn(const T* p, int n) {
+    F a = zero();
+    for (int i = 0; i < n; ++i) a[i] = widen(p[i]);
+    return a;
+}
+template <class T>
+MC_INLINE F load(const T* p) {
+    return F{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+}
+template <class T>
+MC_INLINE void storen(T* p, F a, int n) {
+    for (int i = 0; i < n; ++i) narrow(a[i], p[i]);
+}
+template <class T>
+MC_INLINE void store(T* p, F a) {
+    storen(p, a, W);
+}
 
 MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
-    I w; memcpy(&w, p, 16);
+    I w;
+    memcpy(&w, p, 16);
     low = floats(w << 16);
     high = floats(w & (int32_t)0xffff0000);
 }
 MC_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 MC_INLINE void transpose(F r[W]) {
     for (int i = 0; i < W; ++i)
-        for (int j = 0; j < i; ++j) { const float t = r[i][j]; r[i][j] = r[j][i]; r[j][i] = t; }
+        for (int j = 0; j < i; ++j) {
+            const float t = r[i][j];
+            r[i][j] = r[j][i];
+            r[j][i] = t;
+        }
 }
 
 #endif

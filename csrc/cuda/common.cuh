@@ -2,8 +2,12 @@
 // so that nvcc and NVRTC compile the same text, and NVRTC needs nothing installed beside it.
 #pragma once
 
-struct bf16 { unsigned short bits; };
-struct f16 { unsigned short bits; };
+struct bf16 {
+    unsigned short bits;
+};
+struct f16 {
+    unsigned short bits;
+};
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
@@ -21,14 +25,19 @@ __device__ __forceinline__ void narrow(float v, f16& r) {
 }
 
 // N elements that one instruction loads or stores; N * sizeof(T) is a power of two up to 16.
-template <class T, int N> struct alignas(N * sizeof(T)) Vector { T at[N]; };
+template <class T, int N>
+struct alignas(N * sizeof(T)) Vector {
+    T at[N];
+};
 
-template <int N, class T> __device__ __forceinline__ void load(const T* p, float (&to)[N]) {
+template <int N, class T>
+__device__ __forceinline__ void load(const T* p, float (&to)[N]) {
     const Vector<T, N> v = *reinterpret_cast<const Vector<T, N>*>(p);
 #pragma unroll
     for (int i = 0; i < N; ++i) to[i] = widen(v.at[i]);
 }
-template <int N, class T> __device__ __forceinline__ void store(T* p, const float (&from)[N]) {
+template <int N, class T>
+__device__ __forceinline__ void store(T* p, const float (&from)[N]) {
     Vector<T, N> v;
 #pragma unroll
     for (int i = 0; i < N; ++i) narrow(from[i], v.at[i]);

@@ -4,15 +4,15 @@
 // Cost: every operand is read once and out written once: 4 B for x, for out and for the noise, and
 // the velocity's own width twice per element. Nothing is reused, so the kernel is one vector of 4
 // (16 bytes of float32) per thread and as many threads as there are vectors; the state stays
-// float32 whatever the network's type. All strides are in elements, the last dimension is dense, and
-// the velocities may be slices of the network's output. out may be x.
+// float32 whatever the network's type. All strides are in elements, the last dimension is dense,
+// and the velocities may be slices of the network's output. out may be x.
 #include "common.cuh"
 
 struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.py
     const float* x;
     const void* v_cond;
-    const void* v_null;  // null: the velocity is v_cond alone
-    const float* noise;  // null: no noise
+    const void* v_null;        // null: the velocity is v_cond alone
+    const float* noise;        // null: no noise
     const float* guidance;     // [B]
     const float* noise_scale;  // [B]
     float* out;
@@ -24,13 +24,16 @@ struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.p
     int unused;
 };
 
-template <class V_, int WIDTH_> struct FlowStepTraits {
-    using V = V_;                        // the velocity's type
-    static constexpr int WIDTH = WIDTH_;  // elements per thread: 4 where C and the strides allow, else 1
+template <class V_, int WIDTH_>
+struct FlowStepTraits {
+    using V = V_;  // the velocity's type
+    static constexpr int WIDTH =
+        WIDTH_;  // elements per thread: 4 where C and the strides allow, else 1
     static constexpr int THREADS = 256;
 };
 
-template <class Traits> __device__ __forceinline__ void flow_step(const FlowStepParams& p) {
+template <class Traits>
+__device__ __forceinline__ void flow_step(const FlowStepParams& p) {
     using V = typename Traits::V;
     constexpr int WIDTH = Traits::WIDTH;
     const long long i = (long long)blockIdx.x * Traits::THREADS + threadIdx.x;
@@ -61,10 +64,10 @@ template <class Traits> __device__ __forceinline__ void flow_step(const FlowStep
     store<WIDTH>(p.out + b * p.out_batch + r * p.out_row + c, x);
 }
 
-#define INSTANTIATE(NAME, V, WIDTH)                                                                \
-    extern "C" __global__ void __launch_bounds__(FlowStepTraits<V, WIDTH>::THREADS)                \
-        flow_step_##NAME##_##WIDTH(const FlowStepParams p) {                                       \
-        flow_step<FlowStepTraits<V, WIDTH>>(p);                                                    \
+#define INSTANTIATE(NAME, V, WIDTH)                                                 \
+    extern "C" __global__ void __launch_bounds__(FlowStepTraits<V, WIDTH>::THREADS) \
+        flow_step_##NAME##_##WIDTH(const FlowStepParams p) {                        \
+        flow_step<FlowStepTraits<V, WIDTH>>(p);                                     \
     }
 
 INSTANTIATE(float32, float, 4)

@@ -1,19 +1,21 @@
-// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" flow_step.cu,
-// compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the
-// kernel's indexing are tested where there is no GPU. 16-bit floats other than bfloat16 need PTX and
-// stay with the GPU tests.
+// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches"
+// flow_step.cu, compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the
+// parameters and the kernel's indexing are tested where there is no GPU. 16-bit floats other than
+// bfloat16 need PTX and stay with the GPU tests.
+#include <dlfcn.h>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <dlfcn.h>
 
 #define __device__
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define asm(...)
-static struct Index { unsigned x, y, z; } blockIdx, threadIdx;
+static struct Index {
+    unsigned x, y, z;
+} blockIdx, threadIdx;
 static float __uint_as_float(unsigned u) {
     float f;
     memcpy(&f, &u, 4);
@@ -34,11 +36,26 @@ static void note(const char* format, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0)
 
 extern "C" {
 int cuInit(unsigned) { return 0; }
-int cuDeviceGet(int* device, int ordinal) { *device = ordinal; return 0; }
-int cuCtxGetCurrent(void** current) { *current = context; return 0; }
-int cuDevicePrimaryCtxRetain(void** made, int) { *made = (void*)0xc0; note("retain\n"); return 0; }
-int cuCtxSetCurrent(void* made) { context = made; note("set\n"); return 0; }
-int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
+int cuDeviceGet(int* device, int ordinal) {
+    *device = ordinal;
+    return 0;
+}
+int cuCtxGetCurrent(void** current) {
+    *current = context;
+    return 0;
+}
+int cuDevicePrimaryCtxRetain(void** made, int) {
+    *made = (void*)0xc0;
+    note("retain\n");
+    return 0;
+}
+int cuCtxSetCurrent(void* made) {
+    context = made;
+    note("set\n");
+    return 0;
+}
+int cuLibraryLoadData(void** library, const void* code, void*, void*, unsigned, void*, void*,
+                      unsigned) {
     *library = (void*)0x11;
     note("load %llu\n", *(const unsigned*)code == 0x464c457f);  // a cubin is an ELF file
     return ++loads > 1;
@@ -51,13 +68,16 @@ int cuLibraryGetKernel(void** kernel, void*, const char* name) {
     }
     return *kernel ? 0 : 500;  // CUDA_ERROR_NOT_FOUND
 }
-int cuKernelGetFunction(void** function, void* kernel) { *function = kernel; return 0; }
+int cuKernelGetFunction(void** function, void* kernel) {
+    *function = kernel;
+    return 0;
+}
 int cuFuncSetAttribute(void*, int attribute, int value) {
     note("attribute %llu %llu\n", attribute, value);
     return 0;
 }
-int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                   unsigned shared, void* stream, void** params, void**) {
+int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                   unsigned bz, unsigned shared, void* stream, void** params, void**) {
     note("launch %llu %llu %llu %llu\n", (u64)gx * gy * gz, (u64)bx * by * bz, shared, (u64)stream);
     for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)
         for (threadIdx.x = 0; threadIdx.x < bx; ++threadIdx.x)
