@@ -90,7 +90,7 @@ def load(backend: str) -> Reason:
         try:
             import_module(_MODULES[backend])
             _load_errors[backend] = None
-        except ImportError as error:
+        except (ImportError, BackendError) as error:
             _load_errors[backend] = f"the {backend} backend cannot be loaded: {error}"
     return _load_errors[backend]
 

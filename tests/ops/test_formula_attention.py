@@ -67,7 +67,7 @@ def test_decode_sees_what_the_history_holds(dtype, name, window, S):
     positions = torch.tensor(chunks[-1])
     q = draw(*positions.shape, 4, 4)
     got = reference("attention_decode")(strided(q), k_cache, v_cache, positions, window=window)
-    assert got.dtype == dtype and not got.isnan().any()
+    assert got.dtype == dtype and got.is_contiguous() and not got.isnan().any()
     expected = slow.attention_history(q, history, positions, window, slots=S)
     check(got, expected, dtype)
     assert (got[positions < 0] == 0).all()

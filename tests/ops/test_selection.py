@@ -147,3 +147,22 @@ def test_eager_calls_do_not_go_through_the_dispatcher(backends, monkeypatch):
     monkeypatch.setattr(dispatch, "select", None)
     with pytest.raises(TypeError):
         served()
+
+
+@pytest.mark.parametrize("error", ["ImportError", "BackendError"])
+def test_an_adapter_that_says_it_cannot_be_loaded(clean_registry, monkeypatch, tmp_path, error):
+    lines = ["from mingcore.errors import BackendError", f"raise {error}('no such kernel')"]
+    (tmp_path / f"adapter_{error}.py").write_text("\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(clean_registry._MODULES, "cpu", f"adapter_{error}")
+    clean_registry._load_errors.pop("cpu")
+    assert clean_registry.load("cpu") == "the cpu backend cannot be loaded: no such kernel"
+
+
+def test_an_adapter_that_is_broken_is_not_hidden(clean_registry, monkeypatch, tmp_path):
+    (tmp_path / "broken_adapter.py").write_text("undefined")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(clean_registry._MODULES, "cpu", "broken_adapter")
+    clean_registry._load_errors.pop("cpu")
+    with pytest.raises(NameError):
+        clean_registry.load("cpu")

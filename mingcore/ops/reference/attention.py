@@ -81,7 +81,7 @@ def _by_kv_head(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: 
         rows.reshape(B, heads, G * T, D), k.transpose(1, 2), v.transpose(1, 2), visible, scale=scale
     )
     out = out.unflatten(2, (G, T)).permute(0, 3, 1, 2, 4)
-    return out.reshape(q.shape)
+    return out.reshape(q.shape).contiguous()
 
 
 @register("kv_write_", "reference")
