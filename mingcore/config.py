@@ -121,8 +121,17 @@ class LLMConfig:
     tie_word_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        positive("llm_config", self, "vocab_size", "hidden_size", "num_layers", "num_heads",
-                  "num_kv_heads", "head_dim", "rms_norm_eps")
+        positive(
+            "llm_config",
+            self,
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "rms_norm_eps",
+        )
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"llm_config.num_attention_heads ({self.num_heads}) must be a multiple of "
@@ -225,8 +234,17 @@ class BackboneConfig:
     name: str = "backbone"
 
     def __post_init__(self) -> None:
-        positive(self.name, self, "hidden_size", "num_layers", "num_heads", "num_kv_heads",
-                  "intermediate_size", "rms_norm_eps", "rope_theta")
+        positive(
+            self.name,
+            self,
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "intermediate_size",
+            "rms_norm_eps",
+            "rope_theta",
+        )
         require(
             self.hidden_size % self.num_heads == 0,
             f"{self.name}.hidden_size ({self.hidden_size}) must be a multiple of "
@@ -286,9 +304,7 @@ def _windows(s: Section, layers: int) -> tuple[int | None, ...]:
     first = s.get("max_window_layers", int, 28)
     kind = s.get("_attn_implementation", str, "sdpa")
     known = ("flash_attention_2", "sdpa", "eager")
-    require(
-        kind in known, f"{s.name}._attn_implementation must be one of {known}, got {kind!r}"
-    )
+    require(kind in known, f"{s.name}._attn_implementation must be one of {known}, got {kind!r}")
     if not use:
         return (None,) * layers
     require(window > 0, f"{s.name}.sliding_window must be positive, got {window}")
@@ -310,8 +326,15 @@ class AudioConfig:
     semantic_layers: int
 
     def __post_init__(self) -> None:
-        positive("audio_tokenizer_config", self, "hop_samples", "latent_dim", "semantic_hidden",
-                  "semantic_heads", "semantic_layers")
+        positive(
+            "audio_tokenizer_config",
+            self,
+            "hop_samples",
+            "latent_dim",
+            "semantic_hidden",
+            "semantic_heads",
+            "semantic_layers",
+        )
         require(
             self.semantic_hidden % (2 * self.semantic_heads) == 0,
             f"audio_tokenizer_config.semantic_module_kwargs.whisper_encoder.n_state "
@@ -338,8 +361,9 @@ class AudioConfig:
             (dec, "latent_dim", latent, f"{name}.enc_kwargs.latent_dim"),
         ):
             got = section.get(key, int)
-            require(got == expected, f"{section.name}.{key} ({got}) must equal {other} "
-                     f"({expected})")
+            require(
+                got == expected, f"{section.name}.{key} ({got}) must equal {other} ({expected})"
+            )
         patch = s.get("patch_size", int, -1)
         require(patch == -1, f"{name}.patch_size must be -1 (one latent per frame), got {patch}")
         config = cls(

@@ -98,4 +98,3 @@ def _parts(w: Weights, config: MingConfig) -> dict:
         ),
         "stop_head": StopHead.from_weights(w, H),
     }
-

@@ -50,9 +50,7 @@ class ScaledRope:
             inv_freq = _yarn(config, inv_freq)
         self.attention_factor = _attention_factor(config)
         self.inv_freq = inv_freq.double().to(device)
-        stream = torch.arange(len(config.sections)).repeat_interleave(
-            torch.tensor(config.sections)
-        )
+        stream = torch.arange(len(config.sections)).repeat_interleave(torch.tensor(config.sections))
         self.stream = stream.to(device)
 
     def __call__(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

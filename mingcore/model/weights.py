@@ -233,8 +233,11 @@ class Weights:
             dest.zero_()  # listed in the report: only strict=False comes here
         elif not self.source.fill(key, dest):
             self._ledger.report.not_finite.append(key)
-            warnings.warn(f"{self.source.what}: {key} holds values that are not finite "
-                          f"(NaN or infinity, as {dest.dtype})", stacklevel=2)
+            warnings.warn(
+                f"{self.source.what}: {key} holds values that are not finite "
+                f"(NaN or infinity, as {dest.dtype})",
+                stacklevel=2,
+            )
 
     def _check(self, key: str, expected: tuple[int, ...]) -> None:
         report = self._ledger.report

@@ -118,8 +118,7 @@ def test_rounded_buffers_are_computed_anew(tiny, rewritten):
     """A bfloat16 file rounds the Hann window and the frequencies; the model does not use those."""
 
     def change(tensors, config):
-        for name in ("audio.decoder.head.istft.window",
-                     "flowloss.cfm.model.rotary_embed.inv_freq"):
+        for name in ("audio.decoder.head.istft.window", "flowloss.cfm.model.rotary_embed.inv_freq"):
             tensors[name] = tensors[name].bfloat16()
 
     assert_same(load(rewritten(change)), tiny[2])
@@ -177,7 +176,8 @@ DAMAGES = {
     "missing key": (drop(GATE), rf"missing key {GATE} of shape \[96, 256\]"),
     "missing bias": (drop("stop_head.bias"), r"missing key stop_head.bias of shape \[2\]"),
     "missing router": (
-        drop("model.model.layers.0.mlp.audio_gate.weight"), "missing key .*audio_gate.weight"
+        drop("model.model.layers.0.mlp.audio_gate.weight"),
+        "missing key .*audio_gate.weight",
     ),
     "missing stack": (
         lambda t, c: (stack(t, "fused"), t.pop("model.model.layers.0.mlp.experts.down_proj")),
@@ -192,7 +192,8 @@ DAMAGES = {
         "ditar_config.depth is 2, but the weights have 3",
     ),
     "wrong shape": (
-        put(GATE, torch.zeros(96, 255)), rf"{GATE} must be \[96, 256\], got \[96, 255\]"
+        put(GATE, torch.zeros(96, 255)),
+        rf"{GATE} must be \[96, 256\], got \[96, 255\]",
     ),
     "transposed stack": (
         lambda t, c: (
@@ -218,10 +219,12 @@ DAMAGES = {
         r"query_key_value.weight must be \[1536, 256\], got \[1024, 256\]",
     ),
     "other vocabulary": (
-        configure("llm_config", "vocab_size", 513), r"lm_head.weight must be \[513, 256\]"
+        configure("llm_config", "vocab_size", 513),
+        r"lm_head.weight must be \[513, 256\]",
     ),
     "more experts": (
-        configure("llm_config", "num_experts", 9), "missing key .*experts.8.gate_proj.weight"
+        configure("llm_config", "num_experts", 9),
+        "missing key .*experts.8.gate_proj.weight",
     ),
     "single gate": (configure("llm_config", "multi_gate", False), "unexpected key .*_gate.weight"),
     "flow width": (

@@ -94,9 +94,7 @@ REQUIRED = [
     "ditar_config",
     "ditar_config.num_heads",
 ]
-REQUIRED += [
-    path.replace("enc_", "dec_") for path in REQUIRED if "enc_kwargs.backbone." in path
-]
+REQUIRED += [path.replace("enc_", "dec_") for path in REQUIRED if "enc_kwargs.backbone." in path]
 # 3-D RoPE needs head_dim 128, which is not what hidden_size / heads gives; and a scaling its type
 IMPLIED = ["llm_config.head_dim", "llm_config.rope_scaling.type"]
 

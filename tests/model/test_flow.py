@@ -53,9 +53,7 @@ def test_options_of_the_head(config):
     ours, eager = pair(**config)
     cond, history, noise = inputs()
     t = torch.tensor([0.1, 0.8])
-    close(
-        ours.velocity(noise[0], t, cond, history), eager.velocity(noise[0], t, cond, history)
-    )
+    close(ours.velocity(noise[0], t, cond, history), eager.velocity(noise[0], t, cond, history))
     close(ours.sample(cond, history, noise), eager.sample(cond, history, noise))
 
 
@@ -95,9 +93,10 @@ def test_guidance_per_row():
     cond, history, noise = inputs(B=3)
     mixed = ours.sample(cond, history, noise, guidance=torch.tensor([0.0, 2.0, 3.5]))
     for b, g in enumerate((0.0, 2.0, 3.5)):
-        close(mixed[b : b + 1], ours.sample(
-            cond[b : b + 1], history[b : b + 1], noise[:, b : b + 1], guidance=g
-        ))
+        close(
+            mixed[b : b + 1],
+            ours.sample(cond[b : b + 1], history[b : b + 1], noise[:, b : b + 1], guidance=g),
+        )
 
 
 def test_last_draw_is_not_used():

@@ -12,8 +12,17 @@ from mingcore.model.flow import FlowHead
 from mingcore.model.weights import read_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-INPUTS = ("c", "hist", "noise", "noise_b2", "t", "x", "dit.block0.in", "linear_pooling.in",
-          "*.tape.*")
+INPUTS = (
+    "c",
+    "hist",
+    "noise",
+    "noise_b2",
+    "t",
+    "x",
+    "dit.block0.in",
+    "linear_pooling.in",
+    "*.tape.*",
+)
 DEFECTS = ("bug.*",)  # what the reference gets wrong at guidance 1; must not be matched
 
 

@@ -147,6 +147,4 @@ def test_scaled_ropes_run_in_the_model(variant, golden_model, scaling):
     if scaling["type"] != "dynamic":  # whose angles depend on the length so far
         first, state = llm(x[:, :7])
         second, _ = llm(x[:, 7:], state)
-        torch.testing.assert_close(
-            torch.cat((first, second), dim=1), hidden, atol=2e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(torch.cat((first, second), dim=1), hidden, atol=2e-5, rtol=1e-5)

@@ -161,7 +161,10 @@ def test_causality(golden_model, vae_of_kind, kind):
         "encode": (lambda w: vae.encode(w)[0], wave, 320, 20),
         "unify": (lambda z: vae.unify(z)[0], z, 1, 20),
         "backbone": (
-            lambda z: vae.decoder.backbone_out(z, vae.new_decoder_state(1, 30).backbone), z, 1, 20
+            lambda z: vae.decoder.backbone_out(z, vae.new_decoder_state(1, 30).backbone),
+            z,
+            1,
+            20,
         ),
         "llm": (lambda x: llm(x)[0], x, 1, 20),
     }

@@ -31,7 +31,10 @@ class Layer:
     @classmethod
     def from_weights(cls, w: Weights, config: LLMConfig, index: int) -> Layer:
         H, D, heads, kv = (
-            config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads
+            config.hidden_size,
+            config.head_dim,
+            config.num_heads,
+            config.num_kv_heads,
         )
         a = w.sub("attention")
         attention = Attention(
@@ -68,7 +71,10 @@ class LLM:
         activation_dtype: torch.dtype,
     ):
         self.config, self.embedding, self.head, self.head_scale = (
-            config, embedding, head, head_scale
+            config,
+            embedding,
+            head,
+            head_scale,
         )
         self.layers, self.norm = layers, norm
         self.activation_dtype = activation_dtype
@@ -212,8 +218,11 @@ class LLM:
         B, T, _ = embeds.shape
         if state is not None and state.batch != B:
             raise InputError(f"llm: the state has {state.batch} rows, embeds has {B}")
-        masks = {"audio_mask": audio_mask, "image_mask": image_mask,
-                 "attention_mask": attention_mask}
+        masks = {
+            "audio_mask": audio_mask,
+            "image_mask": image_mask,
+            "attention_mask": attention_mask,
+        }
         for name, mask in masks.items():
             if mask is not None and mask.shape != (B, T):
                 raise InputError(f"llm: {name} must be {[B, T]}, got {list(mask.shape)}")

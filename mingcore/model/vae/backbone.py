@@ -18,9 +18,7 @@ class Layer:
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
-    def __init__(
-        self, attention_norm: Tensor, attention: Attention, mlp_norm: Tensor, mlp: SwiGLU
-    ):
+    def __init__(self, attention_norm: Tensor, attention: Attention, mlp_norm: Tensor, mlp: SwiGLU):
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
 

@@ -70,9 +70,7 @@ class Encoder:
         tail = torch.empty(batch, 0, device=self.backbone.device)
         return EncoderState(self.backbone.new_state(batch, block), tail)
 
-    def __call__(
-        self, samples: Tensor, state: EncoderState, last: bool
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, samples: Tensor, state: EncoderState, last: bool) -> tuple[Tensor, Tensor]:
         """samples [B,L] -> mean, std [B,T,C] float32 of the whole frames there are.
 
         last: the rest is padded to a frame with zeros, and the state takes no more.

@@ -23,9 +23,7 @@ STREAM_BLOCK = 32  # the same for states made for streaming: a few frames at a t
 class AudioVAE:
     """MingTok-Audio: 16 kHz, a latent of 64 per 320 samples (docs/model.md section 4)."""
 
-    def __init__(
-        self, config: AudioConfig, encoder: Encoder, semantic: Semantic, decoder: Decoder
-    ):
+    def __init__(self, config: AudioConfig, encoder: Encoder, semantic: Semantic, decoder: Decoder):
         self.config = config
         self.encoder, self.semantic, self.decoder = encoder, semantic, decoder
 
