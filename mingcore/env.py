@@ -7,7 +7,10 @@ BACKENDS = ("reference", "cpu", "triton", "cuda")
 
 
 def backend() -> str | None:
-    """MINGCORE_BACKEND: the backend of every op whose caller names none; unset or "auto": None."""
+    """MINGCORE_BACKEND: the backend of every op whose caller names none; unset or "auto": None.
+
+    Several in order of preference: "triton,reference".
+    """
     name = os.environ.get("MINGCORE_BACKEND")
     return None if name is None or name in ("", "auto") else name
 

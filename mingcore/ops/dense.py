@@ -88,8 +88,8 @@ def pack_linear(
 
 def native_packing(op: str, weight: Tensor, format: str, backend: str | None) -> ModuleType | None:
     """The adapter that packs this weight for the CPU, or None where rows stay rows."""
-    name = registry.named_backend(backend)
-    if name not in (None, "cpu"):
+    names = registry.named_backends(backend)
+    if names and "cpu" not in names:
         return None
     reason = registry.load("cpu")
     if not weight.is_cpu or format == "fp64":
@@ -98,7 +98,7 @@ def native_packing(op: str, weight: Tensor, format: str, backend: str | None) ->
         from . import cpu
 
         return cpu
-    if name == "cpu":
+    if names == ("cpu",):
         raise BackendError(f"{op}: {reason}")
     return None
 

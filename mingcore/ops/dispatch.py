@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import library  # noqa: F401  (defines torch.ops.mingcore)
-from .registry import check_backend, select
+from .registry import check_backends, select
 
 _PLAIN = frozenset((Tensor, Parameter))
 
@@ -15,7 +15,6 @@ def call(op: str, backend: str | None, *args):
     and for tensors that are not plain data (fake, functional, meta)."""
     x = args[0]
     if torch.compiler.is_compiling() or type(x) not in _PLAIN or x.is_meta:
-        if backend is not None and backend != "auto":
-            check_backend(backend)
+        check_backends(backend or "auto")
         return getattr(torch.ops.mingcore, op)(*args, backend=backend or "")
     return select(op, args, backend)(*args)

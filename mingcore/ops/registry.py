@@ -7,7 +7,8 @@ first asked for. Functions and `why_not` take the flat arguments of the op's sch
 
 Choice: the `backend` argument, else `use_backend(...)`, else MINGCORE_BACKEND, else automatic: the
 first of the device's backends whose `why_not` has no objection. A backend that was named and cannot
-serve raises `BackendError` with its reason; only the automatic choice goes on to the next one.
+serve raises `BackendError` with its reason. Several may be named in order, "triton,reference": the
+first that can serve does, and when none can the error gives every reason.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -96,17 +97,25 @@ def load(backend: str) -> Reason:
 
 
 def check_backend(backend: str) -> str:
+    """`backend`, when it is one name."""
     if backend not in _MODULES:
         raise InputError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     return backend
 
 
+def check_backends(names: str) -> tuple[str, ...]:
+    """ "triton,reference" -> ("triton", "reference"); "auto" -> (), the automatic choice."""
+    if names == "auto":
+        return ()
+    return tuple(check_backend(name.strip()) for name in names.split(","))
+
+
 def entry(op: str, backend: str) -> Entry:
     """The entry of `op` on `backend`; BackendError with the reason when there is none."""
-    reason = load(check_backend(backend))
+    load(check_backend(backend))
     found = _entries.get((op, backend))
     if found is None:
-        raise BackendError(f"{op}: {reason or f'the {backend} backend does not have this op'}")
+        raise BackendError(f"{op}: {_absent(op, backend)}")
     return found
 
 
@@ -119,23 +128,24 @@ def entries() -> list[Entry]:
 
 @contextmanager
 def use_backend(backend: str | None) -> Iterator[None]:
-    """Within the block, ops whose caller names no backend use this one (None: automatic).
+    """Within the block, ops whose caller names no backend use this one (None or "auto": automatic).
+
+    Several in order of preference are given as "triton,reference".
 
     Holds for the current thread or task. Inside a function that is being compiled, pass
     `backend=` to the op instead; around a compiled function the block works as anywhere.
     """
-    token = _forced.set("auto" if backend in (None, "auto") else check_backend(backend))
+    check_backends(backend or "auto")
+    token = _forced.set(backend or "auto")
     try:
         yield
     finally:
         _forced.reset(token)
 
 
-def named_backend(backend: str | None = None) -> str | None:
-    """The backend that argument, `use_backend` or MINGCORE_BACKEND name, or None for automatic."""
-    if backend is None:
-        backend = _forced.get() or env_backend()
-    return None if backend is None or backend == "auto" else check_backend(backend)
+def named_backends(backend: str | None = None) -> tuple[str, ...]:
+    """What argument, `use_backend` or MINGCORE_BACKEND name, in order; () for automatic."""
+    return check_backends(backend or _forced.get() or env_backend() or "auto")
 
 
 def chain(op: str, tensor: torch.Tensor) -> tuple[Entry, ...]:
@@ -161,17 +171,32 @@ def forget_choices() -> None:
 
 def select(op: str, args: tuple, backend: str | None = None) -> Callable:
     """The function that serves `op` for these flat arguments. `args[0]` is a tensor."""
-    name = named_backend(backend)
-    if name is not None:
-        chosen = entry(op, name)
-        reason = chosen.reason(args)
-        if reason is not None:
-            raise BackendError(f"{op}: the {name} backend cannot serve this call: {reason}")
-        return chosen.function
+    names = named_backends(backend)
+    if names:
+        return _first_named(op, names, args)
     for candidate in chain(op, args[0]):
         if candidate.why_not is None or candidate.why_not(*args) is None:
             return candidate.function
     raise BackendError(f"{op}: no backend has this op for {args[0].device} tensors")
+
+
+def _first_named(op: str, names: tuple[str, ...], args: tuple) -> Callable:
+    reasons = []
+    for name in names:
+        found = _entries.get((op, name)) if load(name) is None else None
+        if found is None:
+            reasons.append(_absent(op, name))
+            continue
+        reason = found.reason(args)
+        if reason is None:
+            return found.function
+        reasons.append(f"the {name} backend cannot serve this call: {reason}")
+    raise BackendError(f"{op}: {'; '.join(reasons)}")
+
+
+def _absent(op: str, backend: str) -> str:
+    """Why `op` has no entry on a backend that was asked for."""
+    return _load_errors[backend] or f"the {backend} backend does not have this op"
 
 
 def why_not(op: str, backend: str, *args) -> Reason:

@@ -79,6 +79,26 @@ def test_a_named_backend_that_cannot_serve_raises(backends, monkeypatch):
         ops.silu_mul(x)
 
 
+def test_several_names_are_an_order_of_preference(backends, monkeypatch):
+    x = torch.ones(3, 4)  # too many rows for cpu
+    assert served(backend="cpu,reference") == "cpu"
+    assert served(x, backend="cpu,reference") == "reference"
+    assert served(x, backend="cpu, triton") == "triton"
+    with ops.use_backend("cpu,cuda"):
+        assert served(x) == "cuda"
+    monkeypatch.setenv("MINGCORE_BACKEND", "cpu,reference")
+    assert served(x) == "reference"
+    assert ops.rms_norm(X, torch.ones(4), 1e-6, backend="triton,reference").shape == X.shape
+    with pytest.raises(BackendError, match=r"rms_norm: the triton backend .*; the cuda backend .*"):
+        ops.rms_norm(X, torch.ones(4), 1e-6, backend="triton,cuda")
+    with pytest.raises(InputError, match="got 'gpu'"):
+        ops.silu_mul(X, backend="cpu,gpu")
+    compiled = torch.compile(
+        lambda x: ops.silu_mul(x, backend="cpu,reference"), fullgraph=True, backend="aot_eager"
+    )
+    assert compiled(x)[0, 0] == backends["reference"]
+
+
 def test_unknown_names_raise(backends, monkeypatch):
     message = "backend must be one of reference, cpu, triton, cuda, got 'gpu'"
     with pytest.raises(InputError, match=message):
