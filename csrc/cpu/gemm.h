@@ -27,6 +27,7 @@ constexpr int ROWS = 6;
 constexpr int MAX_SUMS = 12;
 #endif
 constexpr int MAX_UNITS = 4;  // slices that advance together
+constexpr int NEAR = 1024;    // bytes that each of them fetches ahead
 
 // The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
 MC_INLINE void load_slice(const float* p, F& a, F& b) {
@@ -125,9 +126,10 @@ MC_INLINE int panels_for(int rows) {
     return 1;
 }
 
-// One K block for the tiles t0..t1, which share the fetching of `next`, the block that will be
-// needed after this one: the memory is busy all the time, not during the first tile only, and a
-// task's first block is on its way before the task starts.
+// One K block for the tiles t0..t1. They share the fetching of `next`, the block that will be needed
+// after this one: the memory is busy all the time, not during the first tile only, and a task's
+// first block is on its way before the task starts. With few rows several streams run at the
+// memory's own pace, and looking a little ahead in each is better.
 template <class T, int NU>
 static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next,
                     int64_t k0, int64_t kc, float* const* c) {
@@ -139,7 +141,8 @@ static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* c
         ahead.bytes = PANEL * sizeof(T) / (t1 - t0);
         for (int u = 0; u < NU; ++u) {
             ct[u] = c[u] + (int64_t)(r - base) * PANEL;
-            ahead.at[u] = (const char*)next[u] + (t - t0) * kc * ahead.bytes;
+            ahead.at[u] = NU > 1 ? (const char*)w[u] + NEAR
+                                 : (const char*)next[u] + (t - t0) * kc * ahead.bytes;
         }
         tile_of<T, NU, rows_for(NU)>(n, x.x + x.K * r + k0 * n, w, kc, ct, k0 == 0, ahead);
     }
