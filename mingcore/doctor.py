@@ -12,7 +12,7 @@ from typing import Any
 from . import __version__, env
 
 _PACKAGES = (
-    "torch", "triton", "cuda-core", "cuda-bindings", "flash-attn", "numpy", "safetensors",
+    "torch", "triton", "cuda-bindings", "flash-attn", "numpy", "safetensors",
     "tokenizers", "huggingface_hub", "soundfile", "soxr", "wetext",
 )  # fmt: skip
 MISSING, NO_GPU = "not written", "no GPU"
@@ -131,7 +131,7 @@ def _advice(packages: dict, cpu: dict, gpus: list, ops: dict) -> list[str]:
     lines = []
     if cpu["isa"] is None:
         lines.append(f"the native CPU kernels are not built: {cpu['why_not']}; pip install . again")
-    missing = [n for n in ("triton", "cuda-core") if packages[n] is None]
+    missing = [n for n in ("triton", "cuda-bindings") if packages[n] is None]
     if gpus and missing:
         lines.append(f"a GPU without {' and '.join(missing)}: pip install 'mingcore[gpu]'")
     unproven = [op for op, row in ops.items() if any(is_unproven(r) for r in row.values())]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("mingcore", "torch", "triton", "numpy", "cuda-core", "safetensors")
+_PACKAGES = ("mingcore", "torch", "triton", "numpy", "cuda-bindings", "safetensors")
 
 
 def describe() -> dict[str, Any]:
