@@ -194,14 +194,18 @@ def spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, 
     return overlap_add(waves, window, hop, numerator, envelope, skip, last)
 
 
-def _moe_mlp_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, layout):
+def _moe_mlp_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *_, format = rest
+    if format not in ("fp32", "bf16", "fp16"):
+        return f"the experts are {format}; it takes fp32, bf16 and fp16"
     names = ("x", "gate_up", "down", "shared_gate_up", "shared_down")
     return _unfit(names, (x, gate_up, down, shared_gate_up, shared_down))
 
 
 @register("moe_mlp", "cpu", _moe_mlp_why_not)
-def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, layout):
+def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     """Two calls of `linear` per expert hit, its rows together; sums in float32."""
+    layout = rest[-2]
     (T, K), H = ids.shape, x.shape[1]
     if T == 1:
         experts = zip(ids[0].tolist(), weights[0].tolist())

@@ -1,5 +1,6 @@
 """Linear layers, norms, rotary embedding and SwiGLU: the public functions."""
 
+from collections.abc import Collection
 from types import ModuleType
 
 from torch import Tensor
@@ -73,7 +74,7 @@ def pack_linear(
     cannot pack.
     """
     checks.rank("pack_linear", "weight", weight, "[N, K]", 2)
-    format = _format("pack_linear", weight, format)
+    format = resolve_format("pack_linear", weight, format, FORMATS)
     if activation is not None:
         _activation("pack_linear", activation, weight.shape)
     n, k = weight.shape
@@ -92,7 +93,7 @@ def native_packing(op: str, weight: Tensor, format: str, backend: str | None) ->
     if names and "cpu" not in names:
         return None
     reason = registry.load("cpu")
-    if not weight.is_cpu or format == "fp64":
+    if not weight.is_cpu or format not in ("fp32", "bf16", "fp16"):
         reason = f"the cpu backend does not pack {format} weights of {weight.device.type} tensors"
     if reason is None:
         from . import cpu
@@ -110,12 +111,13 @@ def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:
         checks.fail(op, "weight", "[2I, K] for swiglu", list(weight))
 
 
-def _format(op: str, weight: Tensor, format: str | None) -> str:
+def resolve_format(op: str, weight: Tensor, format: str | None, formats: Collection[str]) -> str:
+    """`format` if it is one of `formats`; None stands for the weight's own type."""
     checks.floating(op, "weight", weight)
     if format is None:
         return format_of(weight.dtype)
-    if format not in FORMATS:
-        checks.fail(op, "format", f"one of {', '.join(FORMATS)}", repr(format))
+    if format not in formats:
+        checks.fail(op, "format", f"one of {', '.join(formats)}", repr(format))
     return format
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .dense import _format, native_packing
+from .dense import native_packing, resolve_format
 from .dispatch import call
-from .packed import FORMATS, PANEL, PackedExperts, format_of
+from .packed import FORMATS, PANEL, QUANTISED, PackedExperts, format_of, quantise
 
 Pair = tuple[Tensor, Tensor]
 
@@ -71,17 +71,18 @@ def pack_experts(
     """Prepare expert weights once, at load, for `moe_mlp` on their device.
 
     gate_up [E, 2I, H] (gate rows first), down [E, H, I]; shared: (gate_up [2Is, H], down [H, Is])
-    or None; format "fp32", "bf16" or "fp16", None keeps the type. overwrite: the packed experts may
-    take the place of gate_up and down in memory, which then hold nothing of use; so no second copy
-    is ever held, where sizes and types allow. On the CPU the native backend's panels where it
-    serves; else the rows as they are. Raises InputError, and BackendError for a named backend that
-    cannot pack.
+    or None. format "fp32", "bf16" or "fp16", None keeps the type; "int8" and "fp8" (e4m3) quantise
+    the weights with one scale per output row, "int8_dyn" is "int8" with activations quantised by
+    `moe_mlp` as well. overwrite: the packed experts may take the place of gate_up and down in
+    memory, which then hold nothing of use; so no second copy is ever held, where sizes and types
+    allow. On the CPU the native backend's panels where it serves; else rows. Raises InputError, and
+    BackendError for a named backend that cannot pack.
     """
     op = "pack_experts"
     _pair(op, gate_up, down)
     if shared is not None:
         _shared_pair(op, shared, down.shape[1])
-    format = _format(op, gate_up, format)
+    format = resolve_format(op, gate_up, format, (*FORMATS, *QUANTISED))
     cpu = native_packing(op, gate_up, format, backend)
     if cpu is not None:
         pair = (
@@ -93,9 +94,23 @@ def pack_experts(
             shared = swiglu, cpu.pack_panels(shared[1].detach(), format)
         return PackedExperts(*pair, *(shared or (None, None)), layout="panels", format=format)
     parts = (gate_up, down, *(shared or (None, None)))
+    if format in QUANTISED:
+        stored, scales = zip(*(_quantised(op, t, format) for t in parts))
+        return PackedExperts(*stored, "rows", format, *scales)
     dtype = FORMATS[format]
     kept = (None if t is None else t.detach().to(dtype).contiguous() for t in parts)
     return PackedExperts(*kept, layout="rows", format=format)
+
+
+def _quantised(
+    op: str, weight: Tensor | None, format: str
+) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    if weight is None:
+        return None, None
+    stored, scale = quantise(weight.detach(), format)
+    if not scale.isfinite().all():
+        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
+    return stored, scale
 
 
 def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:
@@ -125,8 +140,9 @@ def moe_mlp(
     x [T, H]; experts packed, or the raw pair (gate_up [E, 2I, H], down [E, H, I]), then with
     `shared` (gate_up [2Is, H], down [H, Is]) or None; weights [T, K] float32; ids [T, K] int32 in
     0..E-1. mlp(x) = down (silu(gate x) * up x). Returns [T, H] in x.dtype; the routed sum is
-    made in float32, in the order of k: the same bits every run. docs/model.md section 2. Raises
-    InputError.
+    made in float32, in the order of k: the same bits every run. docs/model.md section 2. With
+    "int8_dyn" experts the rows of x, and of what enters the second product, are quantised to int8.
+    Raises InputError.
     """
     if type(experts) is not PackedExperts:
         gate_up, down = experts
@@ -157,8 +173,8 @@ def moe_mlp(
         checks.device("moe_mlp", x, "experts", gate_up)
         checks.device("moe_mlp", x, "ids", ids)
         checks.device("moe_mlp", x, "weights", weights)
-    shared = (packed.shared_gate_up, packed.shared_down)
-    return call("moe_mlp", backend, x, gate_up, down, weights, ids, *shared, packed.layout)
+    rest = (packed.shared_gate_up, packed.shared_down, *packed.scales, packed.layout, packed.format)
+    return call("moe_mlp", backend, x, gate_up, down, weights, ids, *rest)
 
 
 def _pair(op: str, gate_up: Tensor, down: Tensor) -> None:

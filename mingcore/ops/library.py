@@ -27,7 +27,8 @@ SCHEMAS = {
     "sort_by_expert": "Tensor ids, int num_experts -> (Tensor, Tensor)",
     "grouped_gemm": "Tensor x, Tensor w, Tensor offsets -> Tensor",
     "moe_mlp": "Tensor x, Tensor gate_up, Tensor down, Tensor weights, Tensor ids, "
-    "Tensor? shared_gate_up, Tensor? shared_down, str layout -> Tensor",
+    "Tensor? shared_gate_up, Tensor? shared_down, Tensor? gate_up_scale, Tensor? down_scale, "
+    "Tensor? shared_gate_up_scale, Tensor? shared_down_scale, str layout, str format -> Tensor",
     "attention_prefill": "Tensor q, Tensor k, Tensor v, bool causal, int window, float scale "
     "-> Tensor",
     "attention_decode": "Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, int window, "

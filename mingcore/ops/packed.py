@@ -7,6 +7,10 @@ Layouts of a [N, K] matrix:
   j + 16 (high half), so that widening to float32 is a shift and a mask.
 - "panels_swiglu" (CPU): panels of 2I rows in `swiglu_order`: [ceil(I/16), K, 32], each with 16 gate
   rows and then their 16 up rows.
+
+Quantised formats hold one float32 scale per row beside the matrix: weight = scale * stored, with
+scale = max|row| / 127 (int8) or / 448 (fp8, e4m3). "int8_dyn" is "int8" whose activations are
+quantised too, by `quantise_activations`.
 """
 
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ FORMATS = {
     "fp16": torch.float16,
     "fp64": torch.float64,
 }
+QUANTISED = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 PANEL = 32
 
 
@@ -57,6 +63,8 @@ class PackedExperts:
 
     In layout "panels" every expert's matrices are packed: gate_up as "panels_swiglu"
     [E, ceil(I/16), H, 32], down as "panels" [E, ceil(H/32), I, 32]; the shared pair likewise.
+    Formats "int8", "int8_dyn" and "fp8" have scales, float32 per row: gate_up_scale [E, 2I],
+    down_scale [E, H], shared_gate_up_scale [2Is], shared_down_scale [H]; the others None.
     """
 
     gate_up: Tensor
@@ -65,11 +73,25 @@ class PackedExperts:
     shared_down: Tensor | None
     layout: str
     format: str
+    gate_up_scale: Tensor | None = None
+    down_scale: Tensor | None = None
+    shared_gate_up_scale: Tensor | None = None
+    shared_down_scale: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        shared = (self.shared_gate_up, self.shared_down)
-        return sum(t.nbytes for t in (self.gate_up, self.down, *shared) if t is not None)
+        """Of the matrices and their scales."""
+        return sum(t.nbytes for t in (*self.matrices, *self.scales) if t is not None)
+
+    @property
+    def matrices(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        return self.gate_up, self.down, self.shared_gate_up, self.shared_down
+
+    @property
+    def scales(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Of `matrices`, in their order."""
+        scales = self.gate_up_scale, self.down_scale
+        return *scales, self.shared_gate_up_scale, self.shared_down_scale
 
     @property
     def device(self) -> torch.device:
@@ -80,15 +102,63 @@ class PackedExperts:
         """H."""
         return self.gate_up.shape[2]
 
+    def as_rows(self) -> "PackedExperts":
+        """The same experts in layout "rows", in their format."""
+        rows = unpack_experts(*self.matrices, self.layout)
+        return PackedExperts(*rows, "rows", self.format, *self.scales)
+
     def unpack(self) -> "PackedExperts":
-        """The same experts in layout "rows"."""
-        parts = (self.gate_up, self.down, self.shared_gate_up, self.shared_down)
-        return PackedExperts(*unpack_experts(*parts, self.layout), "rows", self.format)
+        """The same experts in layout "rows"; quantised ones as float32."""
+        rows = self.as_rows()
+        if self.format not in QUANTISED:
+            return rows
+        pairs = zip(rows.matrices, rows.scales)
+        wide = (None if w is None else dequantise(w, scale) for w, scale in pairs)
+        return PackedExperts(*wide, "rows", "fp32")
 
 
 def format_of(dtype: torch.dtype) -> str | None:
     """The format name of a dtype, or None when no format holds it."""
     return next((name for name, held in FORMATS.items() if held == dtype), None)
+
+
+def quantise(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """weight [..., N, K] -> stored [..., N, K] and scale [..., N] float32, one matrix at a time.
+
+    scale = max|row| / 127 for int8 (rounded to even, within +-127), / 448 for fp8. A row of zeros
+    has scale 0.
+    """
+    dtype = QUANTISED[format]
+    stored = weight.new_empty(weight.shape, dtype=dtype)
+    scale = weight.new_empty(weight.shape[:-1], dtype=torch.float32)
+    matrices = (t.flatten(end_dim=-3) if t.dim() > 2 else t[None] for t in (weight, stored))
+    for w, into, s in zip(*matrices, scale.view(-1, weight.shape[-2])):
+        rows, s[:] = _by_largest(w, LARGEST[dtype])
+        into.copy_(rows.round_() if dtype == torch.int8 else rows)
+    return stored, scale
+
+
+def quantise_activations(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K] -> stored [M, K] int8 and scale [M] float32, for "int8_dyn".
+
+    In float32, by these operations, so that every backend gets the same integers: a = max|row|,
+    stored = round_to_even(x * (127 / a)), scale = a / 127. A row of zeros stays zeros.
+    """
+    rows, scale = _by_largest(x, LARGEST[torch.int8])
+    return rows.round_().to(torch.int8), scale
+
+
+def _by_largest(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
+    """Rows scaled to +-largest, in float32, and their scales."""
+    x = x.float()
+    a = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    inverse = torch.where(a > 0, largest / a, 0.0)
+    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / largest
+
+
+def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
+    """scale * stored: weight [..., N, K], scale [..., N] -> [..., N, K] in the type of scale."""
+    return weight.to(scale.dtype) * scale.unsqueeze(-1)
 
 
 def swiglu_order(n: int) -> Tensor:

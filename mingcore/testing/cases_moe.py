@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
 from .cases import LARGE, Draw, case
 from .layouts import strided
 
@@ -74,10 +75,14 @@ case("grouped_gemm", "strided", _grouped, "strided", sizes=(5, 6), K=24, N=16, l
 case("grouped_gemm", "mid", _grouped, "mid", LARGE, sizes=(1, 2) * 32, K=1024, N=1408)
 
 
-def _experts(d: Draw, E: int, H: int, I: int, shared: int) -> dict[str, Any]:
+def _experts(
+    d: Draw, E: int, H: int, I: int, shared: int, format: str | None = None
+) -> dict[str, Any]:
     args: dict[str, Any] = {"gate_up": d.matrix(E, 2 * I, H), "down": d.matrix(E, H, I)}
     if shared:
         args["shared"] = (d.matrix(2 * shared, H), d.matrix(H, shared))
+    if format:
+        args["format"] = format
     return args
 
 
@@ -91,6 +96,7 @@ def _moe(
     shared: int = 0,
     only: int | None = None,
     layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
+    format: str | None = None,
 ) -> dict[str, Any]:
     packed = _experts(d, E, H, I, shared)
     args: dict[str, Any] = {
@@ -99,7 +105,9 @@ def _moe(
         "weights": d.weights(T, K),
         "ids": _ids(d, T, K, E, only),
     }
-    if shared:
+    if format:
+        args["experts"] = ops.pack_experts(**packed, format=format)
+    elif shared:
         args["shared"] = packed["shared"]
     return args
 
@@ -122,8 +130,18 @@ case("moe_mlp", "empty_groups", _moe, "edge", T=6, K=2, E=32, H=32, I=24, shared
 case("moe_mlp", "one_expert", _moe, "edge", T=3, K=1, E=1, H=16, I=8)
 case("moe_mlp", "no_tokens", _moe, "edge", T=0, K=2, E=4, H=16, I=8, shared=8)
 case("moe_mlp", "strided", _moe, "strided", T=5, K=2, E=4, H=40, I=24, layout=strided)
+for _format in ("int8", "int8_dyn", "fp8"):
+    _f = {"format": _format}
+    case("moe_mlp", f"{_format}_one_token", _moe, T=1, K=2, E=8, H=64, I=48, shared=64, **_f)
+    case("moe_mlp", f"{_format}_odd_sizes", _moe, T=7, K=3, E=5, H=37, I=29, shared=43, **_f)
+    case("moe_mlp", f"{_format}_t16", _moe, T=16, K=2, E=4, H=96, I=32, shared=64, **_f)
+    case("moe_mlp", f"{_format}_t65", _moe, T=65, K=3, E=6, H=128, I=64, **_f)
+    case("moe_mlp", f"{_format}_no_tokens", _moe, "edge", T=0, K=2, E=4, H=16, I=8, **_f)
+    case("moe_mlp", f"{_format}_strided", _moe, T=5, K=2, E=4, H=40, I=24, layout=strided, **_f)
 
 case("pack_experts", "even", _experts, E=4, H=64, I=32, shared=64)
 case("pack_experts", "no_shared", _experts, E=4, H=64, I=32, shared=0)
 case("pack_experts", "odd_sizes", _experts, "odd", E=3, H=37, I=29, shared=43)
 case("pack_experts", "one_expert", _experts, "edge", E=1, H=8, I=4, shared=4)
+for _format in ("int8", "int8_dyn", "fp8"):
+    case("pack_experts", _format, _experts, "odd", E=3, H=37, I=29, shared=43, format=_format)

@@ -67,17 +67,18 @@ def _grouped_gemm(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, .
 
 
 def _moe_mlp(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
-    gate_up, down = kwargs["experts"]
-    T, K = kwargs["ids"].shape
-    per_expert = gate_up[0].numel() + down[0].numel()
+    experts, (T, K) = kwargs["experts"], kwargs["ids"].shape
+    if isinstance(experts, tuple):
+        routed, shared = experts, kwargs.get("shared") or ()
+    else:
+        routed = (*experts.matrices[:2], *(s for s in experts.scales[:2] if s is not None))
+        shared = (*experts.matrices[2:], *experts.scales[2:])
+        shared = tuple(t for t in shared if t is not None)
     chosen = kwargs["ids"].unique().numel()
     small = kwargs["x"].nbytes + kwargs["weights"].nbytes + kwargs["ids"].nbytes
-    shared = kwargs.get("shared") or ()
-    nbytes = chosen * per_expert * gate_up.element_size() + sum(t.nbytes for t in shared)
-    return Cost(
-        nbytes + small + written,
-        2 * T * (K * per_expert + sum(t.numel() for t in shared)),
-    )
+    weights = chosen * sum(t[0].nbytes for t in routed) + sum(t.nbytes for t in shared)
+    per_token = K * sum(t[0].numel() for t in routed[:2]) + sum(t.numel() for t in shared[:2])
+    return Cost(weights + small + written, 2 * T * per_token)
 
 
 def _attention_prefill(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:

@@ -182,7 +182,8 @@ CASES = [
     ),
     (
         lambda: ops.pack_experts(ones(4, 12, 8), ones(4, 8, 6), format="int3"),
-        "pack_experts: format must be one of fp32, bf16, fp16, fp64, got 'int3'",
+        "pack_experts: format must be one of fp32, bf16, fp16, fp64, int8, int8_dyn, fp8, "
+        "got 'int3'",
     ),
     (
         lambda: prefill(k=(1, 5, 2, 8)),
