@@ -1,6 +1,7 @@
 """What a request gives back: Speech, Transcript, and the Voice that speech borrows."""
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,8 @@ class Voice:
                 file.write(data)
             os.replace(partial, path)
         except (OSError, ValueError) as error:
+            with suppress(OSError):
+                partial.unlink()
             reason = getattr(error, "strerror", None) or str(error)
             raise InputError(f"voice {str(path)!r}: cannot be written ({reason})") from None
 

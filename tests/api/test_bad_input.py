@@ -195,7 +195,8 @@ def test_voice_files(ming, tmp_path):
     raises(lambda: Voice.load("a\0b"), "cannot be read|no such file")
 
 
-def test_voices_that_cannot_be_saved(tmp_path):
+def test_voices_that_cannot_be_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     voice = Voice(np.zeros((5, 64), np.float32), "x")
     for path in (tmp_path, tmp_path / "no" / "v.safetensors", "a\0b"):
         raises(lambda path=path: voice.save(path), "^voice .*cannot be written")
