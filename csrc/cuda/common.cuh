@@ -1,6 +1,7 @@
 // What the kernels share: element types, conversions, vector access. No toolkit header is included,
 // so that nvcc and NVRTC compile the same text, and NVRTC needs nothing installed beside it.
 #pragma once
+#include "primitives.cuh"
 
 struct bf16 {
     unsigned short bits;
@@ -11,18 +12,10 @@ struct f16 {
 
 __device__ __forceinline__ float widen(float v) { return v; }
 __device__ __forceinline__ float widen(bf16 v) { return __uint_as_float((unsigned)v.bits << 16); }
-__device__ __forceinline__ float widen(f16 v) {
-    float r;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v.bits));
-    return r;
-}
+__device__ __forceinline__ float widen(f16 v) { return from_f16(v.bits); }
 __device__ __forceinline__ void narrow(float v, float& r) { r = v; }
-__device__ __forceinline__ void narrow(float v, bf16& r) {
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
-}
-__device__ __forceinline__ void narrow(float v, f16& r) {
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r.bits) : "f"(v));
-}
+__device__ __forceinline__ void narrow(float v, bf16& r) { r.bits = to_bf16(v); }
+__device__ __forceinline__ void narrow(float v, f16& r) { r.bits = to_f16(v); }
 
 // N elements that one instruction loads or stores; N * sizeof(T) is a power of two up to 16.
 template <class T, int N>

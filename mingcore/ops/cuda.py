@@ -8,29 +8,16 @@ import struct
 import torch
 from torch import Tensor
 
-from . import launch
+from . import (
+    cuda_moe,  # noqa: F401  registers the expert kernels
+    launch,
+)
+from .cuda_common import TYPES, unfit
 from .registry import register
 
 _THREADS = 256
 _FLOW_NAMES = ("x", "v_cond", "v_null", "guidance", "noise", "noise_scale")
 _FLOW_PARAMS = struct.Struct("<7Q11q2ifi")  # FlowStepParams of flow_step.cu
-_FLOW_TYPES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
-
-
-def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
-    """Why these operands cannot go to a GPU kernel: another device, or a gradient to record."""
-    for name, t in zip(names, tensors):
-        if t is None:
-            continue
-        if t.device != tensors[0].device:
-            return f"{name} is on {t.device}, {names[0]} on {tensors[0].device}"
-        if t.requires_grad and torch.is_grad_enabled():
-            return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
-    return None
 
 
 def flow_step_unfit(x, v_cond, v_null, guidance, noise, noise_scale) -> str | None:
@@ -43,7 +30,7 @@ def flow_step_unfit(x, v_cond, v_null, guidance, noise, noise_scale) -> str | No
         if t is not None and t.shape[-1] > 1 and t.stride(-1) != 1:
             return f"{name} has strides {t.stride()}; it takes a dense last dimension"
     for name, t in (("v_cond", v_cond), ("v_null", v_null), ("noise", noise)):
-        if t is not None and t.dtype not in _FLOW_TYPES:
+        if t is not None and t.dtype not in TYPES:
             return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
     return unfit(_FLOW_NAMES, tensors)
 
@@ -84,7 +71,7 @@ def _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
     strides = [s for t in tensors for s in ((0, 0) if t is None else t.stride()[:2])]
     operands = (x, v_cond, v_null, noise, guidance, noise_scale, out)
     pointers = [0 if t is None else t.data_ptr() for t in operands]
-    name = f"flow_step_{_FLOW_TYPES[v_cond.dtype]}_{width}"
+    name = f"flow_step_{TYPES[v_cond.dtype]}_{width}"
     kernel = launch.kernel("flow_step", name, x.device.index)
     blocks = (B * P * (C // width) + _THREADS - 1) // _THREADS
     params = _FLOW_PARAMS.pack(*pointers, *strides, B, P, C, dt, 0)

@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,16 +19,21 @@ from pathlib import Path
 
 import torch
 from cuda.bindings import driver, nvrtc
+from torch import Tensor
 
 from .. import env
 from ..errors import BackendError
 
 FLAGS = ("--std=c++17", "--extra-device-vectorization")
 DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
+EXCHANGE_BYTES = 128
+EXCHANGES = 8192  # of a device
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
 _libraries: list = []  # loaded libraries, alive as long as their kernels
+_lock = threading.Lock()
+_exchanges: dict[tuple, int] = {}  # (device, op, stream, capture) to a row of _exchange_words
 
 
 @dataclass(frozen=True)
@@ -182,22 +188,63 @@ def _library(op: str, device: int):
     return library
 
 
+def exchange(op: str, device: int) -> Tensor:
+    """The words [EXCHANGE_BYTES / 8] int64 through which the blocks of a launch of `op` wait for
+    each other: zero at first, then left to the kernel. Launches that may overlap have different
+    ones: every stream has its own, and every graph capture on it. Raises BackendError when the
+    device's are used up, or when the first is asked for inside a capture.
+    """
+    words = _exchange_words(device)
+    stream = torch.cuda.current_stream(device).cuda_stream
+    capture = 0
+    if torch.cuda.is_current_stream_capturing():
+        answer = _driver(driver.cuStreamGetCaptureInfo(driver.CUstream(stream)), op)
+        capture = int(answer[2])
+    with _lock:
+        row = _exchanges.setdefault((device, op, stream, capture), len(_exchanges))
+    if row >= EXCHANGES:
+        raise BackendError(f"{op}: more than {EXCHANGES} streams and graphs in one process")
+    return words[row]
+
+
+@cache
+def _exchange_words(device: int) -> Tensor:
+    if torch.cuda.is_current_stream_capturing():
+        raise BackendError("run the op once before capturing, so that its memory is there")
+    words = torch.zeros(EXCHANGES, EXCHANGE_BYTES // 8, dtype=torch.int64, device=_torch(device))
+    torch.cuda.synchronize(device)  # other streams use it too
+    return words
+
+
+def _torch(device: int) -> torch.device:
+    return torch.device("cuda", device)
+
+
 def launch(
-    kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], params: bytes
+    kernel: Kernel,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    params: bytes,
+    *,
+    cooperative: bool = False,
 ) -> None:
     """Launch on PyTorch's current stream of the kernel's device; safe under graph capture.
 
     params: the bytes of the kernel's one argument, a struct. The driver copies them before it
-    returns.
+    returns. cooperative: all blocks must run at once, so that they may wait for each other.
     """
     argument = ctypes.create_string_buffer(params, len(params))
     arguments = (ctypes.c_void_p * 1)(ctypes.addressof(argument))
     with torch.cuda.device(kernel.device):
         _make_current(kernel.device)
         stream = driver.CUstream(torch.cuda.current_stream(kernel.device).cuda_stream)
-        where = (stream, ctypes.addressof(arguments), 0)
         shape = (*grid, *block, kernel.shared_bytes)
-        _driver(driver.cuLaunchKernel(kernel.function, *shape, *where), kernel.name)
+        where = (stream, ctypes.addressof(arguments))
+        if cooperative:
+            answer = driver.cuLaunchCooperativeKernel(kernel.function, *shape, *where)
+        else:
+            answer = driver.cuLaunchKernel(kernel.function, *shape, *where, 0)
+        _driver(answer, kernel.name)
 
 
 def _make_current(device: int) -> None:

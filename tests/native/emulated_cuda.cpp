@@ -1,30 +1,11 @@
-// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches"
-// flow_step.cu, compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the
-// parameters and the kernel's indexing are tested where there is no GPU. 16-bit floats other than
-// bfloat16 need PTX and stay with the GPU tests.
+// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" the kernels,
+// compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the
+// kernels' arithmetic, indexing and waiting are tested where there is no GPU.
 #include <dlfcn.h>
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-
-#define __device__
-#define __global__
-#define __forceinline__ inline
-#define __launch_bounds__(...)
-#define asm(...)
-static struct Index {
-    unsigned x, y, z;
-} blockIdx, threadIdx;
-static float __uint_as_float(unsigned u) {
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
-}
+#include "emulated_gpu.h"
 #include "flow_step.cu"
-#undef asm
+#include "moe_decode.cu"
 
-typedef unsigned long long u64;
 static void* context = nullptr;
 static int loads = 0;
 
@@ -35,6 +16,7 @@ static void note(const char* format, u64 a = 0, u64 b = 0, u64 c = 0, u64 d = 0)
 }
 
 extern "C" {
+void emulated_lose(int arrivals) { gpu::lost = arrivals; }
 int cuInit(unsigned) { return 0; }
 int cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;
@@ -82,6 +64,15 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
     for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)
         for (threadIdx.x = 0; threadIdx.x < bx; ++threadIdx.x)
             ((void (*)(const FlowStepParams))function)(*(const FlowStepParams*)params[0]);
+    return 0;
+}
+int cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx,
+                              unsigned by, unsigned bz, unsigned shared, void* stream,
+                              void** params) {
+    note("cooperative %llu %llu %llu %llu\n", (u64)gx * gy * gz, (u64)bx * by * bz, shared,
+         (u64)stream);
+    const MoeDecodeParams p = *(const MoeDecodeParams*)params[0];
+    gpu::run(gx, bx, shared, [=] { ((void (*)(const MoeDecodeParams))function)(p); });
     return 0;
 }
 int cuGetProcAddress_v2(const char* name, void** found, int, u64, int* status) {

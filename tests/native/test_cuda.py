@@ -119,28 +119,10 @@ def test_architectures_decide_where_a_kernel_runs():
     assert not launch._covered(["sm_80", "compute_80"], 75)
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_launches_on_an_emulated_driver(tmp_path):
-    library = tmp_path / "libcuda.so.1"
-    source = Path(__file__).with_name("emulated_cuda.cpp")
-    include = f"-I{ROOT / 'csrc' / 'cuda'}"
-    flags = ["-O1", "-std=c++17", "-shared", "-fPIC", "-w", include, "-Wl,-soname,libcuda.so.1"]
-    subprocess.run(["g++", *flags, "-o", library, source, "-ldl"], check=True)
+def test_launches_on_an_emulated_driver(emulated_driver, tmp_path):
     launch.compiled("flow_step", 90)  # NVRTC asks a real driver more than this one can answer
     log = tmp_path / "log"
-    environment = {
-        **os.environ,
-        "LD_LIBRARY_PATH": str(tmp_path),
-        "EMULATED_CUDA_LOG": str(log),
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "kernels"))),
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_emulated.py"))],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=200,
-    )
+    done = emulated_driver("run_emulated.py", log)
     assert done.returncode == 0, done.stderr[-3000:]
     launches, stream = re.fullmatch(r"launches (\d+) stream (\d+)\n", done.stdout).groups()
     lines = log.read_text().splitlines()

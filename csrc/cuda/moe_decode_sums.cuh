@@ -1,0 +1,110 @@
+// moe_decode: products of copied weights and tokens, on the tensor cores or, for float32, without.
+#pragma once
+#include "moe_decode_work.cuh"
+
+// 16 bytes of weights as pairs of x's type; exact.
+template <class Traits>
+__device__ __forceinline__ void widen_pairs(const Vector16& v, unsigned (&pair)[Traits::E / 2]) {
+    constexpr bool BF16 = same<typename Traits::X, bf16>;
+#pragma unroll
+    for (int i = 0; i < Traits::E / 2; ++i) {
+        if constexpr (sizeof(typename Traits::W) == 2) {
+            pair[i] = v.word[i];
+        } else if constexpr (same<typename Traits::W, int8>) {
+            const unsigned h = __byte_perm(v.word[i / 2], 0, i % 2 ? 0x4342 : 0x4140);
+            if constexpr (BF16)  // 128 + low seven bits, less 128 or, where negative, 256
+                pair[i] = fma2_bf16((h & 0x00800080) | 0x43004300, 0xbf80bf80,
+                                    (h & 0x007f007f) | 0x43004300);
+            else  // 1024 + 128 + value, less that
+                pair[i] = fma2_f16((h ^ 0x00800080) | 0x64006400, 0x3c003c00, 0xe480e480);
+        } else {  // the same fields in a wider exponent, times the difference of the biases
+            const unsigned h = __byte_perm(v.word[i / 2], 0, i % 2 ? 0x3424 : 0x1404);
+            const unsigned sign = h & 0x80008000, rest = h & 0x7f007f00;
+            if constexpr (BF16)
+                pair[i] = fma2_bf16(sign | rest >> 4, 0x7b807b80, 0x80008000);
+            else
+                pair[i] = fma2_f16(sign | rest >> 1, 0x5c005c00, 0x80008000);
+        }
+    }
+}
+
+// A warp's part of a unit's sums: 16 tokens by two tiles of 8 weight rows.
+template <class Traits>
+struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
+    float tile[2][4] = {};
+
+    // from: this lane's place in a stage; tokens: of the unit's 16, the first so many are there
+    __device__ void add(const Vector16* from, int tokens) {
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+            Vector16 x[2][Traits::XV] = {};
+            unsigned w[2][Traits::E / 2];
+#pragma unroll
+            for (int i = 0; i < Traits::XV; ++i) {
+                x[0][i] = from[(4 + part * Traits::XV + i) * 32];
+                if (tokens > 8) x[1][i] = from[(4 + (2 + part) * Traits::XV + i) * 32];
+            }
+            widen_pairs<Traits>(from[part * 32], w[0]);
+            widen_pairs<Traits>(from[(2 + part) * 32], w[1]);
+#pragma unroll
+            for (int i = 0; i < Traits::E / 4; ++i) {
+                const int v = i / 2, a = i % 2 * 2;
+#pragma unroll
+                for (int t = 0; t < 2; ++t)
+                    Traits::mma(tile[t], x[0][v].word[a], x[1][v].word[a], x[0][v].word[a + 1],
+                                x[1][v].word[a + 1], w[t][2 * i], w[t][2 * i + 1]);
+            }
+        }
+    }
+    __device__ void store(float* to, int tokens) {  // to [TOKENS][ROWS]
+        const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+                if (g + 8 * half < tokens) {
+                    float* at = to + (g + 8 * half) * ROWS + t * 8 + 2 * c;
+                    at[0] = tile[t][2 * half];
+                    at[1] = tile[t][2 * half + 1];
+                }
+    }
+};
+template <>
+struct Sums<MoeDecodeTraits<float, float>> {  // row g of each tile, over this lane's elements
+    float tile[2][TOKENS] = {};
+
+    __device__ void add(const Vector16* from, int tokens) {
+        const int lane = threadIdx.x % 32, c = lane % 4;
+        __syncwarp();  // x was copied by other lanes
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+            float a[4], b[4], x[4];
+            load<4>((const float*)(from + part * 32), a);
+            load<4>((const float*)(from + (2 + part) * 32), b);
+#pragma unroll
+            for (int t = 0; t < TOKENS; ++t) {
+                if (t >= tokens) continue;
+                const int vector = (4 + t / 8 * 2 + part) * 32 + t % 8 * 4 + c;
+                load<4>((const float*)(from - lane + vector), x);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    tile[0][t] = fmaf(a[i], x[i], tile[0][t]);
+                    tile[1][t] = fmaf(b[i], x[i], tile[1][t]);
+                }
+            }
+        }
+        __syncwarp();  // and they copy anew
+    }
+    __device__ void store(float* to, int tokens) {
+        const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+        for (int t = 0; t < 2; ++t)
+#pragma unroll
+            for (int i = 0; i < TOKENS; ++i) {
+                float sum = tile[t][i];
+                sum += __shfl_xor_sync(~0u, sum, 1);
+                sum += __shfl_xor_sync(~0u, sum, 2);
+                if (c == 0 && i < tokens) to[i * ROWS + t * 8 + g] = sum;
+            }
+    }
+};

@@ -1,0 +1,254 @@
+// moe_decode: what there is to do, who does it, and the copies that run ahead of it.
+#pragma once
+#include "common.cuh"
+
+struct int8 {
+    signed char bits;
+};
+struct e4m3 {
+    unsigned char bits;
+};
+
+struct MoeDecodeParams {  // the order and sizes are known to mingcore/ops/cuda_moe.py
+    const void* x;        // [T, H]
+    const void *gate_up, *down;                // [E, 2I, H], [E, H, I]
+    const void *shared_gate_up, *shared_down;  // [2Is, H], [H, Is]
+    const float *gate_up_scale, *down_scale;   // [E, 2I], [E, H]; null: 1
+    const float *shared_gate_up_scale, *shared_down_scale;  // [2Is], [H]
+    const float* weights;                                   // [T, K]
+    const int* ids;                                         // [T, K]
+    void* hidden;  // of x's type: [T * K, I], then [T, Is]
+    void* out;     // [T, H]
+    u64* exchange;  // ARRIVED and ABORTED; zeroed once, the same gridDim.x ever after
+    long long x_row;
+    int T, K, H, I, Is;  // Is = 0: no shared expert
+    int rows;            // of down per unit: 8 or 16
+};
+
+constexpr int WARPS = 8, THREADS = 32 * WARPS;
+constexpr int TOKENS = 16, ROWS = 16;  // of a unit
+constexpr int MAX_SLOTS = 512, MAX_TOKENS = 63;
+constexpr int MAX_ENTRIES = MAX_SLOTS + (MAX_TOKENS + TOKENS - 1) / TOKENS;
+constexpr int ARRIVED = 0, ABORTED = 8;  // words of `exchange`, a line apart
+constexpr u64 PATIENCE_NS = 4000000000ull;
+#if defined(__CUDA_ARCH__) && (__CUDA_ARCH__ < 900 || __CUDA_ARCH__ >= 1200)
+constexpr bool LARGE = false;  // 163 KB of shared memory
+#else
+constexpr bool LARGE = true;  // 227 KB
+#endif
+
+struct alignas(16) Vector16 {
+    unsigned word[4];
+};
+
+template <class, class>
+constexpr bool same = false;
+template <class T>
+constexpr bool same<T, T> = true;
+
+template <class X_, class W_>
+struct MoeDecodeTraits {
+    using X = X_;  // type of x, hidden and out
+    using W = W_;
+    static constexpr int E = 16 / sizeof(W);         // weights of one copy
+    static constexpr int STEP = 8 * E;               // summed elements of one turn of a warp
+    static constexpr int XV = E * sizeof(X) / 16;    // copies of x beside one of weights
+    static constexpr int STAGE = (4 + 4 * XV) * 32;  // vectors: 2 tiles x 2 parts, x twice as many
+    static constexpr int STAGES = sizeof(W) == 1 ? (LARGE ? 3 : 2) : (LARGE ? 5 : 3);
+
+    static __device__ __forceinline__ void mma(float (&d)[4], unsigned a0, unsigned a1,
+                                               unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+        if constexpr (same<X, bf16>)
+            mma_bf16(d, a0, a1, a2, a3, b0, b1);
+        else
+            mma_f16(d, a0, a1, a2, a3, b0, b1);
+    }
+};
+
+// An entry is an expert with up to 16 of the slots t * K + k that chose it; slots T * K + t, of the
+// expert -1, are the shared expert's.
+struct Plan {
+    int expert[MAX_ENTRIES];
+    short start[MAX_ENTRIES + 1];  // into slots
+    short slots[MAX_SLOTS + MAX_TOKENS + 1];
+    int routed, entries;
+    int on;  // the exchange succeeded
+};
+
+// The entries of this launch's ids, in the order of their first slots.
+__device__ void make_plan(const MoeDecodeParams& p, Plan& plan, short* leader, int* ids) {
+    const int slots = p.T * p.K;
+    for (int s = threadIdx.x; s < slots; s += THREADS) ids[s] = p.ids[s];
+    __syncthreads();
+    for (int s = threadIdx.x; s < slots; s += THREADS) {
+        int before = 0, first = s;
+        for (int i = 0; i <= s; ++i)
+            if (ids[i] == ids[s] && before++ % TOKENS == 0) first = i;
+        leader[s] = first;
+    }
+    __syncthreads();
+    for (int s = threadIdx.x; s < slots; s += THREADS) {
+        int entry = 0, entries = 0, place = 0;
+        for (int i = 0; i < slots; ++i) {
+            const bool leads = leader[i] == i;
+            entries += leads;
+            entry += leads && i < leader[s];
+            place += leader[i] < leader[s] || (leader[i] == leader[s] && i < s);
+        }
+        plan.slots[place] = s;
+        if (leader[s] == s) {
+            plan.expert[entry] = ids[s];
+            plan.start[entry] = place;
+        }
+        if (s == 0) plan.routed = entries;
+    }
+    __syncthreads();
+    const int shared = p.Is ? (p.T + TOKENS - 1) / TOKENS : 0, routed = plan.routed;
+    for (int t = threadIdx.x; t < p.T; t += THREADS) {
+        plan.slots[slots + t] = slots + t;
+        if (t < shared) {
+            plan.expert[routed + t] = -1;
+            plan.start[routed + t] = slots + t * TOKENS;
+        }
+    }
+    if (threadIdx.x == 0) {
+        plan.entries = routed + shared;
+        plan.start[routed + shared] = slots + (shared ? p.T : 0);
+        plan.on = 1;
+    }
+    __syncthreads();
+}
+
+// A run of units of one phase, and a place in it: what a block computes, or a warp copies.
+struct Units {
+    bool second;  // gate and up, or down
+    int unit, end;
+    int entry, tile, K;  // of the unit; K summed elements
+
+    __device__ void start(const MoeDecodeParams& p, const Plan& plan, bool second_) {
+        second = second_;
+        if (second) {
+            const int tiles = (p.H + p.rows - 1) / p.rows;
+            const int mine = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
+            unit = 0;
+            end = mine > 0 ? mine * plan.entries : 0;
+        } else {
+            const int of_routed = (p.I + 7) / 8, of_shared = (p.Is + 7) / 8;
+            const long long all =
+                plan.routed * of_routed + (plan.entries - plan.routed) * of_shared;
+            unit = (int)(all * blockIdx.x / gridDim.x);
+            end = (int)(all * (blockIdx.x + 1) / gridDim.x);
+        }
+        locate(p, plan);
+    }
+    __device__ void locate(const MoeDecodeParams& p, const Plan& plan) {
+        if (unit >= end) return;
+        if (second) {
+            entry = unit % plan.entries;
+            tile = blockIdx.x + unit / plan.entries * gridDim.x;
+            K = plan.expert[entry] < 0 ? p.Is : p.I;
+        } else {
+            const int of_routed = (p.I + 7) / 8, of_shared = (p.Is + 7) / 8;
+            const int rest = unit - plan.routed * of_routed;
+            entry = rest < 0 ? unit / of_routed : plan.routed + rest / of_shared;
+            tile = rest < 0 ? unit % of_routed : rest % of_shared;
+            K = p.H;
+        }
+    }
+};
+
+__device__ __forceinline__ long long hidden_row(const MoeDecodeParams& p, int slot) {
+    const int slots = p.T * p.K;
+    return slot < slots ? (long long)slot * p.I : (long long)slots * p.I + (slot - slots) * p.Is;
+}
+
+// What this lane copies, running ahead of what it computes: 16 bytes of a row at a time.
+template <class Traits>
+struct Feed {
+    using X = typename Traits::X;
+    using W = typename Traits::W;
+    Units u;
+    int step;         // of the unit, this warp's
+    const W* w[2];    // this lane's weight row of each tile; null: there is none
+    const X* x[2];    // its rows g and g + 8 of x or hidden
+
+    __device__ void start(const MoeDecodeParams& p, const Plan& plan, bool second) {
+        u.start(p, plan, second);
+        step = threadIdx.x / 32;
+        settle(p, plan);
+    }
+    __device__ void next(const MoeDecodeParams& p, const Plan& plan) {
+        step += WARPS;
+        if (u.unit < u.end && step * Traits::STEP >= u.K) settle(p, plan);
+    }
+    __device__ void settle(const MoeDecodeParams& p, const Plan& plan) {
+        for (;;) {
+            while (u.unit < u.end && step * Traits::STEP >= u.K) {
+                step -= (u.K + Traits::STEP - 1) / Traits::STEP;
+                ++u.unit;
+                u.locate(p, plan);
+            }
+            if (u.unit < u.end) return aim(p, plan);
+            if (u.second) return;
+            u.start(p, plan, true);
+            step = threadIdx.x / 32;
+        }
+    }
+    __device__ void aim(const MoeDecodeParams& p, const Plan& plan) {
+        const int g = threadIdx.x % 32 / 4, expert = plan.expert[u.entry];
+        const long long width = expert < 0 ? p.Is : p.I, size = width * p.H;
+        if (u.second) {
+            const W* m = expert < 0 ? (const W*)p.shared_down : (const W*)p.down + expert * size;
+            const int row = u.tile * p.rows + g;
+            w[0] = row < p.H ? m + row * width : nullptr;
+            w[1] = p.rows == ROWS && row + 8 < p.H ? m + (row + 8) * width : nullptr;
+        } else {
+            const W* m = expert < 0 ? (const W*)p.shared_gate_up
+                                    : (const W*)p.gate_up + 2 * expert * size;
+            const long long row = u.tile * 8 + g;
+            w[0] = row < width ? m + row * p.H : nullptr;
+            w[1] = row < width ? m + (row + width) * p.H : nullptr;
+        }
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const int place = plan.start[u.entry] + g + 8 * half, slots = p.T * p.K;
+            x[half] = nullptr;
+            if (place < plan.start[u.entry + 1]) {
+                const int slot = plan.slots[place];
+                const long long token = slot < slots ? slot / p.K : slot - slots;
+                x[half] = u.second ? (const X*)p.hidden + hidden_row(p, slot)
+                                   : (const X*)p.x + token * p.x_row;
+            }
+        }
+    }
+    // to: this lane's place in a stage. The unit's end is filled with zeros, rows that are not
+    // there with nothing: each spoils only its own sums, which nobody reads.
+    __device__ void copy_weights(Vector16* to) const {
+        if (u.unit >= u.end) return;
+#pragma unroll
+        for (int part = 0; part < 2; ++part) {
+            const int k = first(part), bytes = k < u.K ? 16 : 0;
+#pragma unroll
+            for (int tile = 0; tile < 2; ++tile)
+                if (w[tile]) cp_async(to + (tile * 2 + part) * 32, w[tile] + (bytes ? k : 0), bytes);
+        }
+    }
+    __device__ void copy_x(Vector16* to) const {
+        if (u.unit >= u.end) return;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            if (!x[half]) continue;
+#pragma unroll
+            for (int part = 0; part < 2; ++part) {
+                const int k = first(part), bytes = k < u.K ? 16 : 0;
+#pragma unroll
+                for (int i = 0; i < Traits::XV; ++i)
+                    cp_async(to + (4 + (half * 2 + part) * Traits::XV + i) * 32,
+                             (const Vector16*)(x[half] + (bytes ? k : 0)) + i, bytes);
+            }
+        }
+    }
+    __device__ int first(int part) const {  // summed element of this lane's copy
+        return step * Traits::STEP + (part * 4 + threadIdx.x % 4) * Traits::E;
+    }
+};

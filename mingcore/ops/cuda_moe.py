@@ -1,0 +1,133 @@
+"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens."""
+
+import math
+import struct
+
+import torch
+from torch import Tensor
+
+from . import launch
+from .cuda_common import TYPES, unfit
+from .registry import register
+
+MAX_TOKENS, MAX_SLOTS = 63, 512
+THREADS, TILE, COPY_BYTES = 256, 16, 16
+_PARAMS = struct.Struct("<14Qq6i")  # MoeDecodeParams of moe_decode_work.cuh
+_FORMATS = {
+    "fp32": (torch.float32,),  # the types of x that go with the weights
+    "bf16": (torch.bfloat16,),
+    "fp16": (torch.float16,),
+    "int8": (torch.bfloat16, torch.float16),
+    "fp8": (torch.bfloat16, torch.float16),
+}
+_SCALES = ("gate_up_scale", "down_scale", "shared_gate_up_scale", "shared_down_scale")
+_WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
+_NAMES = ("x", *_WEIGHTS, "weights", "ids", *_SCALES)
+
+
+def shared_bytes(format: str, large: bool) -> int:
+    """Dynamic shared memory of moe_decode, in its order: ring, partial sums, results, plan.
+
+    large: on the GPUs that have 227 KB of it, not 163.
+    """
+    stage = 8 * 512 * (12 if format in ("int8", "fp8") else 8)
+    stages = {True: (3, 5), False: (2, 3)}[large][format not in ("int8", "fp8")]
+    slots, entries = MAX_SLOTS + MAX_TOKENS, MAX_SLOTS + -(-MAX_TOKENS // TILE)
+    plan = 4 * entries + 2 * (entries + 1) + 2 * (slots + 1) + 3 * 4
+    return stage * stages + 2 * 8 * TILE * TILE * 4 + slots * TILE * 4 + -(-plan // 16) * 16
+
+
+def _is_large(device: torch.device) -> bool:
+    return 9 <= torch.cuda.get_device_capability(device)[0] < 12
+
+
+def _lacks_shared_memory(device: torch.device, format: str) -> str | None:
+    needed = shared_bytes(format, _is_large(device))
+    there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if there < needed:
+        return f"it needs {needed} bytes of shared memory per block; this GPU has {there}"
+    return None
+
+
+def unfit_weights(x, gate_up, down, shared_gate_up, shared_down, scales, layout, format):
+    """Why moe_decode cannot take weights like these, or None."""
+    if layout != "rows":
+        return f"the layout is {layout!r}; it takes rows"
+    if x.dtype not in _FORMATS.get(format, ()):
+        pairs = ", ".join(f"{name} with {TYPES[t]}" for name in _FORMATS for t in _FORMATS[name])
+        return f"the format is {format} and x is {x.dtype}; it takes {pairs}"
+    width = COPY_BYTES // gate_up.element_size()
+    sizes = {"H": x.shape[1], "I": down.shape[2]}
+    if shared_down is not None:
+        sizes["Is"] = shared_down.shape[1]
+    for name, size in sizes.items():
+        if size % width:
+            return f"{name} is {size}; in {format} it takes multiples of {width}"
+    for name, t in zip(_WEIGHTS, (gate_up, down, shared_gate_up, shared_down)):
+        if t is not None and (not t.is_contiguous() or t.data_ptr() % COPY_BYTES):
+            return f"{name} is not contiguous from an address that is a multiple of {COPY_BYTES}"
+    for name, t in zip(_SCALES, scales):
+        if t is not None and (t.dtype != torch.float32 or not t.is_contiguous()):
+            return f"{name} is not contiguous float32"
+    return None
+
+
+def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *scales, layout, format = rest
+    T, K = ids.shape
+    matrices = (gate_up, down, shared_gate_up, shared_down)
+    if T > MAX_TOKENS or T * K > MAX_SLOTS:
+        return f"T is {T} and T * K {T * K}; it takes up to {MAX_TOKENS} and {MAX_SLOTS}"
+    if weights.dtype != torch.float32:
+        return f"weights is {weights.dtype}; it takes float32 weights"
+    reason = unfit(_NAMES, (x, *matrices, weights, ids, *scales))
+    reason = reason or launch.why_not("moe_decode", x.device)
+    reason = reason or unfit_weights(x, *matrices, scales, layout, format)
+    return reason or _lacks_shared_memory(x.device, format)
+
+
+def rows_per_unit(H: int, blocks: int) -> int:
+    """Rows of down per unit of the second phase, 8 or 16: what leaves fewer for the busiest block;
+    16 where both leave as many, as it reads hidden half as often.
+    """
+    busiest = {rows: math.ceil(math.ceil(H / rows) / blocks) * rows for rows in (TILE, TILE // 2)}
+    return min(busiest, key=busiest.get)
+
+
+def _rows_of_copies(x: Tensor) -> Tensor:
+    """x with dense rows at addresses that 16-byte copies can start from."""
+    pitch = x.stride(0) * x.element_size() if x.shape[0] > 1 else 0
+    dense = x.stride(1) == 1 or x.shape[1] == 1
+    if dense and pitch % COPY_BYTES == 0 and x.data_ptr() % COPY_BYTES == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+@register(
+    "moe_mlp",
+    "cuda",
+    _why_not,
+    sources=(launch.source("moe_decode"), __file__),
+    flags=launch.FLAGS,
+)
+def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *scales, _, format = rest
+    (T, K), H, I = ids.shape, x.shape[1], down.shape[2]
+    out = torch.empty((T, H), dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    device = x.device.index
+    name = f"moe_decode_{TYPES[x.dtype]}_{format}"
+    kernel = launch.kernel("moe_decode", name, device, shared_bytes(format, _is_large(x.device)))
+    width = 0 if shared_down is None else shared_down.shape[1]
+    x, weights, ids = _rows_of_copies(x), weights.contiguous(), ids.contiguous()
+    hidden = torch.empty(T * (K * I + width), dtype=x.dtype, device=x.device)
+    blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
+    exchange = launch.exchange("moe_decode", device)
+    operands = (x, gate_up, down, shared_gate_up, shared_down, *scales)
+    operands += (weights, ids, hidden, out, exchange)
+    pointers = [0 if t is None else t.data_ptr() for t in operands]
+    rows = rows_per_unit(H, blocks)
+    params = _PARAMS.pack(*pointers, x.stride(0), T, K, H, I, width, rows)
+    launch.launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), params, cooperative=True)
+    return out

@@ -1,0 +1,272 @@
+// A GPU in plain C++, for kernels that take no instruction but those of primitives.cuh: every
+// thread of every block is a fiber, and they take turns at barriers, warp-wide instructions and
+// polls. Asynchronous copies are as late as they may be: their target is poisoned at once, their
+// source is read at once, and the bytes arrive in the wait that asks for them. Shared memory ends
+// at a page that may not be touched. The clock runs only while every thread waits for another.
+#include <setjmp.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <vector>
+
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define MC_PRIMITIVES
+typedef unsigned long long u64;
+
+static struct Index {
+    unsigned x, y, z;
+} blockIdx, threadIdx, gridDim;
+
+namespace gpu {
+
+struct Barrier {
+    unsigned arrived = 0, round = 0;
+};
+struct Warp {
+    Barrier barrier;
+    unsigned words[32][6];
+};
+struct Block {
+    Barrier barrier;
+    std::vector<Warp> warps;
+    char *pages, *shared;
+    size_t size;
+};
+struct Copy {
+    void* to;
+    char bytes[16];
+    unsigned group;
+};
+struct Fiber {
+    ucontext_t context;  // to begin in; then jumps, which make no system call
+    jmp_buf at;
+    bool begun = false;
+    std::vector<char> stack;
+    Index block, thread;
+    Block* home;
+    const unsigned* round = nullptr;  // waiting until this is not `seen`
+    unsigned seen = 0, group = 0;
+    std::deque<Copy> copies;
+    bool done = false;
+};
+
+static Fiber* current = nullptr;
+static jmp_buf scheduler;
+static std::function<void()> kernel;
+static bool progress;
+static u64 clock_ns = 0;
+static int lost = 0;  // so many of the next add_release() do not arrive
+
+static void yield() {
+    if (!_setjmp(current->at)) _longjmp(scheduler, 1);
+}
+static void wait(Barrier& b, unsigned of) {
+    const unsigned round = b.round;
+    progress = true;
+    if (++b.arrived == of) {
+        b.arrived = 0;
+        ++b.round;
+        return;
+    }
+    current->round = &b.round;
+    current->seen = round;
+    yield();
+}
+static Warp& warp() { return current->home->warps[current->thread.x / 32]; }
+static unsigned lane() { return current->thread.x % 32; }
+static void sync_warp() { wait(warp().barrier, 32); }
+static void sync_block() { wait(current->home->barrier, 32 * current->home->warps.size()); }
+
+static void body() {
+    kernel();
+    current->done = progress = true;
+    yield();
+}
+
+// Run `call` as every thread of a grid; threads is a multiple of 32.
+static void run(unsigned blocks, unsigned threads, size_t shared, std::function<void()> call) {
+    const size_t page = 4096, room = (shared + page - 1) / page * page;
+    kernel = call;
+    std::vector<Block> homes(blocks);
+    std::vector<Fiber> fibers(blocks * threads);
+    for (Block& b : homes) {
+        b.warps.resize(threads / 32);
+        b.size = room + page;
+        b.pages = (char*)mmap(nullptr, b.size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                              -1, 0);
+        mprotect(b.pages + room, page, PROT_NONE);
+        b.shared = b.pages + room - shared;
+        memset(b.shared, 0xff, shared);
+    }
+    for (size_t i = 0; i < fibers.size(); ++i) {
+        Fiber& f = fibers[i];
+        f.home = &homes[i / threads];
+        f.block = {(unsigned)(i / threads), 0, 0};
+        f.thread = {(unsigned)(i % threads), 0, 0};
+        f.stack.resize(32 << 10);
+        getcontext(&f.context);
+        f.context.uc_stack.ss_sp = f.stack.data();
+        f.context.uc_stack.ss_size = f.stack.size();
+        makecontext(&f.context, body, 0);
+    }
+    gridDim = {blocks, 1, 1};
+    volatile unsigned random = 1, left = fibers.size();
+    while (left) {
+        random = random * 1664525 + 1013904223;  // the turns begin with another thread each time
+        const volatile size_t first = random % fibers.size();
+        progress = false;
+        for (volatile size_t n = 0; n < fibers.size(); ++n) {
+            Fiber& f = fibers[(first + n) % fibers.size()];
+            if (f.done || (f.round && *f.round == f.seen)) continue;
+            f.round = nullptr;
+            current = &f;
+            blockIdx = f.block;
+            threadIdx = f.thread;
+            if (!_setjmp(scheduler)) {
+                if (f.begun) _longjmp(f.at, 1);
+                f.begun = true;
+                setcontext(&f.context);
+            }
+            left -= current->done;
+        }
+        if (!progress) clock_ns += 20000000;
+        if (clock_ns > 1000000000000) {
+            fprintf(stderr, "the emulated GPU hangs\n");
+            abort();
+        }
+    }
+    for (Block& b : homes) munmap(b.pages, b.size);
+}
+
+static float bf16(unsigned short bits) {
+    const unsigned wide = (unsigned)bits << 16;
+    float v;
+    memcpy(&v, &wide, 4);
+    return v;
+}
+static float f16(unsigned short bits) {
+    _Float16 v;
+    memcpy(&v, &bits, 2);
+    return v;
+}
+static unsigned short low(unsigned v) { return v; }
+static unsigned short high(unsigned v) { return v >> 16; }
+
+template <class Widen>
+static void mma(float (&d)[4], const unsigned (&mine)[6], Widen widen) {
+    Warp& w = warp();
+    memcpy(w.words[lane()], mine, sizeof(mine));
+    sync_warp();
+    const unsigned g = lane() / 4, c = lane() % 4;
+    for (unsigned i = 0; i < 4; ++i) {
+        const unsigned half = i / 2, column = 2 * c + i % 2;
+        for (unsigned k = 0; k < 4; ++k)
+            for (unsigned far = 0; far < 2; ++far) {
+                const unsigned a = w.words[4 * g + k][2 * far + half];
+                const unsigned b = w.words[4 * column + k][4 + far];
+                d[i] += widen(low(a)) * widen(low(b)) + widen(high(a)) * widen(high(b));
+            }
+    }
+    sync_warp();
+}
+
+}  // namespace gpu
+
+static float __uint_as_float(unsigned u) {
+    float f;
+    memcpy(&f, &u, 4);
+    return f;
+}
+static int min(int a, int b) { return a < b ? a : b; }
+static void __syncthreads() { gpu::sync_block(); }
+static void __syncwarp() { gpu::sync_warp(); }
+static float __shfl_xor_sync(unsigned, float v, unsigned mask) {
+    memcpy(&gpu::warp().words[gpu::lane()][0], &v, 4);
+    gpu::sync_warp();
+    memcpy(&v, &gpu::warp().words[gpu::lane() ^ mask][0], 4);
+    gpu::sync_warp();
+    return v;
+}
+static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    const u64 both = (u64)b << 32 | a;
+    unsigned r = 0;
+    for (int i = 0; i < 4; ++i)
+        r |= (unsigned)(both >> (selector >> 4 * i & 7) * 8 & 255) << 8 * i;
+    return r;
+}
+
+static float from_f16(unsigned short bits) { return gpu::f16(bits); }
+static unsigned short to_f16(float v) {
+    const _Float16 r = v;
+    unsigned short bits;
+    memcpy(&bits, &r, 2);
+    return bits;
+}
+static unsigned short to_bf16(float v) {
+    unsigned bits;
+    memcpy(&bits, &v, 4);
+    if (v != v) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+static unsigned fma2_f16(unsigned a, unsigned b, unsigned c) {
+    using namespace gpu;
+    return to_f16(f16(low(a)) * f16(low(b)) + f16(low(c))) |
+           (unsigned)to_f16(f16(high(a)) * f16(high(b)) + f16(high(c))) << 16;
+}
+static unsigned fma2_bf16(unsigned a, unsigned b, unsigned c) {
+    using namespace gpu;
+    return to_bf16(bf16(low(a)) * bf16(low(b)) + bf16(low(c))) |
+           (unsigned)to_bf16(bf16(high(a)) * bf16(high(b)) + bf16(high(c))) << 16;
+}
+static void mma_bf16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                     unsigned b0, unsigned b1) {
+    gpu::mma(d, {a0, a1, a2, a3, b0, b1}, gpu::bf16);
+}
+static void mma_f16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
+                    unsigned b1) {
+    gpu::mma(d, {a0, a1, a2, a3, b0, b1}, gpu::f16);
+}
+
+static void cp_async(void* shared, const void* global, int bytes) {
+    gpu::Copy copy{shared, {}, gpu::current->group};
+    if ((u64)shared % 16 || (u64)global % 16) {
+        fprintf(stderr, "an asynchronous copy is not aligned\n");
+        abort();
+    }
+    memcpy(copy.bytes, global, bytes);
+    memset(shared, 0xff, 16);
+    gpu::current->copies.push_back(copy);
+}
+static void cp_async_commit() { ++gpu::current->group; }
+template <int N>
+static void cp_async_wait() {
+    auto& copies = gpu::current->copies;
+    while (!copies.empty() && copies.front().group + N < gpu::current->group) {
+        memcpy(copies.front().to, copies.front().bytes, 16);
+        copies.pop_front();
+    }
+}
+static char* shared_memory() { return gpu::current->home->shared; }
+static u64 add_release(u64* p, u64 v) {
+    const u64 old = *p;
+    if (gpu::lost > 0)
+        --gpu::lost;
+    else
+        *p += v;
+    gpu::progress = true;
+    return old;
+}
+static u64 peek(const u64* p) {
+    gpu::yield();
+    return *p;
+}
+static void put(u64* p, u64 v) { *p = v; }
+static u64 now_ns() { return gpu::clock_ns; }

@@ -1,0 +1,149 @@
+"""Run by test_cuda_moe.py with the emulated driver in LD_LIBRARY_PATH: moe_mlp of the cuda backend.
+
+Arguments: the compute capability, such as 90, then the numbers of multiprocessors to try.
+"""
+
+import ctypes
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+
+from mingcore import ops
+from mingcore.errors import BackendError
+from mingcore.ops import cuda_moe, launch
+from mingcore.testing import cases, compare
+from mingcore.testing.layouts import nan_poisoned, shifted
+
+CAPABILITY, *BLOCKS = map(int, sys.argv[1:])
+gpu = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=BLOCKS[0])
+fake = launch.torch.cuda
+fake.device = lambda device: nullcontext()
+fake.synchronize = lambda device: None
+fake.current_stream = lambda device: SimpleNamespace(cuda_stream=gpu.multi_processor_count)
+fake.is_current_stream_capturing = lambda: False
+fake.get_device_capability = lambda device: divmod(CAPABILITY, 10)
+fake.get_device_properties = lambda device: gpu
+launch.why_not = lambda op, device: None
+launch._torch = lambda device: torch.device("cpu")
+load = launch.kernel
+launch.kernel = lambda op, name, device, shared=0: load(op, name, device or 0, shared)
+launches = dict.fromkeys(BLOCKS, 0)
+
+
+def words():
+    """Arrivals so far and the abort word, of the emulated GPU in use."""
+    return launch.exchange("moe_decode", None)[::8].tolist()
+
+
+def check(kwargs, twice=True):
+    with nan_poisoned():
+        got = compare.run("moe_mlp", kwargs, backend="cuda")
+    compare.check_op("moe_mlp", kwargs, got)
+    launches[gpu.multi_processor_count] += got[0].numel() > 0
+    if twice:
+        assert torch.equal(got[0], compare.run("moe_mlp", kwargs, backend="cuda")[0])
+        launches[gpu.multi_processor_count] += got[0].numel() > 0
+
+
+def draw(seed, T, K, E, H, I, shared, dtype, format=None, ids=None):
+    d = cases.Draw("cpu", dtype, seed)
+    packed = {"gate_up": d.matrix(E, 2 * I, H), "down": d.matrix(E, H, I)}
+    if shared:
+        packed["shared"] = (d.matrix(2 * shared, H), d.matrix(H, shared))
+    random = torch.randint(E, (T, K), generator=d.generator, dtype=torch.int32)
+    return {
+        "x": d.normal(T, H),
+        "experts": ops.pack_experts(**packed, format=format, backend="reference"),
+        "weights": d.weights(T, K),
+        "ids": random if ids is None else ids,
+    }
+
+
+def named_cases():
+    done = 0
+    for case in cases.for_op("moe_mlp"):
+        if cases.LARGE in case.tags:
+            continue
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            kwargs = case.make("cpu", dtype, seed=done)
+            try:
+                check(kwargs, twice=False)
+                done += 1
+            except BackendError as error:
+                reasons = ("multiples of", "it takes up to", "it takes fp32 with")
+                assert any(reason in str(error) for reason in reasons), error
+    assert done >= 25, done
+
+
+def odd_shapes():
+    """H, I, Is off every tile and step; ids that repeat within a token; experts of 17 rows."""
+    shapes = [
+        (1, 6, 9, 200, 88, 176),
+        (2, 1, 1, 8, 8, 0),
+        (3, 2, 5, 136, 24, 40),
+        (16, 2, 3, 72, 56, 8),
+        (17, 1, 2, 64, 72, 64),
+        (40, 2, 2, 24, 16, 32),
+    ]
+    for seed, (T, K, E, H, I, shared) in enumerate(shapes):
+        dtype = (torch.bfloat16, torch.float16, torch.float32)[seed % 3]
+        check(draw(seed, T, K, E, H, I, shared, dtype))
+    for seed, (T, K, E, H, I, shared) in enumerate([*shapes[:1], (17, 2, 3, 80, 48, 16)]):
+        for format in ("int8", "fp8"):
+            for dtype in (torch.bfloat16, torch.float16):
+                sizes = [16 * -(-size // 16) for size in (H, I, shared)]
+                check(draw(seed, T, K, E, *sizes, dtype, format))
+    all_to_one = torch.full((16, 1), 2, dtype=torch.int32)
+    check(draw(7, 16, 1, 4, 136, 40, 24, torch.bfloat16, ids=all_to_one))
+
+
+def every_weight_code():
+    """Each of the 8-bit codes reaches its exact value: one-hot rows of down select them."""
+    for format in ("int8", "fp8"):
+        kwargs = draw(0, 1, 1, 1, 256, 256, 0, torch.float16, format)
+        packed = kwargs["experts"]
+        codes = torch.arange(256, dtype=torch.uint8).view(torch.int8)
+        codes = codes.clamp(min=-127) if format == "int8" else codes
+        stored = codes.view(packed.down.dtype) if format == "fp8" else codes
+        finite = stored.float().nan_to_num(0).to(stored.dtype)
+        packed.down.copy_(finite.expand(1, 256, 256))
+        for dtype in (torch.float16, torch.bfloat16):
+            check({**kwargs, "x": kwargs["x"].to(dtype)}, twice=False)
+
+
+def awkward_tensors():
+    kwargs = draw(3, 5, 2, 4, 40, 24, 16, torch.bfloat16)
+    check({**kwargs, "x": shifted(kwargs["x"])})
+    check({**kwargs, "x": kwargs["x"].t().contiguous().t()})
+    wide = torch.zeros(5, 4, dtype=torch.int32)
+    wide[:, ::2] = kwargs["ids"]
+    check({**kwargs, "ids": wide[:, ::2], "weights": kwargs["weights"].t().contiguous().t()})
+
+
+def lost_block():
+    """An arrival that never comes: NaN, the abort word, and NaN ever after; no hang."""
+    kwargs = draw(1, 3, 2, 4, 64, 32, 0, torch.float32)
+    exchange = launch.exchange("moe_decode", None)
+    ctypes.CDLL("libcuda.so.1").emulated_lose(1)
+    for _ in range(2):
+        out = compare.run("moe_mlp", kwargs, backend="cuda")[0]
+        assert out.isnan().all() and exchange[8] == 1
+    exchange.zero_()
+    launches[gpu.multi_processor_count] = 0
+    check(kwargs)
+
+
+for blocks in BLOCKS:
+    gpu.multi_processor_count = blocks
+    if CAPABILITY >= 90 and blocks == BLOCKS[0]:
+        named_cases()
+    odd_shapes()
+    awkward_tensors()
+    if blocks > 1:
+        lost_block()
+    assert words() == [launches[blocks] * blocks, 0], words()
+every_weight_code()
+assert cuda_moe.rows_per_unit(2048, 132) == 16 and cuda_moe.rows_per_unit(1024, 132) == 8
+print("launches", *launches.values())
