@@ -47,6 +47,7 @@ lint: $(VENV)/.tests
 
 bench: $(VENV)/.tests
 	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q $(ARGS)
+	$(PY) bench/bench_moe.py --size mid
 	$(PY) bench/end_to_end.py --size mid --no-save
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.

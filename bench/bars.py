@@ -10,6 +10,7 @@ import measure
 import reporting
 
 Results = dict[str, dict[str, Any]]
+Find = Callable[[Results], float | None]
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,10 @@ class Bar:
 
     name: str
     wanted: str
-    find: Callable[[Results], float | None]
+    find: Find
     limit: float
     more_is_better: bool = False
+    device: str = "cuda"
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,21 @@ class Judged:
         return asdict(self)
 
 
-def _op(op: str, case: str, key: str) -> Callable[[Results], float | None]:
-    """A column of an op's row, only where a kernel of ours and not the reference served it."""
+def _row(result: dict[str, Any] | None, **wanted: str) -> dict[str, Any] | None:
+    """The row of a result with these columns, only where a kernel of ours and not the reference
+    served it."""
+    for row in (result or {}).get("rows", ()):
+        if all(row[key] == value for key, value in wanted.items()):
+            return row if row["backend"] != "reference" else None
+    return None
+
+
+def _op(op: str, case: str, key: str) -> Find:
+    """A column of an op's row on the GPU."""
 
     def find(found: Results) -> float | None:
-        for row in found.get("ops", {}).get("rows", ()):
-            if (row["op"], row["case"], row["device"]) == (op, case, "cuda"):
-                return row[key] if row["backend"] != "reference" else None
-        return None
+        row = _row(found.get("ops"), op=op, case=case, device="cuda")
+        return row and row[key]
 
     return find
 
@@ -57,28 +66,72 @@ def _nothing(found: Results) -> float | None:
     return None
 
 
-def _moe(case: str, key: str) -> Callable[[Results], float | None]:
-    return _op("moe_mlp", case, key)
+def _moe(T: int, key: str, device: str = "cuda") -> Find:
+    """A column of the MoE bench at the real size, bfloat16, balanced."""
+
+    def find(found: Results) -> float | None:
+        row = _moe_row(found, T, "bf16", device)
+        return row and row[key]
+
+    return find
+
+
+def _moe_row(found: Results, T: int, format: str, device: str) -> dict[str, Any] | None:
+    case = f"real_balanced_t{T}"
+    return _row(found.get("moe"), op="moe_mlp", case=case, dtype=format, device=device)
+
+
+def _faster(T: int, other: str, format: str = "bf16") -> Find:
+    """How many times faster than `other` on the CPU."""
+
+    def find(found: Results) -> float | None:
+        row = _moe_row(found, T, format, "cpu")
+        return row["others_us"][other] / row["us"] if row and other in row["others_us"] else None
+
+    return find
+
+
+def _share_of_mm(T: int) -> Find:
+    """Of the float32 rate of one large `torch.mm` on the same cores."""
+
+    def find(found: Results) -> float | None:
+        row = _moe_row(found, T, "bf16", "cpu")
+        return row and row["tflops"] / found["moe"]["ceilings"]["cpu"]["gemm_tflops"]["fp32"]
+
+    return find
+
+
+def _cpu(name: str, limit: float, find: Find) -> Bar:
+    return Bar(f"moe_mlp {name}", f">= {limit}", find, limit, True, "cpu")
 
 
 BARS = (
-    Bar("moe_mlp T=1, us", "<= 45", _moe("real_t1", "us"), 45),
-    Bar("moe_mlp T=32, share of read", ">= 0.80", _moe("real_t32", "read_share"), 0.80, True),
-    Bar("moe_mlp T=64, share of read", ">= 0.85", _moe("real_t64", "read_share"), 0.85, True),
-    Bar("moe_mlp T=128, share of read", ">= 0.85", _moe("real_t128", "read_share"), 0.85, True),
-    Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe("real_t4096", "tflops"), 500, True),
+    Bar("moe_mlp T=1, us", "<= 45", _moe(1, "us"), 45),
+    Bar("moe_mlp T=32, share of read", ">= 0.80", _moe(32, "read_share"), 0.80, True),
+    Bar("moe_mlp T=64, share of read", ">= 0.85", _moe(64, "read_share"), 0.85, True),
+    Bar("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
+    Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
     Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _op("flow_sample", "real_b1", "us"), 900),
     Bar("one patch, everything, ms", "<= 5", _nothing, 5),
     Bar("first audio after the prompt, ms", "<= 30", _nothing, 30),
     Bar("throughput B=32, audio s/s", ">= 180", _nothing, 180, True),
     Bar("throughput B=64, audio s/s", ">= 250", _nothing, 250, True),
+    _cpu("T=1, share of read", 0.85, _moe(1, "read_share", "cpu")),
+    _cpu("T=1, x F.grouped_mm", 1.3, _faster(1, "F.grouped_mm, bf16")),
+    _cpu("T=1, x loop over the experts hit", 1.3, _faster(1, "loop over the experts hit, bf16")),
+    _cpu("T=1, x loop over all experts", 2.0, _faster(1, "loop over all experts, bf16")),
+    _cpu("T=1, x loop over all, float32", 3.0, _faster(1, "loop over all experts, fp32")),
+    _cpu("T=1, int8 x ours in bf16", 1.7, _faster(1, "ours bf16", "int8")),
+    _cpu("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
 )
 
 
-def judge(found: Results) -> list[Judged]:
-    """Every bar, with "pass", "fail" or "not measured"."""
+def judge(found: Results, device: str = "cuda") -> list[Judged]:
+    """Every bar of a device, with "pass", "fail" or "not measured"."""
     judged = []
     for bar in BARS:
+        if bar.device != device:
+            continue
         value = bar.find(found)
         if value is None:
             verdict = "not measured"
@@ -89,11 +142,16 @@ def judge(found: Results) -> list[Judged]:
     return judged
 
 
+def table(judged: list[Judged]) -> str:
+    rows = [(b.name, b.shown, b.wanted, b.verdict) for b in judged]
+    return reporting.table(("bar", "measured", "wanted", "verdict"), rows)
+
+
 def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
     """A result's own table, made again from its JSON; None without one."""
     if result is None:
         return None
-    if kind == "ops":
+    if kind in ("ops", "moe"):
         return reporting.table(measure.HEAD, [measure.Row(**r).cells() for r in result["rows"]])
     if kind == "end_to_end":
         rows = [

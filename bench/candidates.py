@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import moe_ways
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -98,52 +99,9 @@ def _flow_step(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
 
 
 def _moe_mlp(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
-    x, weights, ids, shared = kw["x"], kw["weights"], kw["ids"], kw.get("shared")
-    gate_up, down = kw["experts"]
-    K, E = ids.shape[1], gate_up.shape[0]
-
-    def finish(slots: Tensor) -> Tensor:
-        y = (slots.view(*ids.shape, -1).float() * weights[..., None]).sum(1).to(x.dtype)
-        if shared is not None:
-            y = y + F.linear(_ACT["swiglu"](F.linear(x, shared[0])), shared[1])
-        return y
-
-    def loop() -> Tensor:
-        order = ids.flatten().argsort(stable=True)
-        counts = ids.flatten().bincount(minlength=E).tolist()
-        parts, start = [], 0
-        gathered = x[order // K]
-        for e, count in enumerate(counts):
-            if count:
-                rows = gathered[start : start + count]
-                parts.append(F.linear(_ACT["swiglu"](F.linear(rows, gate_up[e])), down[e]))
-            start += count
-        slots = torch.empty_like(gathered)
-        slots[order] = torch.cat(parts)
-        return finish(slots)
-
-    yield "loop over the experts hit", loop
-    if _grouped_mm_takes(x, gate_up, down):
-        w1, w2 = gate_up.transpose(1, 2), down.transpose(1, 2)
-
-        def grouped() -> Tensor:
-            order = ids.flatten().argsort(stable=True)
-            chosen = ids.flatten().long()
-            counts = torch.zeros(E, dtype=torch.int32, device=x.device)
-            ends = counts.scatter_add_(0, chosen, torch.ones_like(chosen, dtype=torch.int32))
-            ends = ends.cumsum(0).to(torch.int32)
-            hidden = _ACT["swiglu"](F.grouped_mm(x[order // K], w1, offs=ends))
-            slots = torch.empty(len(order), x.shape[1], dtype=x.dtype, device=x.device)
-            slots[order] = F.grouped_mm(hidden, w2, offs=ends)
-            return finish(slots)
-
-        yield "F.grouped_mm", grouped
-
-
-def _grouped_mm_takes(*tensors: Tensor) -> bool:
-    """PyTorch's own grouped product wants rows of whole 16 bytes."""
-    rows = (t.shape[-1] * t.element_size() for t in tensors)
-    return hasattr(F, "grouped_mm") and all(row % 16 == 0 for row in rows)
+    yield "loop over the experts hit", moe_ways.loop_over_hit(kw)
+    if moe_ways.takes_grouped_mm(kw["x"], *kw["experts"]):
+        yield "F.grouped_mm", moe_ways.grouped_mm(kw)
 
 
 def _grouped_gemm(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
@@ -155,7 +113,7 @@ def _grouped_gemm(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
         return torch.cat([F.linear(x[a:b], w[e]) for e, a, b in spans if b > a])
 
     yield "loop", loop
-    if _grouped_mm_takes(x, w):
+    if moe_ways.takes_grouped_mm(x, w):
         yield "F.grouped_mm", lambda: F.grouped_mm(x, w.transpose(1, 2), offs=offsets[1:])
 
 

@@ -12,7 +12,7 @@ from candidates import candidates
 from mingcore.ops import dispatch, registry
 from mingcore.testing.cases import Case
 from mingcore.testing.compare import check_op, max_relative, run
-from mingcore.testing.cost import cost
+from mingcore.testing.cost import Cost, cost
 from mingcore.testing.layouts import tensors_in
 from mingcore.testing.roofline import ceilings
 from mingcore.testing.timing import (
@@ -100,8 +100,8 @@ def measure(
         rounds = 3 if quick else 15
         measured = interleaved(calls, rounds=rounds, budget_s=budget_s, warmup=1)
     cache = "cold" if cold and (count > 1 or work.nbytes > ceiling.cache_bytes) else "warm"
-    row = _row(case, dtype, device, backend, cache, work, ceiling.read_gbs, measured)
-    return row, calls["ours"]
+    head = (case.op, case.name, SHORT[dtype], device, backend, cache)
+    return make_row(head, work, ceiling.read_gbs, measured), calls["ours"]
 
 
 def served_by(call: Callable[[], Any]) -> str:
@@ -158,27 +158,24 @@ def _capturable(calls: dict[str, Callable]) -> dict[str, Callable]:
     return {name: call for name, call in calls.items() if not name.startswith("loop")}
 
 
-def _row(
-    case: Case,
-    dtype: torch.dtype,
-    device: str,
-    backend: str,
-    cache: str,
-    work: Any,
+def make_row(
+    head: tuple[str, str, str, str, str, str],
+    work: Cost,
     read_gbs: float,
     measured: Comparison,
+    ours: str = "ours",
 ) -> Row:
-    took = measured.time_s("ours")
-    others = {n: measured.time_s(n).median * 1e6 for n in measured.samples if n != "ours"}
-    best = min(others, key=others.get) if others else None
-    speedup = measured.speedup("ours", over=best) if best else None
+    """A row of what was measured; `head` is op, case, dtype, device, backend and cache mode.
+
+    The best other way is none of ours: names that begin with "ours" are not its rivals.
+    """
+    took = measured.time_s(ours)
+    others = {n: measured.time_s(n).median * 1e6 for n in measured.samples if n != ours}
+    rivals = [n for n in others if not n.startswith("ours")]
+    best = min(rivals, key=others.get) if rivals else None
+    speedup = measured.speedup(ours, over=best) if best else None
     return Row(
-        op=case.op,
-        case=case.name,
-        dtype=SHORT[dtype],
-        device=device,
-        backend=backend,
-        cache=cache,
+        *head,
         us=took.median * 1e6,
         us_p10=took.low * 1e6,
         us_p90=took.high * 1e6,

@@ -211,3 +211,17 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
 
     with patch.object(moe_mlp, "quantise_activations", other_way):
         return Error.between(oracle(op, kwargs)[0], exact[0])
+
+
+def quantisation_error(kwargs: dict[str, Any], format: str) -> tuple[float, float]:
+    """What quantisation itself costs: `max_relative` and `relative_l2` of `moe_mlp`.
+
+    kwargs: arguments of `ops.moe_mlp` with the raw pair of weights, which are the yardstick; both
+    sides are the reference in float64, so that nothing but the format differs.
+    """
+    from mingcore.ops import pack_experts
+
+    shared, rest = kwargs.get("shared"), {k: v for k, v in kwargs.items() if k != "shared"}
+    packed = pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
+    (got,), (exact,) = (oracle("moe_mlp", kw) for kw in ({**rest, "experts": packed}, kwargs))
+    return max_relative(got, exact), relative_l2(got, exact)

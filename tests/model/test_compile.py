@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mingcore import ops
+from mingcore.model.llm.moe import MoE
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -36,6 +37,43 @@ def test_llm_step(golden_model):
         expected, plain = llm(x[:, :1], plain)
         torch.testing.assert_close(out, expected)
         assert torch.equal(state.lengths, plain.lengths)
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8", "int8_dyn", "fp8"])
+def test_decoder_layer(golden_model, format):
+    """Attention with its cache, router and experts: one graph, the expert MLP one call in it."""
+    llm = golden_model.llm
+    layer, eps = llm.layers[0], llm.config.rms_norm_eps
+    rows = layer.mlp.experts.unpack()
+    shared = (rows.shared_gate_up, rows.shared_down)
+    experts = ops.pack_experts(rows.gate_up, rows.down, shared=shared, format=format)
+    moe = MoE(layer.mlp.gate, experts, top_k=layer.mlp.top_k, renormalize=layer.mlp.renormalize)
+
+    def step(x, positions, cache):
+        lengths = positions[:, -1] + 1
+        normed = ops.rms_norm(x, layer.attention_norm, eps)
+        rope = llm.rope(positions, lengths)
+        x = layer.attention(normed, x, rope, cache, positions, False)
+        return x + moe(ops.rms_norm(x, layer.mlp_norm, eps))
+
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    caches = [llm.new_state(2, 8).reserve(8)[0] for _ in range(2)]
+    whole = torch.compile(step, fullgraph=True, backend=keep)
+    for T, start in ((5, 0), (1, 5), (1, 6)):
+        x = torch.randn(2, T, llm.config.hidden_size)
+        positions = torch.arange(start, start + T).expand(2, T).contiguous()
+        torch.testing.assert_close(
+            whole(x, positions, caches[0]), step(x, positions, caches[1]), rtol=1e-5, atol=1e-5
+        )
+        assert all(torch.equal(a, b) for a, b in zip(*caches))
+    for graph in graphs:
+        called = [str(node.target) for node in graph.graph.nodes if "moe_mlp" in str(node.target)]
+        assert called == ["mingcore.moe_mlp"], called
 
 
 def test_llm_step_with_masks(golden_model):

@@ -109,11 +109,75 @@ def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
         measure.measure(case, torch.float32, quick=True)
 
 
+def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
+    done = start(
+        BENCH / "bench_moe.py", "--size", "tiny", "--tokens", "1,7", "--quick",
+        "--formats", "bf16,fp32", "--keep", tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = last_json(done.stdout)
+    rows = {(r["case"], r["dtype"]): r for r in said["rows"]}
+    assert len(rows) == len(said["rows"]) == 2 * 3 * 2
+    one = rows["tiny_one_t7", "bf16"]
+    assert one["backend"] == "cpu" and one["us"] > 0 and one["others_us"]["ours fp32"] > 0
+    ways = (
+        "loop over the experts hit, bf16", "loop over all experts, bf16", "F.grouped_mm, bf16",
+        "bmm of gathered experts, bf16", "einsum over all experts, bf16",
+        "loop over the experts hit, fp32", "loop over all experts, fp32",
+    )  # fmt: skip
+    assert set(one["others_us"]) == {"ours fp32", *ways}
+    assert one["best"] in ways
+    # 2 of 8 experts, the shared one, x and the result, and the routing
+    small = 2 * 7 * 64 * 2 + 7 * 2 * 8
+    assert one["nbytes"] == 2 * 3 * 64 * (2 * 48 + 96) + small
+    assert rows["tiny_balanced_t7", "bf16"]["nbytes"] == 2 * 3 * 64 * (8 * 48 + 96) + small
+    assert json.loads((tmp_path / "moe-tiny-cpu.json").read_text()) == said
+    assert "share of read" in done.stdout and said["ceilings"]["cpu"]["read_gbs"] > 0.5
+
+
+def test_moe_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
+    import bench_moe
+    import moe_layers
+
+    from mingcore import ops
+
+    layers = moe_layers.Layers(moe_layers.SIZES["tiny"], "cpu", 2, ("bf16",))
+    tokens = moe_layers.Tokens.random(layers.size, 5, "zipf", "cpu", 0)
+    packed = layers.packed["bf16"][0]
+    good = ops.moe_mlp(**tokens.arguments(packed))
+    moe_layers.check(packed, tokens, good)
+    with pytest.raises(AssertionError, match="moe_mlp: error"):
+        moe_layers.check(packed, tokens, good * 1.03)
+    monkeypatch.setattr(bench_moe.ops, "moe_mlp", lambda x, **_: x)
+    monkeypatch.setattr(bench_moe, "serving", lambda kwargs: ("cpu", ""))
+    with pytest.raises(AssertionError, match="zipf T=5: ours bf16 differs from the loop"):
+        bench_moe.point(layers, 5, "zipf", None, True, 0.1)
+
+
+def test_routings_are_what_their_names_say(bench_modules):
+    import moe_layers
+
+    size = moe_layers.SIZES["mid"]
+    for name, routing in moe_layers.ROUTINGS.items():
+        ids = routing(size, 64, torch.Generator().manual_seed(0))
+        assert ids.shape == (64, 6) and all(row.unique().numel() == 6 for row in ids), name
+        counts = ids.flatten().bincount(minlength=64)
+        spread = counts.max() - counts.min()
+        assert {"balanced": spread <= 1, "zipf": 15 < spread < 64, "one": spread == 64}[name]
+        assert name != "one" or (counts > 0).sum() == 6
+
+
+def test_limits_of_the_gpu_runner_add_up(bench_modules):
+    import gpu
+
+    assert sum(part.limit_s for part in gpu.parts(False)) <= gpu.TOTAL_S
+
+
 def test_gpu_runner_walks_through_on_a_cpu(tmp_path):
     done = start(BENCH / "gpu.py", "--dry-run", OUT=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     said = last_json(done.stdout)
-    assert [p["status"] for p in said["parts"]] == ["ok"] * 5
+    assert [p["status"] for p in said["parts"]] == ["ok"] * 6
     assert {b["verdict"] for b in said["bars"]} == {"not measured"}
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"report.txt", "gpu.json", "log.txt"}
@@ -162,18 +226,31 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
     files = gpu.leave(out, records, [], {"kind": "gpu"}, "report")
     assert {f.name for f in files} == {"report.txt", "gpu.json", "log.txt", "verified.zip"}
 
-    def ops(case, backend="triton", **row):
-        row = {"op": "moe_mlp", "case": case, "device": "cuda", "backend": backend, **row}
-        return {"ops": {"rows": [row]}}
+    def moe(T, backend="triton", device="cuda", format="bf16", **row):
+        case = f"real_balanced_t{T}"
+        head = {"op": "moe_mlp", "case": case, "dtype": format, "device": device}
+        ceilings = {"cpu": {"gemm_tflops": {"fp32": 0.2}}}
+        return {"moe": {"rows": [{**head, "backend": backend, **row}], "ceilings": ceilings}}
 
-    def verdict(found, name):
-        return next(b.verdict for b in bars.judge(found) if b.name.startswith(name))
+    def verdict(found, name, device="cuda"):
+        return next(b.verdict for b in bars.judge(found, device) if b.name.startswith(name))
 
-    assert verdict(ops("real_t1", us=44.0), "moe_mlp T=1,") == "pass"
-    assert verdict(ops("real_t1", us=46.0), "moe_mlp T=1,") == "fail"
-    assert verdict(ops("real_t32", read_share=0.79), "moe_mlp T=32") == "fail"
-    assert verdict(ops("real_t4096", tflops=501.0), "moe_mlp T=4096") == "pass"
-    assert verdict(ops("real_t1", backend="reference", us=1.0), "moe_mlp T=1,") == "not measured"
+    assert verdict(moe(1, us=44.0), "moe_mlp T=1,") == "pass"
+    assert verdict(moe(1, us=46.0), "moe_mlp T=1,") == "fail"
+    assert verdict(moe(32, read_share=0.79), "moe_mlp T=32") == "fail"
+    assert verdict(moe(4096, tflops=501.0), "moe_mlp T=4096") == "pass"
+    assert verdict(moe(1, backend="reference", us=1.0), "moe_mlp T=1,") == "not measured"
+    assert verdict(moe(1, device="cpu", us=1.0), "moe_mlp T=1,") == "not measured"
+    half = moe(1, "cpu", "cpu", "int8", us=10.0, others_us={"ours bf16": 17.5})
+    assert verdict(half, "moe_mlp T=1, int8", "cpu") == "pass"
+    assert verdict(half, "moe_mlp T=1, x F.grouped_mm", "cpu") == "not measured"
+    loop = {"loop over the experts hit, bf16": 12.9, "F.grouped_mm, bf16": 13.1}
+    row = moe(1, "cpu", "cpu", us=10.0, read_share=0.9, others_us=loop)
+    assert verdict(row, "moe_mlp T=1, share", "cpu") == "pass"
+    assert verdict(row, "moe_mlp T=1, x F.grouped_mm", "cpu") == "pass"
+    assert verdict(row, "moe_mlp T=1, x loop over the experts hit", "cpu") == "fail"
+    assert verdict(moe(512, "cpu", "cpu", tflops=0.15), "moe_mlp T=512", "cpu") == "pass"
+    assert verdict(moe(512, "cpu", "cpu", tflops=0.13), "moe_mlp T=512", "cpu") == "fail"
     assert verdict({}, "first audio") == "not measured"
 
 

@@ -12,6 +12,7 @@ from mingcore.testing.compare import (
     check_op,
     max_relative,
     oracle,
+    quantisation_error,
     relative_l2,
     run,
     tolerance,
@@ -127,3 +128,16 @@ def test_awkward_layouts_keep_the_values():
     assert shifted(x).data_ptr() % 16 and shifted(x).is_contiguous()
     around = strided(x).as_strided((3, 4, 8), (32, 8, 1))
     assert around[..., 5:].isnan().all()
+
+
+def test_what_quantisation_costs():
+    """fp16 keeps 11 bits, bf16 8, e4m3 4; int8 has even steps of max|row| / 127, and int8_dyn has
+    them in the activations too."""
+    kwargs = the_case("moe_mlp", "t64").make()
+    formats = ("fp32", "fp16", "bf16", "int8", "int8_dyn", "fp8")
+    errors = {f: quantisation_error(kwargs, f)[1] for f in formats}
+    assert errors["fp32"] == 0 and 1e-4 < errors["fp16"] < 1e-3 < errors["bf16"] < 4e-3
+    assert errors["bf16"] < errors["int8"] < errors["int8_dyn"] < 0.02
+    assert 0.02 < errors["fp8"] < 0.06
+    largest, l2 = quantisation_error(kwargs, "fp8")
+    assert 0.3 * l2 < largest < 5 * l2
