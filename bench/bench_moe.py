@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ FORMATS = {"cpu": ("bf16", "int8", "int8_dyn"), "cuda": ("bf16", "int8", "fp8")}
 ANCHOR = "loop over the experts hit, bf16"
 # how far ways in bfloat16, and formats that lose more, may be from each other
 AGREE = {"int8": 0.1, "int8_dyn": 0.15, "fp8": 0.25}
+SLOW = 20  # times the fastest
 LOOP_OVER_ALL = 128  # tokens; with more every expert is hit, and both loops are one
 
 Calls = dict[str, Callable[[], Any]]
@@ -65,7 +67,11 @@ def point(
         backends[format] = chosen
         calls[f"ours {format}"] = rotate(ops.moe_mlp, sets)
     calls.update(_ways(tokens, layers))
-    results = {name: call() for name, call in calls.items()}  # every rotation begins at set 0
+    results, took_s = {}, {}
+    for name, call in calls.items():  # every rotation begins at set 0
+        began = time.perf_counter()
+        results[name] = call()
+        took_s[name] = time.perf_counter() - began
     for name, got in results.items():
         limit = AGREE.get(name.removeprefix("ours "), measure.AGREE[torch.bfloat16])
         error = max_relative(got, results[ANCHOR])
@@ -73,7 +79,7 @@ def point(
             raise AssertionError(f"{routing} T={T}: {name} differs from the loop by {error:.2e}")
     for format in backends:
         check(layers.packed[format][0], tokens[0], results[f"ours {format}"])
-    measured, loops_us = _timed(calls, device, quick, budget_s)
+    measured, apart_us = _timed(calls, took_s, device, quick, budget_s)
     rows = []
     for format, backend in backends.items():
         name = f"ours {format}"
@@ -83,7 +89,7 @@ def point(
         case = f"{_name(layers)}_{routing}_t{T}"
         head = ("moe_mlp", case, format, device, backend, "cold" if cold else "warm")
         row = measure.make_row(head, work, ceiling.read_gbs, measured, name)
-        rows.append(replace(row, others_us={**row.others_us, **loops_us}))
+        rows.append(replace(row, others_us={**row.others_us, **apart_us}))
     return rows, lacking
 
 
@@ -133,17 +139,29 @@ def _call(way: moe_ways.Way) -> Any:
 
 
 def _timed(
-    calls: Calls, device: str, quick: bool, budget_s: float
+    calls: Calls, took_s: dict[str, float], device: str, quick: bool, budget_s: float
 ) -> tuple[Comparison, dict[str, float]]:
-    """On a GPU the loops, which wait for it, are timed apart: µs by name."""
-    if device == "cpu":
-        rounds = 3 if quick else 15
-        return interleaved(calls, rounds=rounds, budget_s=budget_s, warmup=1), {}
-    loops = {name: call for name, call in calls.items() if name.startswith("loop")}
-    rest = {name: call for name, call in calls.items() if name not in loops}
-    apart = events_interleaved(loops, rounds=3, budget_s=budget_s)
-    medians = {name: apart.time_s(name).median * 1e6 for name in loops}
-    return graph_interleaved(rest, budget_s=budget_s), medians
+    """All in turns, but for those that are timed apart, in µs by name: on a GPU the loops, which
+    wait for it; on a CPU what is so slow that the others would hardly get a turn."""
+    if device == "cuda":
+        apart = {name: call for name, call in calls.items() if name.startswith("loop")}
+        slow = events_interleaved(apart, rounds=3, budget_s=budget_s)
+        rest = {name: call for name, call in calls.items() if name not in apart}
+        return graph_interleaved(rest, budget_s=budget_s), _medians_us(slow)
+    limit = SLOW * min(took_s.values())
+    apart = {name: call for name, call in calls.items() if took_s[name] > limit}
+    apart = {name: call for name, call in apart.items() if not name.startswith("ours")}
+    apart_us = {name: took_s[name] * 1e6 for name in apart}  # its one call, if that is long
+    again = {name: call for name, call in apart.items() if took_s[name] < budget_s}
+    if again:
+        apart_us.update(_medians_us(interleaved(again, rounds=3, warmup=1)))
+    rest = {name: call for name, call in calls.items() if name not in apart}
+    rounds = 3 if quick else 15
+    return interleaved(rest, rounds=rounds, budget_s=budget_s, warmup=1), apart_us
+
+
+def _medians_us(measured: Comparison) -> dict[str, float]:
+    return {name: measured.time_s(name).median * 1e6 for name in measured.samples}
 
 
 def _mean(costs: list[Cost]) -> Cost:

@@ -154,6 +154,24 @@ def test_moe_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
         bench_moe.point(layers, 5, "zipf", None, True, 0.1)
 
 
+def test_moe_bench_times_apart_what_would_hold_up_the_others(bench_modules, monkeypatch):
+    import bench_moe
+
+    calls = {name: lambda: None for name in ("ours bf16", "loop a", "F.b", "einsum c")}
+    took_s = {"ours bf16": 1e-3, "loop a": 5e-3, "F.b": 30e-3, "einsum c": 9.0}
+    measured, apart_us = bench_moe._timed(calls, took_s, "cpu", True, 1.0)
+    assert set(measured.samples) == {"ours bf16", "loop a"}
+    assert apart_us["einsum c"] == 9e6 and apart_us["F.b"] < 1e4
+
+    def graphs(rest, budget_s):
+        return bench_moe.interleaved(rest, rounds=3, budget_s=budget_s)
+
+    monkeypatch.setattr(bench_moe, "graph_interleaved", graphs)
+    monkeypatch.setattr(bench_moe, "events_interleaved", bench_moe.interleaved)
+    measured, apart_us = bench_moe._timed(calls, took_s, "cuda", True, 0.1)
+    assert set(measured.samples) == {"ours bf16", "F.b", "einsum c"} and set(apart_us) == {"loop a"}
+
+
 def test_routings_are_what_their_names_say(bench_modules):
     import moe_layers
 
