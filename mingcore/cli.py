@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import __version__, terminal
+from .env import let_idle_threads_sleep
 from .errors import InputError, MingError
 
 if TYPE_CHECKING:
@@ -378,6 +379,7 @@ def top(
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command and exits with its status."""
+    let_idle_threads_sleep()
     sys.exit(run(arguments))
 
 

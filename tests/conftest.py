@@ -3,7 +3,12 @@
 from pathlib import Path
 
 import pytest
-import torch
+
+from mingcore.env import let_idle_threads_sleep
+
+let_idle_threads_sleep()  # the machine may be busy; before torch is imported
+
+import torch  # noqa: E402
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,6 +14,8 @@ namespace {
 
 constexpr int64_t ROW_BLOCK = 256;  // rows whose sums for one panel stay in L1
 constexpr int PACK_IN_PARALLEL = 1 << 15;
+// Below both, one thread is done before a second one is awake: measured break-even, 2 threads.
+constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
 
 struct Plan {
     const LinearArgs& a;
@@ -153,7 +155,9 @@ void run_tasks(void* context, int id) {
 void linear(const LinearArgs& a) {
     const int width = width_of(a.act);
     const int64_t outputs = width == 16 ? a.N / 2 : a.N, panels = (outputs + width - 1) / width;
-    const int threads = a.threads < 1 ? 1 : a.threads;
+    const int64_t bytes = a.N * a.K * (a.w_dtype == Dtype::f32 ? 4 : 2);
+    const bool serial = a.threads < 1 || (a.M * a.N * a.K < SERIAL_PRODUCTS && bytes < SERIAL_BYTES);
+    const int threads = serial ? 1 : a.threads;
     const int block = (int)(a.M < ROW_BLOCK ? a.M : ROW_BLOCK);
     const bool in_place = block == 1 && a.x_dtype == Dtype::f32;  // one row is its own packed form
 
