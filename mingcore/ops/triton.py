@@ -4,46 +4,23 @@ Importing this module fails where Triton is not installed; the registry reports 
 TRITON_INTERPRET=1 the kernels also run on CPU tensors, which is how they are tested without a GPU.
 """
 
-from pathlib import Path
-
 import torch
-from torch import Tensor
-from triton import knobs
 
-import mingcore_kernels
 from mingcore_kernels import flow_step as flow_kernels
 from mingcore_kernels import silu_mul as silu_kernels
 
+from . import triton_moe  # noqa: F401  registers the routing and expert kernels
 from .registry import register
+from .triton_common import KERNELS, unfit
 
-_KERNELS = Path(mingcore_kernels.__file__).parent
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _FLOW_NAMES = ("x", "v_cond", "v_null", "guidance", "noise", "noise_scale")
-
-
-def _unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
-    first = tensors[0]
-    if first.device.type != "cuda" and not knobs.runtime.interpret:
-        return f"{names[0]} is on {first.device}; it takes tensors on a GPU"
-    for name, t in zip(names, tensors):
-        if t is None:
-            continue
-        if t.device != first.device:
-            return f"{name} is on {t.device}, {names[0]} on {first.device}"
-        if t.dtype not in _FLOATS:
-            return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
-        if t.requires_grad and torch.is_grad_enabled():
-            return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
-        if t.shape[-1] > 1 and t.stride(-1) != 1:
-            return f"{name} has strides {tuple(t.stride())}; it takes a dense last dimension"
-    return None
 
 
 def _flow_step_why_not(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     for name, t in (("x", x), ("guidance", guidance), ("noise_scale", noise_scale)):
         if t.dtype != torch.float32:
             return f"{name} is {t.dtype}; it takes a float32 {name}"
-    return _unfit(_FLOW_NAMES, (x, v_cond, v_null, guidance, noise, noise_scale))
+    return unfit(_FLOW_NAMES, (x, v_cond, v_null, guidance, noise, noise_scale))
 
 
 def _flow_step_in_place_why_not(x, *rest):
@@ -52,23 +29,23 @@ def _flow_step_in_place_why_not(x, *rest):
     return _flow_step_why_not(x, *rest)
 
 
-@register("flow_step", "triton", _flow_step_why_not, sources=(_KERNELS / "flow_step.py",))
+@register("flow_step", "triton", _flow_step_why_not, sources=(KERNELS / "flow_step.py",))
 def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     flow_kernels.flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out)
     return out
 
 
-@register("flow_step_", "triton", _flow_step_in_place_why_not, sources=(_KERNELS / "flow_step.py",))
+@register("flow_step_", "triton", _flow_step_in_place_why_not, sources=(KERNELS / "flow_step.py",))
 def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     flow_kernels.flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)
 
 
 def _silu_mul_why_not(gate_up):
-    return _unfit(("gate_up",), (gate_up,))
+    return unfit(("gate_up",), (gate_up,))
 
 
-@register("silu_mul", "triton", _silu_mul_why_not, sources=(_KERNELS / "silu_mul.py",))
+@register("silu_mul", "triton", _silu_mul_why_not, sources=(KERNELS / "silu_mul.py",))
 def silu_mul(gate_up):
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], width))

@@ -1,0 +1,180 @@
+"""Run by test_triton_moe.py in a process of its own, once per Triton version.
+
+`interpret`: the kernels against the oracle. `compile [all]`: the very launches that the real
+model's shapes lead to, recorded on meta tensors and compiled for three GPUs; `all` takes every
+format and number of tokens, else a representative few. Prints one line of JSON per result.
+"""
+
+import os
+import sys
+
+if sys.argv[1] == "interpret":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch
+from run_triton import resources, say
+
+from mingcore import ops
+from mingcore.errors import BackendError
+from mingcore.testing import cases, compare
+from mingcore.testing.layouts import nan_poisoned
+from mingcore_kernels import grouped_gemm, moe_mlp, routing
+
+OPS = ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")
+CAPABILITIES = (80, 90, 100)
+
+
+def interpret() -> None:
+    loops_with_new_numpy()
+    for op in OPS:
+        for i, case in enumerate(cases.for_op(op)):
+            if op != "sort_by_expert" and case.dims.get("T", 0) > 128:
+                continue
+            dtype = (torch.float32, torch.float16)[i % 2]  # the interpreter is slow: in turns
+            check(op, case.make("cpu", dtype, seed=2), case=case.name, dtype=str(dtype))
+    draw = cases.Draw("cpu", torch.float16, 3)
+    for T in (0, 1, 3, 65):
+        for only in (None, 1):
+            kwargs = cases_moe(draw, T, only)
+            check("moe_mlp", kwargs, again=True, case=f"t{T}_{only}", dtype=str(draw.dtype))
+    repeated = cases_moe(draw, 9, None)
+    repeated["ids"][::2, 1] = repeated["ids"][::2, 0]  # an expert twice in one token
+    check("moe_mlp", repeated, case="repeated", dtype=str(draw.dtype))
+    far = torch.empty_strided((2, 8, 32), ((1 << 31) + 64, 32, 1), dtype=torch.float16)
+    far.copy_(draw.matrix(2, 8, 32))  # addresses past 2^31 elements, of which two pages are real
+    kwargs = {"x": draw.normal(6, 32), "w": far, "offsets": torch.tensor([0, 2, 6]).int()}
+    check("grouped_gemm", kwargs, case="past_2_31", dtype=str(draw.dtype))
+    try:
+        ops.grouped_gemm(draw.normal(6, 32), far.float(), kwargs["offsets"], backend="triton")
+    except BackendError as error:
+        say(refused=str(error))
+
+
+def loops_with_new_numpy() -> None:
+    """Triton 3.6 interprets a loop's bound as int(array of one), which numpy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patched
+
+
+def cases_moe(draw: cases.Draw, T: int, only: int | None) -> dict:
+    """Five experts, H and I no multiples of anything, blocks of every kind only partly filled."""
+    from mingcore.testing.cases_moe import _moe
+
+    return _moe(draw, T, K=1 if only else 2, E=5, H=70, I=44, shared=50, only=only)
+
+
+def check(op: str, kwargs: dict, again: bool = False, **said) -> None:
+    with nan_poisoned():
+        got = compare.run(op, kwargs, backend="triton")
+        twice = compare.run(op, kwargs, backend="triton") if again else got
+    compare.check_op(op, kwargs, got)
+    assert all(torch.equal(a, b) for a, b in zip(got, twice)), f"{op} {said}: two runs differ"
+    say(op=op, **said)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def moe(T: int, format: str, x: torch.dtype = torch.bfloat16) -> None:
+    """The launches of one layer of the released model."""
+    E, K, H, I, I_s = 64, 6, 2048, 1408, 2816
+    stored = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}
+    dtype, f32 = stored.get(format, x), torch.float32
+    scales = (None,) * 4
+    if format in stored:
+        scales = [meta(*s, dtype=f32) for s in ((E, 2 * I), (E, H), (2 * I_s,), (H,))]
+    moe_mlp.moe_mlp(
+        meta(T, H, dtype=x), meta(E, 2 * I, H, dtype=dtype), meta(E, H, I, dtype=dtype),
+        meta(T, K, dtype=f32), meta(T, K, dtype=torch.int32), meta(2 * I_s, H, dtype=dtype),
+        meta(H, I_s, dtype=dtype), *scales, format == "int8_dyn", meta(T, H, dtype=x),
+    )  # fmt: skip
+
+
+def launches(capability: int, everything: bool) -> None:
+    formats = ["bf16", "int8", "int8_dyn"] + (["fp8"] if capability >= 89 else [])
+    tokens = {"bf16": (1, 4, 4096), "int8_dyn": (4096,)}
+    if capability == 90:
+        tokens |= {"int8": (4096,), "fp8": (4096,)}
+    if everything:
+        tokens = dict.fromkeys(formats, (1, 2, 17, 300, 640, 4096))
+        moe(4096, "fp16", torch.float16)
+        moe(1, "fp32", torch.float32)
+        moe(640, "fp32", torch.float32)
+    for format, counts in tokens.items():
+        for T in counts:
+            moe(T, format)
+    moe(64, "fp32", torch.float32)
+    i32, f32 = torch.int32, torch.float32
+    routing.route_topk(meta(300, 64), True, meta(300, 6, dtype=f32), meta(300, 6, dtype=i32))
+    w, offsets = meta(64, 1408, 2048), meta(65, dtype=i32)
+    grouped_gemm.grouped_gemm(meta(4096, 2048), w, offsets, meta(4096, 1408))
+
+
+TYPES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
+    torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
+}  # fmt: skip
+
+
+def compile_all(everything: bool = False) -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.runtime.jit import JITFunction
+
+    recorded = {}
+
+    def record(kernel, *args, grid, warmup, **named):
+        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
+        given = dict(zip(kernel.arg_names, args)) | named
+        signature, constants, divisible = {}, {}, {}
+        for i, name in enumerate(kernel.arg_names):
+            value = given[name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = "*" + TYPES[value.dtype]
+            elif value is None or value == 1 or kernel.params[i].is_constexpr:
+                signature[name], constants[name] = "constexpr", value
+            else:
+                signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
+            if name not in constants and (signature[name][0] == "*" or value % 16 == 0):
+                divisible[(i,)] = [["tt.divisibility", 16]]
+        key = kernel.__name__, str(signature), str(constants), str(divisible), str(options)
+        recorded[key] = (kernel, signature, constants, divisible, options)
+
+    JITFunction.run, original = record, JITFunction.run
+    for capability in CAPABILITIES:
+        recorded.clear()
+        grouped_gemm.capability_of = lambda index, found=capability: found
+        launches(capability, everything)
+        JITFunction.run = original
+        for kernel, signature, constants, divisible, options in recorded.values():
+            source = ASTSource(kernel, signature, constants, divisible)
+            made = triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+            ptx = made.asm["ptx"]
+            say(
+                kernel=kernel.__name__,
+                sm=capability,
+                types=[signature.get("x"), signature.get("w")],
+                blocks=[constants.get(f"BLOCK_{letter}") for letter in "MNK"],
+                usage=resources(made.asm["cubin"]),
+                shared=made.metadata.shared,
+                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
+                copies16=ptx.count("cp.async.cg.shared.global"),
+                loads16=ptx.count("ld.global.v4"),
+            )
+        JITFunction.run = record
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "interpret":
+        interpret()
+    else:
+        compile_all("all" in sys.argv[2:])

@@ -1,0 +1,113 @@
+"""The routing and expert kernels of Triton without a GPU: against the oracle, and as binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from mingcore_kernels import configs
+
+ROOT = Path(__file__).parents[2]
+OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+
+
+@pytest.fixture(scope="module", params=("installed", "oldest"))
+def triton_folder(request) -> Path | None:
+    if request.param == "installed":
+        return None
+    if not (OLDEST / "triton" / "backends").is_dir():
+        pytest.skip("the oldest supported Triton is not beside the environment")
+    return OLDEST
+
+
+def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
+    here = Path(__file__).parent
+    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(here / "run_triton_moe.py"), *mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "interpret")
+    counts = {op: sum(line.get("op") == op for line in lines) for op in
+              ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")}  # fmt: skip
+    assert counts["route_topk"] >= 7 and counts["sort_by_expert"] >= 7, counts
+    assert counts["grouped_gemm"] >= 8 and counts["moe_mlp"] >= 35, counts
+    assert "it takes one type" in lines[-1]["refused"]
+
+
+def check_binaries(lines: list[dict]) -> None:
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert line["shared"] <= configs.shared_bytes(line["sm"]), line
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "compile")
+    check_binaries(lines)
+    assert {line["kernel"] for line in lines} >= {
+        "_route_topk_kernel", "_sort_by_expert_kernel", "_grouped_gemm_kernel",
+        "_row_gate_up_kernel", "_row_down_kernel", "_sum_slots_kernel", "_quantise_rows_kernel",
+    }  # fmt: skip
+    for line in lines:
+        if line["kernel"] == "_grouped_gemm_kernel" and line["types"][0] != "*fp32":
+            assert line["matrix"] and line["copies16"], line  # the matrix unit, copies in bulk
+        if line["kernel"] == "_row_gate_up_kernel":
+            assert line["loads16"] >= 4, line
+    large = [line for line in lines if line["sm"] == 90 and line["blocks"][0] == 128]
+    assert large and all(line["matrix"] == "wgmma" for line in large), large
+
+
+@pytest.mark.slow
+def test_every_format_and_number_of_tokens_compiles(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "compile", "all")
+    check_binaries(lines)
+
+
+@pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))
+@pytest.mark.parametrize("kind", configs.KINDS)
+@pytest.mark.parametrize("product", configs.PRODUCTS)
+def test_every_choice_is_valid(product, kind, capability):
+    for rows in (1, 16, 17, 33, 64, 65, 384, 4096):
+        for depths in ((2048,), (1408, 2816), (37, 43), (704,)):
+            config = configs.choose(product, kind, rows=rows, depths=depths, capability=capability)
+            assert configs.why_invalid(config, product, kind, capability) is None
+            if depths == (704,):
+                assert 704 % config.block_k == 0
+
+
+def test_a_choice_prints_itself():
+    config = configs.choose("gate_up", "16", rows=1.9, depths=(2048,), capability=90)
+    assert str(config) == "Config(block_m=16, block_n=32, block_k=128, warps=4, stages=4)"
+    assert "block_k=128" in configs.__doc__ and str(config) in configs.__doc__
+
+
+def test_the_predicate_names_what_is_wrong():
+    for config, expected in (
+        (configs.Config(16, 24, 64, 4, 2), "powers of two"),
+        (configs.Config(16, 32, 64, 3, 2), "3 warps"),
+        (configs.Config(128, 128, 128, 8, 4), "bytes of tiles"),
+        (configs.Config(256, 256, 64, 4, 2), "sums per thread"),
+        (configs.Config(16, 32, 16, 4, 2), "at least 32"),
+    ):
+        kind = "w8" if config.block_k == 16 else "16"
+        assert expected in configs.why_invalid(config, "gate_up", kind, 90)
