@@ -86,7 +86,7 @@ def _faster(T: int, other: str, format: str = "bf16") -> Find:
 
     def find(found: Results) -> float | None:
         row = _moe_row(found, T, format, "cpu")
-        return row["others_us"][other] / row["us"] if row and other in row["others_us"] else None
+        return row and row["others_x"].get(other)
 
     return find
 

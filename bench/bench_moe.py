@@ -89,7 +89,9 @@ def point(
         case = f"{_name(layers)}_{routing}_t{T}"
         head = ("moe_mlp", case, format, device, backend, "cold" if cold else "warm")
         row = measure.make_row(head, work, ceiling.read_gbs, measured, name)
-        rows.append(replace(row, others_us={**row.others_us, **apart_us}))
+        apart_x = {other: us / row.us for other, us in apart_us.items()}
+        row = replace(row, others_us={**row.others_us, **apart_us})
+        rows.append(replace(row, others_x={**row.others_x, **apart_x}))
     return rows, lacking
 
 

@@ -34,7 +34,11 @@ HEAD = (
 
 @dataclass(frozen=True)
 class Row:
-    """One op, case, dtype and cache mode on one device."""
+    """One op, case, dtype and cache mode on one device.
+
+    others_x: how many times faster ours is than each other way, the median of the rounds' ratios;
+    so what slowed the machine down for a while slowed both.
+    """
 
     op: str
     case: str
@@ -51,6 +55,7 @@ class Row:
     read_share: float
     tflops: float
     others_us: dict[str, float]
+    others_x: dict[str, float]
     best: str | None
     speedup: float | None
     speedup_p10: float | None
@@ -185,6 +190,7 @@ def make_row(
         read_share=work.gbs(took.median) / read_gbs,
         tflops=work.tflops(took.median),
         others_us=others,
+        others_x={name: measured.speedup(ours, over=name).median for name in others},
         best=best,
         speedup=speedup and speedup.median,
         speedup_p10=speedup and speedup.low,

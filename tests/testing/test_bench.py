@@ -125,7 +125,7 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
         "bmm of gathered experts, bf16", "einsum over all experts, bf16",
         "loop over the experts hit, fp32", "loop over all experts, fp32",
     )  # fmt: skip
-    assert set(one["others_us"]) == {"ours fp32", *ways}
+    assert set(one["others_us"]) == set(one["others_x"]) == {"ours fp32", *ways}
     assert one["best"] in ways
     # 2 of 8 experts, the shared one, x and the result, and the routing
     small = 2 * 7 * 64 * 2 + 7 * 2 * 8
@@ -259,11 +259,11 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
     assert verdict(moe(4096, tflops=501.0), "moe_mlp T=4096") == "pass"
     assert verdict(moe(1, backend="reference", us=1.0), "moe_mlp T=1,") == "not measured"
     assert verdict(moe(1, device="cpu", us=1.0), "moe_mlp T=1,") == "not measured"
-    half = moe(1, "cpu", "cpu", "int8", us=10.0, others_us={"ours bf16": 17.5})
+    half = moe(1, "cpu", "cpu", "int8", others_x={"ours bf16": 1.75})
     assert verdict(half, "moe_mlp T=1, int8", "cpu") == "pass"
     assert verdict(half, "moe_mlp T=1, x F.grouped_mm", "cpu") == "not measured"
-    loop = {"loop over the experts hit, bf16": 12.9, "F.grouped_mm, bf16": 13.1}
-    row = moe(1, "cpu", "cpu", us=10.0, read_share=0.9, others_us=loop)
+    faster = {"loop over the experts hit, bf16": 1.29, "F.grouped_mm, bf16": 1.31}
+    row = moe(1, "cpu", "cpu", read_share=0.9, others_x=faster)
     assert verdict(row, "moe_mlp T=1, share", "cpu") == "pass"
     assert verdict(row, "moe_mlp T=1, x F.grouped_mm", "cpu") == "pass"
     assert verdict(row, "moe_mlp T=1, x loop over the experts hit", "cpu") == "fail"
