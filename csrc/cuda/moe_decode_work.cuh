@@ -65,8 +65,8 @@ struct MoeDecodeTraits {
     }
 };
 
-// An entry is an expert with up to 16 of the slots t * K + k that chose it; slots T * K + t, of the
-// expert -1, are the shared expert's.
+// An entry is an expert with up to 16 of the slots t * K + k that chose it. The last entries, from
+// `routed` on, are the shared expert's, with slots T * K + t.
 struct Plan {
     int expert[MAX_ENTRIES];
     short start[MAX_ENTRIES + 1];  // into slots
@@ -107,7 +107,6 @@ __device__ void make_plan(const MoeDecodeParams& p, Plan& plan, short* leader, i
     for (int t = threadIdx.x; t < p.T; t += THREADS) {
         plan.slots[slots + t] = slots + t;
         if (t < shared) {
-            plan.expert[routed + t] = -1;
             plan.start[routed + t] = slots + t * TOKENS;
         }
     }
@@ -119,112 +118,133 @@ __device__ void make_plan(const MoeDecodeParams& p, Plan& plan, short* leader, i
     __syncthreads();
 }
 
-// A run of units of one phase, and a place in it: what a block computes, or a warp copies.
+// A run of units of one phase, and a place in it: what a block computes, or a warp copies. Going on
+// costs no division: it happens every few copies.
 struct Units {
-    bool second;  // gate and up, or down
-    int unit, end;
-    int entry, tile, K;  // of the unit; K summed elements
+    bool second;           // gate and up, or down
+    int left;              // units, with the present one
+    int entry, tile;       // of the present unit
+    int K;                 // its summed elements
+    int of_routed, tiles;  // of the first phase: tiles of an expert, of this entry
 
     __device__ void start(const MoeDecodeParams& p, const Plan& plan, bool second_) {
         second = second_;
+        const int block = blockIdx.x, blocks = gridDim.x;
         if (second) {
-            const int tiles = (p.H + p.rows - 1) / p.rows;
-            const int mine = (tiles - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x;
-            unit = 0;
-            end = mine > 0 ? mine * plan.entries : 0;
+            tile = block;
+            entry = 0;
+            left = max(((p.H + p.rows - 1) / p.rows - block + blocks - 1) / blocks, 0);
+            left *= plan.entries;
         } else {
-            const int of_routed = (p.I + 7) / 8, of_shared = (p.Is + 7) / 8;
-            const long long all =
-                plan.routed * of_routed + (plan.entries - plan.routed) * of_shared;
-            unit = (int)(all * blockIdx.x / gridDim.x);
-            end = (int)(all * (blockIdx.x + 1) / gridDim.x);
+            of_routed = (p.I + 7) / 8;
+            const int of_shared = (p.Is + 7) / 8, routed = plan.routed * of_routed;
+            const long long all = routed + (plan.entries - plan.routed) * of_shared;
+            const int first = (int)(all * block / blocks);
+            left = (int)(all * (block + 1) / blocks) - first;
+            const bool shared = first >= routed && of_shared;
+            entry = shared ? plan.routed + (first - routed) / of_shared : first / of_routed;
+            tile = shared ? (first - routed) % of_shared : first % of_routed;
         }
-        locate(p, plan);
+        look(p, plan);
     }
-    __device__ void locate(const MoeDecodeParams& p, const Plan& plan) {
-        if (unit >= end) return;
+    __device__ void next(const MoeDecodeParams& p, const Plan& plan) {
+        --left;
         if (second) {
-            entry = unit % plan.entries;
-            tile = blockIdx.x + unit / plan.entries * gridDim.x;
-            K = plan.expert[entry] < 0 ? p.Is : p.I;
-        } else {
-            const int of_routed = (p.I + 7) / 8, of_shared = (p.Is + 7) / 8;
-            const int rest = unit - plan.routed * of_routed;
-            entry = rest < 0 ? unit / of_routed : plan.routed + rest / of_shared;
-            tile = rest < 0 ? unit % of_routed : rest % of_shared;
-            K = p.H;
+            if (++entry == plan.entries) {
+                entry = 0;
+                tile += gridDim.x;
+            }
+        } else if (++tile == tiles) {
+            tile = 0;
+            ++entry;
         }
+        look(p, plan);
+    }
+    __device__ void look(const MoeDecodeParams& p, const Plan& plan) {
+        const bool routed = entry < plan.routed;
+        tiles = routed ? of_routed : (p.Is + 7) / 8;
+        K = !second ? p.H : routed ? p.I : p.Is;
     }
 };
 
-__device__ __forceinline__ long long hidden_row(const MoeDecodeParams& p, int slot) {
+// Rows of hidden are in the order of Plan::slots, so that those of an entry are neighbours.
+__device__ __forceinline__ long long hidden_row(const MoeDecodeParams& p, int place) {
     const int slots = p.T * p.K;
-    return slot < slots ? (long long)slot * p.I : (long long)slots * p.I + (slot - slots) * p.Is;
+    return place < slots ? (long long)place * p.I : (long long)slots * p.I + (place - slots) * p.Is;
 }
 
-// What this lane copies, running ahead of what it computes: 16 bytes of a row at a time.
 template <class Traits>
 struct Feed {
     using X = typename Traits::X;
     using W = typename Traits::W;
     Units u;
-    int step;         // of the unit, this warp's
-    const W* w[2];    // this lane's weight row of each tile; null: there is none
-    const X* x[2];    // its rows g and g + 8 of x or hidden
+    int step;       // of the unit, this warp's
+    int entry;      // that base and x are of
+    const W* base;  // first phase: row g of the entry's gate rows
+    const W* w[2];  // this lane's weight row of each tile; null: there is none
+    const X* x[2];  // its rows g and g + 8 of x or hidden
 
     __device__ void start(const MoeDecodeParams& p, const Plan& plan, bool second) {
         u.start(p, plan, second);
         step = threadIdx.x / 32;
+        entry = -1;
         settle(p, plan);
     }
     __device__ void next(const MoeDecodeParams& p, const Plan& plan) {
         step += WARPS;
-        if (u.unit < u.end && step * Traits::STEP >= u.K) settle(p, plan);
+        if (u.left > 0 && step * Traits::STEP >= u.K) settle(p, plan);
     }
     __device__ void settle(const MoeDecodeParams& p, const Plan& plan) {
         for (;;) {
-            while (u.unit < u.end && step * Traits::STEP >= u.K) {
+            while (u.left > 0 && step * Traits::STEP >= u.K) {
                 step -= (u.K + Traits::STEP - 1) / Traits::STEP;
-                ++u.unit;
-                u.locate(p, plan);
+                u.next(p, plan);
             }
-            if (u.unit < u.end) return aim(p, plan);
+            if (u.left > 0) break;
             if (u.second) return;
             u.start(p, plan, true);
             step = threadIdx.x / 32;
+            entry = -1;
+        }
+        const bool routed = u.entry < plan.routed;
+        const int g = threadIdx.x % 32 / 4, width = routed ? p.I : p.Is;
+        if (entry != u.entry) aim(p, plan, g, routed, width);
+        if (u.second) {
+            const int row = u.tile * p.rows + g;
+            w[0] = row < p.H ? base + (long long)row * width : nullptr;
+            w[1] = p.rows == ROWS && row + 8 < p.H ? base + (long long)(row + 8) * width : nullptr;
+        } else {
+            const bool there = u.tile * 8 + g < width;
+            w[0] = there ? base + (long long)u.tile * 8 * p.H : nullptr;
+            w[1] = there ? w[0] + (long long)width * p.H : nullptr;
         }
     }
-    __device__ void aim(const MoeDecodeParams& p, const Plan& plan) {
-        const int g = threadIdx.x % 32 / 4, expert = plan.expert[u.entry];
-        const long long width = expert < 0 ? p.Is : p.I, size = width * p.H;
-        if (u.second) {
-            const W* m = expert < 0 ? (const W*)p.shared_down : (const W*)p.down + expert * size;
-            const int row = u.tile * p.rows + g;
-            w[0] = row < p.H ? m + row * width : nullptr;
-            w[1] = p.rows == ROWS && row + 8 < p.H ? m + (row + 8) * width : nullptr;
-        } else {
-            const W* m = expert < 0 ? (const W*)p.shared_gate_up
-                                    : (const W*)p.gate_up + 2 * expert * size;
-            const long long row = u.tile * 8 + g;
-            w[0] = row < width ? m + row * p.H : nullptr;
-            w[1] = row < width ? m + (row + width) * p.H : nullptr;
-        }
+    __device__ void aim(const MoeDecodeParams& p, const Plan& plan, int g, bool routed, int width) {
+        entry = u.entry;
+        const long long expert = routed ? plan.expert[entry] : 0, size = (long long)width * p.H;
+        if (u.second)
+            base = (const W*)(routed ? p.down : p.shared_down) + expert * size;
+        else
+            base = (const W*)(routed ? p.gate_up : p.shared_gate_up) + 2 * expert * size +
+                   (long long)g * p.H;
+        const int end = plan.start[entry + 1], slots = p.T * p.K;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const int place = plan.start[u.entry] + g + 8 * half, slots = p.T * p.K;
+            const int place = plan.start[entry] + g + 8 * half;
             x[half] = nullptr;
-            if (place < plan.start[u.entry + 1]) {
+            if (place >= end) continue;
+            if (u.second) {
+                x[half] = (const X*)p.hidden + hidden_row(p, place);
+            } else {
                 const int slot = plan.slots[place];
-                const long long token = slot < slots ? slot / p.K : slot - slots;
-                x[half] = u.second ? (const X*)p.hidden + hidden_row(p, slot)
-                                   : (const X*)p.x + token * p.x_row;
+                x[half] = (const X*)p.x + (slot < slots ? slot / p.K : slot - slots) * p.x_row;
             }
         }
     }
     // to: this lane's place in a stage. The unit's end is filled with zeros, rows that are not
     // there with nothing: each spoils only its own sums, which nobody reads.
     __device__ void copy_weights(Vector16* to) const {
-        if (u.unit >= u.end) return;
+        if (u.left <= 0) return;
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
             const int k = first(part), bytes = k < u.K ? 16 : 0;
@@ -234,7 +254,7 @@ struct Feed {
         }
     }
     __device__ void copy_x(Vector16* to) const {
-        if (u.unit >= u.end) return;
+        if (u.left <= 0) return;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             if (!x[half]) continue;

@@ -186,6 +186,7 @@ static float __uint_as_float(unsigned u) {
     return f;
 }
 static int min(int a, int b) { return a < b ? a : b; }
+static int max(int a, int b) { return a > b ? a : b; }
 static void __syncthreads() { gpu::sync_block(); }
 static void __syncwarp() { gpu::sync_warp(); }
 static float __shfl_xor_sync(unsigned, float v, unsigned mask) {

@@ -3,6 +3,8 @@ it.
 """
 
 import re
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +33,7 @@ def test_emulated(emulated_driver, tmp_path, monkeypatch, capability, blocks):
 
 
 @pytest.mark.parametrize("format", cuda_moe._FORMATS)
-def test_shared_memory_is_there_and_holds_weights_for_an_exchange(format):
+def test_shared_memory_is_there(format):
     assert cuda_moe.shared_bytes(format, True) <= 227 * 1024
     assert cuda_moe.shared_bytes(format, False) <= 163 * 1024
 
@@ -48,6 +50,22 @@ def test_ptx_has_matrix_products_and_asynchronous_copies(tmp_path, monkeypatch):
         assert set(products) == kind, name
         assert kernel.count("cp.async.cg") >= 20 and "ld.shared.v4" in kernel, name
         assert ".local" not in kernel and ".f64" not in kernel, name
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_the_resources_that_the_kernel_file_states(tmp_path):
+    source = launch.source("moe_decode")
+    command = ["nvcc", "-O3", "-std=c++17", "-cubin", "-arch=sm_90", "-Xptxas", "-v"]
+    done = subprocess.run(
+        [*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True
+    )
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+    text = source.read_text()
+    least, most = map(int, re.search(r"of (\d+) to (\d+) registers", text).groups())
+    assert len(used) == 7 and least <= min(used) and max(used) <= most, used
+    sizes = {cuda_moe.shared_bytes(f, True) for f in ("bf16", "int8")}
+    sizes |= {cuda_moe.shared_bytes("bf16", False)}
+    assert all(f"{size:,}" in text for size in sizes), sizes
 
 
 def operands(T=3, K=2, E=4, H=64, I=32, shared=16, dtype=torch.bfloat16, stored=None):
