@@ -62,7 +62,7 @@ _TABLE = {
     ("dyn", 128): ((64, 128, 8, 4), (128, 128, 8, 3)),
     ("32", 16): ((32, 32, 4, 3), (32, 32, 4, 3)),
     ("32", 32): ((32, 32, 4, 3), (32, 32, 4, 3)),
-    ("32", 64): ((32, 32, 4, 2), (64, 32, 4, 2)),
+    ("32", 64): ((32, 32, 4, 2), (64, 32, 8, 2)),
 }
 # before Hopper the accumulators of the largest tile would not fit: half as many weight rows
 _BEFORE_90 = {("16", 128): ((64, 64, 8, 3), (128, 64, 8, 3))}
@@ -137,16 +137,16 @@ def choose(
 def choose_row(product: str, columns: int, depth: int, processors: int) -> RowConfig:
     """The program of the kernels for one token: `columns` results over `depth` products each.
 
-    Enough programs for four on every processor, down to two weight rows each.
+    Enough programs for three on every processor, down to two weight rows each.
     """
     block_n = 8 if product == "gate_up" else 4
-    while block_n > 2 and columns < 4 * processors * block_n:
+    while block_n > 2 and columns < 3 * processors * block_n:
         block_n //= 2
-    widest = 256 if product == "gate_up" else 2048
+    widest = 256 if product == "gate_up" else 512
     block_k = 32
     while block_k < min(depth, widest):
         block_k *= 2
-    return RowConfig(block_n, block_k, 8 if block_n * block_k > 4096 else 4)
+    return RowConfig(block_n, block_k, 4)
 
 
 def candidates(product: str, kind: str, capability: int) -> Iterator[Config]:

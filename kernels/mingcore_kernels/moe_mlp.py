@@ -94,10 +94,14 @@ def _row_gate_up_kernel(
 
 @triton.jit
 def _row_dot(p_w, p_h, I, o_w, stride_w_n, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Products of rows o_w of a matrix with a vector, spread over [BLOCK_N, BLOCK_K] lanes."""
+    """Products of rows o_w of a matrix with a vector, spread over [BLOCK_N, BLOCK_K] lanes.
+
+    Copies run ahead through shared memory: registers for as many bytes in flight would leave too
+    few programs on an SM.
+    """
     o_i = tl.arange(0, BLOCK_K)
     b_acc = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-    for i in range(0, I, BLOCK_K):
+    for i in tl.range(0, I, BLOCK_K, num_stages=3):
         m_i = o_i < I - i
         b_h = tl.load(p_h + i + o_i, mask=m_i, other=0.0)[None, :]
         p_rows = p_w + o_w[:, None] * stride_w_n + (i + o_i)[None, :]
