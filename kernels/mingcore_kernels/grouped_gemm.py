@@ -73,7 +73,7 @@ def _few_tile(ids, i_unit, T, TOP_K: tl.constexpr, BY_EXPERT: tl.constexpr, BLOC
     return i_e, tl.where(m_row, o_row, 0), m_row
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "E", "tiles_m", "tiles_shared"])  # one binary for any T
 def _grouped_gemm_kernel(
     x,
     w,

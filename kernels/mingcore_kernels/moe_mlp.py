@@ -136,7 +136,7 @@ def _row_down_kernel(
     tl.store(out + o_n, tl.sum(b_sum, 1).to(out.dtype.element_ty), mask=o_n < H)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["TOP_K", "shared_first"])
 def _sum_slots_kernel(
     by_slot, weights, ids, out, H, TOP_K, stride_s, stride_o, shared_first,
     HAS_SHARED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TOP: tl.constexpr,

@@ -21,7 +21,7 @@ from torch import Tensor
 SORT_BLOCK = 4096
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def _route_topk_kernel(
     logits,
     weights,
@@ -71,7 +71,7 @@ def _route_topk_kernel(
     tl.store(ids + o_out, b_ids, mask=m_tk)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "E"])
 def _sort_by_expert_kernel(ids, rows, offsets, S, E, BLOCK: tl.constexpr):
     i_e = tl.program_id(0)
     o_s = tl.arange(0, BLOCK)

@@ -1,8 +1,9 @@
 """Run by test_triton_moe.py in a process of its own, once per Triton version.
 
-`interpret`: the kernels against the oracle. `compile [all]`: the very launches that the real
-model's shapes lead to, recorded on meta tensors and compiled for three GPUs; `all` takes every
-format and number of tokens, else a representative few. Prints one line of JSON per result.
+`interpret [few]`: the kernels against the oracle; `few` takes every third named case.
+`compile [all]`: the very launches that the real model's shapes lead to, recorded on meta tensors
+and compiled for three GPUs; `all` takes every format and number of tokens, else a representative
+few. Prints one line of JSON per result.
 """
 
 import os
@@ -24,10 +25,10 @@ OPS = ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")
 CAPABILITIES = (80, 90, 100)
 
 
-def interpret() -> None:
+def interpret(step: int) -> None:
     loops_with_new_numpy()
     for op in OPS:
-        for i, case in enumerate(cases.for_op(op)):
+        for i, case in enumerate(cases.for_op(op)[::step]):
             if op != "sort_by_expert" and case.dims.get("T", 0) > 128:
                 continue
             dtype = (torch.float32, torch.float16)[i % 2]  # the interpreter is slow: in turns
@@ -140,11 +141,14 @@ def compile_all(everything: bool = False) -> None:
             value = given[name]
             if isinstance(value, torch.Tensor):
                 signature[name] = "*" + TYPES[value.dtype]
-            elif value is None or value == 1 or kernel.params[i].is_constexpr:
+                divisible[(i,)] = [["tt.divisibility", 16]]
+                continue
+            plain = kernel.params[i].do_not_specialize
+            if value is None or (value == 1 and not plain) or kernel.params[i].is_constexpr:
                 signature[name], constants[name] = "constexpr", value
-            else:
-                signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
-            if name not in constants and (signature[name][0] == "*" or value % 16 == 0):
+                continue
+            signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
+            if value % 16 == 0 and not plain:
                 divisible[(i,)] = [["tt.divisibility", 16]]
         key = kernel.__name__, str(signature), str(constants), str(divisible), str(options)
         recorded[key] = (kernel, signature, constants, divisible, options)
@@ -175,6 +179,6 @@ def compile_all(everything: bool = False) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "interpret":
-        interpret()
+        interpret(3 if "few" in sys.argv[2:] else 1)
     else:
         compile_all("all" in sys.argv[2:])

@@ -46,11 +46,11 @@ def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
 
 
 def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
-    lines = run(tmp_path, triton_folder, "interpret")
-    counts = {op: sum(line.get("op") == op for line in lines) for op in
-              ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")}  # fmt: skip
-    assert counts["route_topk"] >= 7 and counts["sort_by_expert"] >= 7, counts
-    assert counts["grouped_gemm"] >= 8 and counts["moe_mlp"] >= 35, counts
+    lines = run(tmp_path, triton_folder, "interpret", *(["few"] if triton_folder else []))
+    ops = ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")
+    counts = [sum(line.get("op") == op for line in lines) for op in ops]
+    least = (2, 3, 3, 18) if triton_folder else (7, 7, 8, 35)
+    assert all(count >= wanted for count, wanted in zip(counts, least)), counts
     assert "it takes one type" in lines[-1]["refused"]
 
 
