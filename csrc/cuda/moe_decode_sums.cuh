@@ -2,35 +2,11 @@
 #pragma once
 #include "moe_decode_work.cuh"
 
-// 16 bytes of weights as pairs of x's type; exact.
-template <class Traits>
-__device__ __forceinline__ void widen_pairs(const Vector16& v, unsigned (&pair)[Traits::E / 2]) {
-    constexpr bool BF16 = same<typename Traits::X, bf16>;
-#pragma unroll
-    for (int i = 0; i < Traits::E / 2; ++i) {
-        if constexpr (sizeof(typename Traits::W) == 2) {
-            pair[i] = v.word[i];
-        } else if constexpr (same<typename Traits::W, int8>) {
-            const unsigned h = __byte_perm(v.word[i / 2], 0, i % 2 ? 0x4342 : 0x4140);
-            if constexpr (BF16)  // 128 + low seven bits, less 128 or, where negative, 256
-                pair[i] = fma2_bf16((h & 0x00800080) | 0x43004300, 0xbf80bf80,
-                                    (h & 0x007f007f) | 0x43004300);
-            else  // 1024 + 128 + value, less that
-                pair[i] = fma2_f16((h ^ 0x00800080) | 0x64006400, 0x3c003c00, 0xe480e480);
-        } else {  // the same fields in a wider exponent, times the difference of the biases
-            const unsigned h = __byte_perm(v.word[i / 2], 0, i % 2 ? 0x3424 : 0x1404);
-            const unsigned sign = h & 0x80008000, rest = h & 0x7f007f00;
-            if constexpr (BF16)
-                pair[i] = fma2_bf16(sign | rest >> 4, 0x7b807b80, 0x80008000);
-            else
-                pair[i] = fma2_f16(sign | rest >> 1, 0x5c005c00, 0x80008000);
-        }
-    }
-}
-
 // A warp's part of a unit's sums: 16 tokens by two tiles of 8 weight rows.
 template <class Traits>
 struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
+    using X = typename Traits::X;
+    using W = typename Traits::W;
     float tile[2][4] = {};
 
     // from: this lane's place in a stage; tokens: of the unit's 16, the first so many are there
@@ -44,8 +20,8 @@ struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
                 x[0][i] = from[(4 + part * Traits::XV + i) * 32];
                 if (tokens > 8) x[1][i] = from[(4 + (2 + part) * Traits::XV + i) * 32];
             }
-            widen_pairs<Traits>(from[part * 32], w[0]);
-            widen_pairs<Traits>(from[(2 + part) * 32], w[1]);
+            widen_pairs<X, W>(from[part * 32], w[0]);
+            widen_pairs<X, W>(from[(2 + part) * 32], w[1]);
 #pragma unroll
             for (int i = 0; i < Traits::E / 4; ++i) {
                 const int v = i / 2, a = i % 2 * 2;

@@ -1,13 +1,6 @@
 // moe_decode: what there is to do, who does it, and the copies that run ahead of it.
 #pragma once
-#include "common.cuh"
-
-struct int8 {
-    signed char bits;
-};
-struct e4m3 {
-    unsigned char bits;
-};
+#include "weights.cuh"
 
 struct MoeDecodeParams {  // the order and sizes are known to mingcore/ops/cuda_moe.py
     const void* x;        // [T, H]
@@ -36,15 +29,6 @@ constexpr bool LARGE = false;  // 163 KB of shared memory
 #else
 constexpr bool LARGE = true;  // 227 KB
 #endif
-
-struct alignas(16) Vector16 {
-    unsigned word[4];
-};
-
-template <class, class>
-constexpr bool same = false;
-template <class T>
-constexpr bool same<T, T> = true;
 
 template <class X_, class W_>
 struct MoeDecodeTraits {
