@@ -21,18 +21,23 @@ from .dense import (
 )
 from .experts import grouped_gemm, moe_mlp, pack_experts, route_topk, sort_by_expert
 from .flow import flow_step, flow_step_
+from .flow_sample import flow_sample, pack_flow_head
 from .packed import PackedExperts, PackedLinear
+from .packed_flow import PackedFlowHead
 from .registry import use_backend, why_not
-from .schedule import FlowSchedule
+from .schedule import Evaluation, FlowSchedule
 
 __all__ = [
+    "Evaluation",
     "FlowSchedule",
     "OverlapState",
     "PackedExperts",
+    "PackedFlowHead",
     "PackedLinear",
     "add_rms_norm",
     "attention_decode",
     "attention_prefill",
+    "flow_sample",
     "flow_step",
     "flow_step_",
     "frame_embed",
@@ -43,6 +48,7 @@ __all__ = [
     "moe_mlp",
     "overlap_add",
     "pack_experts",
+    "pack_flow_head",
     "pack_linear",
     "qkv_rope",
     "rms_norm",

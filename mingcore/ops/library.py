@@ -39,6 +39,10 @@ SCHEMAS = {
     "Tensor? noise, Tensor noise_scale -> Tensor",
     "flow_step_": "Tensor(a!) x, Tensor v_cond, Tensor? v_null, float dt, Tensor guidance, "
     "Tensor? noise, Tensor noise_scale -> ()",
+    "flow_sample": "Tensor condition, Tensor history, Tensor noise, Tensor guidance, Tensor times, "
+    "Tensor dt, Tensor noise_scale, bool[] advance, Tensor cos, Tensor sin, Tensor[] matrices, "
+    "Tensor[] biases, Tensor[] norms, Tensor[] scales, int heads, int? rope_heads, bool guided, "
+    "str layout, str format -> Tensor",
     "frame_embed": "Tensor samples, Tensor weight, int hop, str layout, int n -> Tensor",
     "overlap_add": "Tensor frames, Tensor window, int hop, Tensor? numerator, Tensor? envelope, "
     "SymInt skip, bool last -> (Tensor, Tensor, Tensor)",
@@ -111,6 +115,10 @@ def _spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip,
     return _overlap_outputs(hidden, B, T, window.shape[0], hop, skip, last)
 
 
+def _flow_sample(condition, history, noise, *_):
+    return _empty(noise, *noise.shape[1:])
+
+
 def _nothing(*_):
     return None
 
@@ -132,6 +140,7 @@ FAKES: dict[str, Callable] = {
     "kv_write_": _nothing,
     "flow_step": _same,
     "flow_step_": _nothing,
+    "flow_sample": _flow_sample,
     "frame_embed": _frame_embed,
     "overlap_add": _overlap_add,
     "spectrum_head": _spectrum_head,

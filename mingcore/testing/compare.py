@@ -25,6 +25,7 @@ FACTOR = 2.0
 FLOOR = 1e-5  # of the oracle's root mean square
 LARGE_BYTES = 64 << 20
 TIE = 127 * 2.0**-18  # of a step: what the order of a float32 sum moves a value near the largest
+TIE_OF_MANY = 127 * 2.0**-14  # the same behind many layers
 
 
 def max_relative(a: Tensor, b: Tensor) -> float:
@@ -193,23 +194,27 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
 
     Rows of x are not hidden ones: how they are quantised is given to the bit.
     """
-    experts = kwargs.get("experts")
-    if getattr(experts, "format", None) != "int8_dyn":
+    packed = kwargs.get("experts", kwargs.get("head"))
+    if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
     from mingcore.ops.packed import quantise_activations
-    from mingcore.ops.reference import moe_mlp
+    from mingcore.ops.reference import flow_sample, moe_mlp
+
+    module, tie, given = moe_mlp, TIE, packed.hidden
+    if op == "flow_sample":
+        module, tie, given = flow_sample, TIE_OF_MANY, None
 
     def other_way(x: Tensor) -> tuple[Tensor, Tensor]:
         stored, scale = quantise_activations(x)
-        if x.shape[-1] == experts.hidden:
+        if x.shape[-1] == given:
             return stored, scale
         rest = x.float() / scale.unsqueeze(-1).clamp_min(1e-30) - stored
         distance, nearest = (0.5 - rest.abs()).abs().min(dim=-1, keepdim=True)
-        step = rest.gather(-1, nearest).sign() * (distance < TIE)
+        step = rest.gather(-1, nearest).sign() * (distance < tie)
         step = (stored.gather(-1, nearest) + step).to(stored.dtype)
         return stored.scatter(-1, nearest, step), scale
 
-    with patch.object(moe_mlp, "quantise_activations", other_way):
+    with patch.object(module, "quantise_activations", other_way):
         return Error.between(oracle(op, kwargs)[0], exact[0])
 
 

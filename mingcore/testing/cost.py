@@ -110,7 +110,27 @@ def _kv_write(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...])
     return Cost(2 * new + kwargs["positions"].nbytes, 0)
 
 
+def _flow_sample(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Weights once per evaluation, condition and history once; the last block's last rows only."""
+    head, schedule = kwargs["head"], kwargs["schedule"]
+    (_, B, P, C), N = kwargs["noise"].shape, kwargs["history"].shape[1]
+    L, H, W, T = head.depth, head.hidden, head.width, 1 + N + P
+    g = kwargs["guidance"]
+    guided = kwargs.get("guided", bool((g != 0).any()) if isinstance(g, Tensor) else g != 0)
+    R, E = B * (2 if guided else 1), len(schedule.evaluations)
+    per_token = 4 * H * H + 2 * H * W
+    whole = R * T * (per_token + 2 * H * T)  # multiply-adds of a block
+    last = R * (T * 2 * H * H + P * (per_token - 2 * H * H + 2 * H * T))
+    each = (L - 1) * whole + last + B * P * C * H + R * P * C * H
+    once = B * (head.cond_size + N * C) * H
+    blocks = (*head.matrices[1:], *head.scales, *head.biases[1:], *head.norms)
+    weights = E * sum(t.nbytes for t in blocks) + head.matrices[0].nbytes
+    small = sum(kwargs[name].nbytes for name in ("condition", "history", "noise"))
+    return Cost(weights + small + written, 2 * (E * each + once))
+
+
 _SPECIAL = {
+    "flow_sample": _flow_sample,
     "linear": _linear,
     "frame_embed": _frame_embed,
     "spectrum_head": _spectrum_head,

@@ -175,6 +175,57 @@ def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale) -> Tensor:
     return out
 
 
+def flow_velocity(head, x, time, first, history) -> Tensor:
+    """One request: x [P, C], time and first [H], history [N, C] -> [P, C]."""
+    head = head.unpack()
+    _, embed, qkv, out, up, down, final = head.matrices
+    _, x_bias, qkv_bias, out_bias, up_bias, down_bias, final_bias = head.biases
+    D = head.hidden // head.heads
+    embedded = linear(torch.cat((history.double(), x.double())), embed, x_bias)
+    h = torch.cat(((first + time.double())[None], embedded))
+    T = h.shape[0]
+    angles = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (
+        -torch.arange(0, D, 2, dtype=torch.float64) / D
+    )
+    cos, sin = angles.cos()[None], angles.sin()[None]
+    for i in range(head.depth):
+        n = rms_norm(h, head.norms[0][i], 1e-6)
+        q, k, v = linear(n, qkv[i], qkv_bias[i]).view(T, 3, head.heads, D).unbind(1)
+        if len(head.norms) == 5:
+            q, k = rms_norm(q, head.norms[3][i], 1e-6), rms_norm(k, head.norms[4][i], 1e-6)
+        q, k = (rope(t[None], cos, sin, True, head.rope_heads) for t in (q, k))
+        a = attention_prefill(q, k, v[None], causal=False)[0]
+        h = linear(a.reshape(T, -1), out[i], out_bias[i], residual=h)
+        n = rms_norm(h, head.norms[1][i], 1e-6)
+        n = linear(n, up[i], up_bias[i], activation="gelu_tanh")
+        h = linear(n, down[i], down_bias[i], residual=h)
+    return linear(rms_norm(h, head.norms[2], 1e-6), final, final_bias)[-x.shape[0] :]
+
+
+def flow_sample(
+    head, schedule, condition, history, noise, guidance=2.0, noise_scale=1.0, guided=None
+) -> Tensor:
+    B, out = noise.shape[1], []
+    times = head.times(schedule).double()
+    for b in range(B):
+        g, spread = (float(v[b]) if isinstance(v, Tensor) else v for v in (guidance, noise_scale))
+        bias = head.biases[0].double()
+        first = linear(condition[b], head.unpack().matrices[0], bias)
+        base = current = noise[0, b].double()
+        draw = 0
+        for e, time in zip(schedule.evaluations, times):
+            v = flow_velocity(head, current, time, first, history[b])
+            v = v + g * (v - flow_velocity(head, current, time, bias, history[b]))
+            current = base + e.dt * v
+            if e.advance:
+                draw += 1
+                if e.noise_scale * spread:
+                    current = current + e.noise_scale * spread * noise[draw, b].double()
+                base = current
+        out.append(current)
+    return torch.stack(out)
+
+
 def overlap_add(frames, window, hop) -> Tensor:
     B, T, size = frames.shape
     length = (T - 1) * hop + size

@@ -64,12 +64,16 @@ class _Captured(Exception):
 
 
 @contextmanager
-def _capturing(taken: list):
+def _capturing(wanted: str, taken: list):
+    real = dispatch.select
+
     def select(op, args, backend):
+        if op != wanted:  # an op that prepares the arguments of this one
+            return real(op, args, backend)
         taken.append(args)
         raise _Captured
 
-    real, dispatch.select = dispatch.select, select
+    dispatch.select = select
     try:
         yield
     except _Captured:
@@ -81,6 +85,6 @@ def _capturing(taken: list):
 def flat_arguments(op: str, kwargs: dict) -> tuple:
     """The flat arguments that the public function hands on for these keyword arguments."""
     taken: list[tuple] = []
-    with _capturing(taken):
+    with _capturing(op, taken):
         getattr(ops, op)(**kwargs)
     return taken[0]

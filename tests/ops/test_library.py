@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import mingcore.ops as ops
 from mingcore.ops.library import FAKES, SCHEMAS
 from mingcore.testing import cases, compare
-from mingcore.testing.layouts import tensors_in
+from mingcore.testing.layouts import map_tensors, tensors_in
 from tests.ops.support import Draw, flat_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -60,7 +60,7 @@ def test_fakes_tell_shape_type_and_strides(op, case, dtype):
     args = flat_arguments(op, case.make("cpu", dtype, seed=2))
     real = list(tensors_in(overload(op)(*args)))
     with FakeTensorMode() as mode:
-        faked = [mode.from_tensor(a) if isinstance(a, torch.Tensor) else a for a in args]
+        faked = map_tensors(list(args), mode.from_tensor)
         fake = list(tensors_in(overload(op)(*faked)))
     assert len(real) == len(fake)
     for a, b in zip(real, fake):

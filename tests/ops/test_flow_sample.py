@@ -1,0 +1,32 @@
+"""`flow_sample` on the CPU: against plain loops, and what every backend must hold."""
+
+import pytest
+import torch
+
+import mingcore.ops as ops
+from mingcore.ops.registry import entries
+from mingcore.testing.compare import max_relative
+from tests.ops import flow_harness, slow
+
+BACKENDS = [
+    e.backend for e in entries() if e.op == "flow_sample" and e.backend in ("reference", "cpu")
+]
+SLOW = ("odd_qk_norm", "temperature_mixed", "midpoint", "history_0", "rope_heads", "fp8_odd_sizes")
+CHECKS = [
+    pytest.param(check, id=f"{backend}-{name}")
+    for backend in BACKENDS
+    for name, check in flow_harness.checks(backend, dtypes=(torch.float32, torch.bfloat16))
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_holds(check):
+    check()
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_reference_is_the_formula(name):
+    kwargs = flow_harness.make(name, device="cpu", dtype=torch.float32, rows=False)
+    with torch.no_grad():
+        got = ops.flow_sample(**kwargs, backend="reference")
+        assert max_relative(got, slow.flow_sample(**kwargs)) <= 1e-5
