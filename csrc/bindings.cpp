@@ -45,7 +45,8 @@ public:
         fail(op_ + ": " + name + " must be " + must + ", got " + got);
     }
 
-    Array read(const py::object& value, const char* name, int dims, bool dense_last = true) const {
+    Array read(const py::object& value, const char* name, int dims, bool dense_last = true,
+               bool ids = false) const {
         if (!PyTuple_Check(value.ptr()) || PyTuple_GET_SIZE(value.ptr()) != 4)
             reject(name, "(data_ptr, dtype, sizes, strides)", std::string(py::repr(value)));
         PyObject* t = value.ptr();
@@ -53,7 +54,9 @@ public:
         Array a;
         a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
         const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
-        if (code < 0 || code > 2)
+        if (ids && code != static_cast<int64_t>(Dtype::i32))
+            reject(name, "int32 (4)", "code " + std::to_string(code));
+        if (!ids && (code < 0 || code > 2))
             reject(name, "float32 (0), bfloat16 (1) or float16 (2)",
                    "code " + std::to_string(code));
         a.dtype = static_cast<Dtype>(code);
@@ -207,6 +210,69 @@ void silu_mul(const py::object& gate_up_, const py::object& out_, int threads) {
     current().silu_mul(a);
 }
 
+// The shared pair and the scales may be None. Returns the first slot whose id is not in 0..E-1, and
+// nothing is computed; else -1.
+int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::object& down_,
+                const py::object& weights_, const py::object& ids_,
+                const py::object& shared_gate_up_, const py::object& shared_down_,
+                const py::object& out_, const std::string& layout, int threads) {
+    const Args args("moe_mlp");
+    const Array x = args.read(x_, "x", 2), out = args.read(out_, "out", 2);
+    const Array weights = args.read(weights_, "weights", 2, false);
+    const Array ids = args.read(ids_, "ids", 2, false, true);
+    MoeArgs a{};
+    a.layout = one_of<Layout>(args, "layout", layout, layout_names);
+    if (a.layout == Layout::panels_swiglu) args.reject("layout", "rows or panels", layout);
+    const bool rows = a.layout == Layout::rows;
+    const int dims = rows ? 3 : 4;
+    const Array gate_up = args.read(gate_up_, "gate_up", dims), down = args.read(down_, "down", dims);
+    const Array shared_gate_up = args.read_or_none(shared_gate_up_, "shared_gate_up", dims - 1);
+    const Array shared_down = args.read_or_none(shared_down_, "shared_down", dims - 1);
+    a.T = x.size[0], a.H = x.size[1], a.K = ids.size[1], a.E = gate_up.size[0];
+    a.I = down.size[2];
+    if (a.H < 1) args.reject("x", "[T, H] with H >= 1", x.shape());
+    if (a.E < 1 || a.I < 1) args.reject("down", "of E >= 1 experts of width I >= 1", down.shape());
+    args.size(ids, "ids", 0, a.T, "T");
+    args.size(weights, "weights", 0, a.T, "T");
+    args.size(weights, "weights", 1, a.K, "K");
+    args.dtype(weights, "weights", Dtype::f32, "float32");
+    args.size(out, "out", 0, a.T, "T");
+    args.size(out, "out", 1, a.H, "H");
+    args.writable(out, "out");
+
+    // [E, 2I, H] and [E, H, I], or one of them without E; or their panels
+    auto matrix = [&](const Array& w, const char* name, int64_t n, int64_t k) {
+        const int d = w.dims - (rows ? 2 : 3);
+        if (d) args.size(w, name, 0, a.E, "E");
+        if (w.dtype != gate_up.dtype) args.reject(name, "of gate_up's dtype", "another");
+        args.size(w, name, d, rows ? n : (n + 31) / 32, rows ? "rows" : "panels");
+        args.size(w, name, d + 1, k, "columns");
+        if (!rows) {
+            args.size(w, name, d + 2, 32, "rows of a panel");
+            if (w.stride[d + 1] != 32 || w.stride[d] != 32 * k)
+                args.reject(name, "contiguous panels", "strides");
+        }
+        return ExpertMatrix{w.data, d ? w.stride[0] : 0, w.stride[d], nullptr, 0};
+    };
+    a.gate_up = matrix(gate_up, "gate_up", 2 * a.I, a.H);
+    a.down = matrix(down, "down", a.H, a.I);
+    if (shared_gate_up.data) {
+        a.shared_I = shared_down.size[1];
+        if (a.shared_I < 1) args.reject("shared_down", "of width >= 1", shared_down.shape());
+        a.shared_gate_up = matrix(shared_gate_up, "shared_gate_up", 2 * a.shared_I, a.H);
+        a.shared_down = matrix(shared_down, "shared_down", a.H, a.shared_I);
+    }
+    a.threads = args.threads(threads);
+    a.x = x.data, a.x_dtype = x.dtype, a.x_row = x.stride[0], a.w_dtype = gate_up.dtype;
+    a.weights = reinterpret_cast<const float*>(weights.data);
+    a.weights_row = weights.stride[0], a.weights_column = weights.stride[1];
+    a.ids = reinterpret_cast<const int32_t*>(ids.data);
+    a.ids_row = ids.stride[0], a.ids_column = ids.stride[1];
+    a.out = out.data, a.out_dtype = out.dtype, a.out_row = out.stride[0];
+    py::gil_scoped_release release;
+    return current().moe_mlp(a);
+}
+
 void flow_step(const py::object& x_, const py::object& v_cond_, const py::object& v_null_,
                double dt, const py::object& guidance_, const py::object& noise_,
                const py::object& noise_scale_, const py::object& out_, int threads) {
@@ -261,6 +327,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.doc() = "mingcore's CPU kernels; called through mingcore.ops";
     m.def("linear", &linear);
     m.def("silu_mul", &silu_mul);
+    m.def("moe_mlp", &moe_mlp, "Returns the first slot with an id out of range, or -1.");
     m.def("flow_step", &flow_step);
     m.def("read_probe", &read_probe,
           "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");

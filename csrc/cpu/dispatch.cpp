@@ -3,13 +3,14 @@
 
 #include <cstring>
 
-#define MC_DECLARE(ISA)                                                             \
-    namespace ISA {                                                                 \
-    void linear(const LinearArgs&);                                                 \
-    void silu_mul(const SiluMulArgs&);                                              \
-    void flow_step(const FlowStepArgs&);                                            \
-    uint32_t read_probe(const void*, int64_t, int);                                 \
-    static const Kernels kernels = {#ISA, linear, silu_mul, flow_step, read_probe}; \
+#define MC_DECLARE(ISA)                                                                          \
+    namespace ISA {                                                                              \
+    void linear(const LinearArgs&);                                                              \
+    void silu_mul(const SiluMulArgs&);                                                           \
+    int64_t moe_mlp(const MoeArgs&);                                                             \
+    void flow_step(const FlowStepArgs&);                                                         \
+    uint32_t read_probe(const void*, int64_t, int);                                              \
+    static const Kernels kernels = {#ISA, linear, silu_mul, moe_mlp, flow_step, read_probe};     \
     }
 
 namespace mingcore {

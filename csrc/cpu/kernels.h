@@ -7,7 +7,7 @@
 
 namespace mingcore {
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2 };
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i32 = 4 };
 enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu = 4 };
 // rows: [N, K]. panels: [ceil(N/32), K, 32], zero padded. panels_swiglu: [ceil(I/16), K, 32], each
 // panel 16 gate columns and their 16 up columns. bf16 panels interleave: 32-bit word j of a k-row
@@ -31,6 +31,30 @@ struct LinearArgs {  // out = act(x @ w.T + bias) + residual
     Dtype out_dtype;
     int64_t out_row;  // [M, N_out]
     Act act;
+    int threads;
+};
+
+struct ExpertMatrix {  // expert e at data + e * expert; a row of layout rows is `row` long
+    const void* data;  // null: there is none
+    int64_t expert, row;
+    const float* scale;  // [E, N] of quantised weights, one per output row, or null
+    int64_t scale_expert;
+};
+
+struct MoeArgs {  // out[t] = sum_k weights[t, k] * mlp_{ids[t, k]}(x[t]) + mlp_shared(x[t])
+    const void* x;
+    Dtype x_dtype;
+    int64_t T, K, E, H, I, shared_I, x_row;
+    Dtype w_dtype;
+    Layout layout;  // rows; or panels, then gate_up is panels_swiglu
+    ExpertMatrix gate_up, down, shared_gate_up, shared_down;
+    const float* weights;
+    int64_t weights_row, weights_column;  // [T, K]
+    const int32_t* ids;
+    int64_t ids_row, ids_column;  // [T, K]
+    void* out;
+    Dtype out_dtype;
+    int64_t out_row;  // [T, H]
     int threads;
 };
 
@@ -63,6 +87,8 @@ struct Kernels {
     const char* isa;
     void (*linear)(const LinearArgs&);
     void (*silu_mul)(const SiluMulArgs&);
+    // The first slot t * K + k whose id is not in 0..E-1, and then nothing is computed; else -1.
+    int64_t (*moe_mlp)(const MoeArgs&);
     void (*flow_step)(const FlowStepArgs&);
     // Reads whole bfloat16 vectors of `bytes` at `data`; the result only keeps the reads alive.
     uint32_t (*read_probe)(const void* data, int64_t bytes, int threads);

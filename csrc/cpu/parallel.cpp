@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
+#include <sched.h>
 
 #include <condition_variable>
 #include <cstdlib>
@@ -107,6 +108,16 @@ void* workspace(size_t bytes) {
         scratch.bytes = rounded;
     }
     return scratch.data;
+}
+
+void wait_longer(const Counter& left) {
+    constexpr int SPINS = 2000;  // some tens of microseconds: the usual wait is for a piece of work
+    for (int i = 0; !finished(left); ++i) {
+        if (i >= SPINS) sched_yield();
+#if defined(MC_X86)
+        else __builtin_ia32_pause();
+#endif
+    }
 }
 
 const char* thread_pool() { return gomp() ? "openmp" : "std::thread"; }

@@ -24,6 +24,20 @@ static inline __attribute__((always_inline)) int64_t claim(Counter& c) {
     return __atomic_fetch_add(&c.next, 1, __ATOMIC_RELAXED);
 }
 
+// Work that depends on other work, inside one region: `left` counts what has to be done first. Wait
+// only for what stands earlier in the claimed order: then some running thread has it in hand, and
+// nobody waits for a thread that never came.
+static inline __attribute__((always_inline)) bool finish(Counter& left, int64_t n = 1) {
+    return __atomic_sub_fetch(&left.next, n, __ATOMIC_ACQ_REL) == 0;  // true: that was the last
+}
+static inline __attribute__((always_inline)) bool finished(const Counter& left) {
+    return __atomic_load_n(&left.next, __ATOMIC_ACQUIRE) <= 0;
+}
+void wait_longer(const Counter& left);  // spins a while, then lets other threads have the core
+static inline __attribute__((always_inline)) void wait_for(const Counter& left) {
+    if (!finished(left)) wait_longer(left);
+}
+
 const char* thread_pool();  // "openmp" or "std::thread"
 
 }  // namespace mingcore

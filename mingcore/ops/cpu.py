@@ -4,48 +4,15 @@ Importing this module fails where `_cpu` was not built; the registry reports tha
 Tensors cross as (data_ptr, dtype code, sizes, strides); threads follow `torch.get_num_threads()`.
 """
 
-from itertools import pairwise
-
 import torch
 from torch import Tensor
 
 from .. import _cpu
+from . import cpu_moe  # noqa: F401  registers moe_mlp
+from .cpu_common import array, array_or_none, rows, unfit
 from .packed import FORMATS, PANEL
 from .reference.audio import frames, inverse_spectrum, overlap_add
-from .reference.routing import sort_by_expert
 from .registry import register
-
-_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
-def _array(t: Tensor) -> tuple:
-    return t.data_ptr(), _CODES[t.dtype], t.shape, t.stride()
-
-
-def _array_or_none(t: Tensor | None) -> tuple | None:
-    return None if t is None else _array(t)
-
-
-def _rows(t: Tensor) -> Tensor:
-    """[..., K] as [M, K] with a dense last dimension; a view wherever strides allow."""
-    if t.dim() != 2:
-        t = t.reshape(-1, t.shape[-1])
-    return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
-
-
-def _unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
-    """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
-    grad = torch.is_grad_enabled()
-    for name, t in zip(names, tensors):
-        if t is None:
-            continue
-        if t.dtype not in _CODES:
-            return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
-        if t.device.type != "cpu" or t.layout is not torch.strided:
-            return f"{name} is a {t.layout} tensor on {t.device}; it takes dense CPU tensors"
-        if grad and t.requires_grad:
-            return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
-    return None
 
 
 def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
@@ -75,7 +42,7 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
 def _linear_why_not(x, weight, bias, residual, activation, layout, n):
     if x.shape[-1] == 0:
         return "x has K = 0; it takes K >= 1"
-    return _unfit(("x", "weight", "bias", "residual"), (x, weight, bias, residual))
+    return unfit(("x", "weight", "bias", "residual"), (x, weight, bias, residual))
 
 
 @register("linear", "cpu", _linear_why_not)
@@ -92,16 +59,16 @@ def _linear(x, weight, bias, residual, activation, layout, n, dtype):
     outputs = n // 2 if activation == "swiglu" else n
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype)
     # copies made here must live, by name, until the kernel has read them
-    x = _rows(x)
-    weight = _rows(weight) if layout == "rows" else weight
+    x = rows(x)
+    weight = rows(weight) if layout == "rows" else weight
     bias = None if bias is None else bias.contiguous()
-    residual = None if residual is None else _rows(residual)
+    residual = None if residual is None else rows(residual)
     _cpu.linear(
-        _array(x),
-        _array(weight),
-        _array_or_none(bias),
-        _array_or_none(residual),
-        _array(out.view(-1, outputs)),
+        array(x),
+        array(weight),
+        array_or_none(bias),
+        array_or_none(residual),
+        array(out.view(-1, outputs)),
         activation,
         layout,
         n,
@@ -111,7 +78,7 @@ def _linear(x, weight, bias, residual, activation, layout, n, dtype):
 
 
 def _silu_mul_why_not(gate_up):
-    return _unfit(("gate_up",), (gate_up,))
+    return unfit(("gate_up",), (gate_up,))
 
 
 @register("silu_mul", "cpu", _silu_mul_why_not)
@@ -119,8 +86,8 @@ def silu_mul(gate_up):
     outputs = gate_up.shape[-1] // 2
     out = torch.empty((*gate_up.shape[:-1], outputs), dtype=gate_up.dtype)
     if out.numel():
-        gate_up = _rows(gate_up)
-        _cpu.silu_mul(_array(gate_up), _array(out.view(-1, outputs)), torch.get_num_threads())
+        gate_up = rows(gate_up)
+        _cpu.silu_mul(array(gate_up), array(out.view(-1, outputs)), torch.get_num_threads())
     return out
 
 
@@ -131,7 +98,7 @@ def _flow_step_why_not(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     for name, t in (("x", x), ("guidance", guidance), ("noise_scale", noise_scale)):
         if t.dtype != torch.float32:
             return f"{name} is {t.dtype}; it takes a float32 {name}"
-    return _unfit(_FLOW_NAMES, (x, v_cond, v_null, guidance, noise, noise_scale))
+    return unfit(_FLOW_NAMES, (x, v_cond, v_null, guidance, noise, noise_scale))
 
 
 def _flow_step_in_place_why_not(x, *rest):
@@ -150,14 +117,14 @@ def _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
     x, v_cond, v_null = _dense_last(x), _dense_last(v_cond), _dense_last(v_null)
     guidance, noise, noise_scale = (_dense_last(t) for t in (guidance, noise, noise_scale))
     _cpu.flow_step(
-        _array(x),
-        _array(v_cond),
-        _array_or_none(v_null),
+        array(x),
+        array(v_cond),
+        array_or_none(v_null),
         dt,
-        _array(guidance),
-        _array_or_none(noise),
-        _array(noise_scale),
-        _array(out),
+        array(guidance),
+        array_or_none(noise),
+        array(noise_scale),
+        array(out),
         torch.get_num_threads(),
     )
 
@@ -175,7 +142,7 @@ def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
 
 
 def _frame_embed_why_not(samples, weight, hop, layout, n):
-    return _unfit(("samples", "weight"), (samples, weight))
+    return unfit(("samples", "weight"), (samples, weight))
 
 
 @register("frame_embed", "cpu", _frame_embed_why_not)
@@ -184,7 +151,7 @@ def frame_embed(samples, weight, hop, layout, n):
 
 
 def _spectrum_head_why_not(hidden, weight, bias, window, hop, numerator, *_):
-    return _unfit(("hidden", "weight", "bias", "window"), (hidden, weight, bias, window))
+    return unfit(("hidden", "weight", "bias", "window"), (hidden, weight, bias, window))
 
 
 @register("spectrum_head", "cpu", _spectrum_head_why_not)
@@ -192,44 +159,3 @@ def spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, 
     spectrum = linear(hidden.float(), weight, bias, None, "none", layout, n)
     waves = inverse_spectrum(spectrum)
     return overlap_add(waves, window, hop, numerator, envelope, skip, last)
-
-
-def _moe_mlp_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
-    *_, format = rest
-    if format not in ("fp32", "bf16", "fp16"):
-        return f"the experts are {format}; it takes fp32, bf16 and fp16"
-    names = ("x", "gate_up", "down", "shared_gate_up", "shared_down")
-    return _unfit(names, (x, gate_up, down, shared_gate_up, shared_down))
-
-
-@register("moe_mlp", "cpu", _moe_mlp_why_not)
-def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
-    """Two calls of `linear` per expert hit, its rows together; sums in float32."""
-    layout = rest[-2]
-    (T, K), H = ids.shape, x.shape[1]
-    if T == 1:
-        experts = zip(ids[0].tolist(), weights[0].tolist())
-        out = torch.zeros(1, H)
-        for e, weight in experts:
-            out.add_(_expert(x, gate_up[e], down[e], layout), alpha=weight)
-    else:
-        rows, offsets = sort_by_expert(ids, gate_up.shape[0])
-        grouped, bounds = x[rows // K], offsets.tolist()
-        by_group = torch.empty(T * K, H)
-        for e, (start, stop) in enumerate(pairwise(bounds)):
-            if start < stop:
-                by_group[start:stop] = _expert(grouped[start:stop], gate_up[e], down[e], layout)
-        by_slot = torch.empty(T * K, H)
-        by_slot[rows] = by_group
-        out = (by_slot.view(T, K, H) * weights.unsqueeze(-1)).sum(dim=1)
-    if shared_gate_up is not None:
-        out += _expert(x, shared_gate_up, shared_down, layout)
-    return out.to(x.dtype)
-
-
-def _expert(x, gate_up, down, layout):
-    """[M, H] -> [M, H] float32; the widths are whole in either layout of `down`."""
-    width = down.shape[1]
-    gate_up_layout = "rows" if layout == "rows" else "panels_swiglu"
-    h = _linear(x, gate_up, None, None, "swiglu", gate_up_layout, 2 * width, x.dtype)
-    return _linear(h, down, None, None, "none", layout, x.shape[1], torch.float32)

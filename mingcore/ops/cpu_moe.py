@@ -1,0 +1,55 @@
+"""moe_mlp on the `cpu` backend: one native call, from routing indices to the result."""
+
+import torch
+
+from .. import _cpu
+from . import checks
+from .cpu_common import array, array_or_none, rows, unfit
+from .registry import register
+
+FORMATS = ("fp32", "bf16", "fp16")
+_WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
+
+
+def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *_, format = rest
+    if format not in FORMATS:
+        return f"the experts are {format}; it takes {', '.join(FORMATS)}"
+    if x.shape[1] == 0 or down.shape[0] == 0 or down.shape[2] == 0:
+        return f"H is {x.shape[1]} and down {list(down.shape)}; it takes E, H, I >= 1"
+    matrices = gate_up, down, shared_gate_up, shared_down
+    for name, t in zip(_WEIGHTS, matrices):
+        if t is None:
+            continue
+        if t.dtype != gate_up.dtype:
+            return f"{name} is {t.dtype} and gate_up {gate_up.dtype}; it takes one type"
+        if t.shape[-1] > 1 and t.stride(-1) != 1:
+            return f"{name} has strides {tuple(t.stride())}; it takes a dense last dimension"
+    if weights.requires_grad and torch.is_grad_enabled():
+        return "weights requires a gradient; it computes none (torch.no_grad() or reference)"
+    return unfit(("x", *_WEIGHTS), (x, *matrices))
+
+
+@register("moe_mlp", "cpu", _why_not)
+def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    """Raises InputError when an id is not in 0..E-1."""
+    *_, layout, _ = rest
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    x, weights = rows(x), weights.float()  # by name: copies must live until the kernel is done
+    bad = _cpu.moe_mlp(
+        array(x),
+        array(gate_up),
+        array(down),
+        array(weights),
+        array(ids),
+        array_or_none(shared_gate_up),
+        array_or_none(shared_down),
+        array(out),
+        layout,
+        torch.get_num_threads(),
+    )
+    if bad >= 0:
+        t, k = divmod(bad, ids.shape[1])
+        E = gate_up.shape[0]
+        checks.fail("moe_mlp", "ids", f"in 0..E-1 = 0..{E - 1}", f"{ids[t, k]} at [{t}, {k}]")
+    return out
