@@ -55,7 +55,7 @@ public:
         a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
         const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
         if (ids && code != static_cast<int64_t>(Dtype::i32))
-            reject(name, "int32 (4)", "code " + std::to_string(code));
+            reject(name, "int32 (5)", "code " + std::to_string(code));
         if (!ids && (code < 0 || code > 2))
             reject(name, "float32 (0), bfloat16 (1) or float16 (2)",
                    "code " + std::to_string(code));

@@ -7,7 +7,7 @@
 
 namespace mingcore {
 
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, i32 = 4 };
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5 };
 enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu = 4 };
 // rows: [N, K]. panels: [ceil(N/32), K, 32], zero padded. panels_swiglu: [ceil(I/16), K, 32], each
 // panel 16 gate columns and their 16 up columns. bf16 panels interleave: 32-bit word j of a k-row

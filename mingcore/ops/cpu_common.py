@@ -6,7 +6,14 @@ A tensor crosses as (data_ptr, dtype code, sizes, strides).
 import torch
 from torch import Tensor
 
-CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.int8: 3, torch.int32: 4}
+CODES = {
+    torch.float32: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+    torch.int8: 3,
+    torch.uint8: 4,
+    torch.int32: 5,
+}
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
