@@ -2,7 +2,9 @@
 
 Bytes count the experts that were hit; weights rotate over several layers' worth, so that none stay
 in a cache. Every way is checked before it is timed; all take turns. Then come the design's bars,
-and one line of JSON last. `python bench/bench_moe.py --size real --tokens 1,8,512`
+and one line of JSON last. `python bench/bench_moe.py --size real --tokens 1,8,512`; with
+`--keep FOLDER --add` it adds to what an earlier run of the same commit kept there, so that a long
+series can be made in parts.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from mingcore.testing.timing import (  # noqa: E402
 )
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 4096)
-FORMATS = {"cpu": ("bf16", "int8", "int8_dyn"), "cuda": ("bf16", "int8", "fp8")}
+FORMATS = {"cpu": ("bf16", "fp32", "fp16", "int8", "int8_dyn"), "cuda": ("bf16", "int8", "fp8")}
 ANCHOR = "loop over the experts hit, bf16"
 # how far ways in bfloat16, and formats that lose more, may be from each other
 AGREE = {"int8": 0.1, "int8_dyn": 0.15, "fp8": 0.25}
@@ -190,7 +192,8 @@ def main(arguments: list[str] | None = None) -> int:
     if device == "cpu" and memory() < layers.need() + (1 << 30):
         raise SystemExit(
             f"bench_moe: {options.layers} layers of size {options.size} need "
-            f"{layers.need() / 2**30:.1f} GiB of memory, {memory() / 2**30:.1f} GiB is available"
+            f"{layers.need() / 2**30:.1f} GiB of memory, {memory() / 2**30:.1f} GiB is available; "
+            "name fewer with --formats or --layers"
         )
     rows: list[measure.Row] = []
     lacking: dict[str, str] = {}
@@ -212,14 +215,48 @@ def main(arguments: list[str] | None = None) -> int:
             rows=[row.as_dict() for row in rows],
             lacking=lacking,
         )
-    show(rows, content)
+    if options.add:
+        content = added(reporting.kept(f"moe-{options.size}-{device}", options.keep), content)
+    show(content)
     if options.keep:
         print(f"kept in {reporting.keep(f'moe-{options.size}-{device}', content, options.keep)}")
     reporting.last_line(content)
     return 0
 
 
-def show(rows: list[measure.Row], content: dict[str, Any]) -> None:
+def added(before: dict[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
+    """A result with the rows of an earlier part, where it has none itself; all are held to the
+    highest ceiling that any part saw. SystemExit when the parts do not belong together."""
+    if before is None:
+        return content
+    for what in ("commit", "cpu", "threads", "gpu"):
+        old, new = before["machine"][what], content["machine"][what]
+        if old != new:
+            raise SystemExit(f"bench_moe: --add to a result of another {what}: {old}, not {new}")
+    if before["layers"] != content["layers"]:
+        raise SystemExit(f"bench_moe: --add to a result of {before['layers']} layers")
+    device = content["device"]
+    old, new = before["ceilings"][device], content["ceilings"][device]
+    gemms = {k: max(old["gemm_tflops"][k], v) for k, v in new["gemm_tflops"].items()}
+    best = {k: max(old[k], new[k]) for k in ("read_gbs", "copy_gbs")}
+    measured = {(row["case"], row["dtype"]) for row in content["rows"]}
+    rows = [r for r in before["rows"] if (r["case"], r["dtype"]) not in measured]
+    rows = sorted(rows + content["rows"], key=lambda row: _order(row["case"]))
+    return {
+        **content,
+        "ceilings": {device: {**new, **best, "gemm_tflops": gemms}},
+        "rows": [{**row, "read_share": row["gbs"] / best["read_gbs"]} for row in rows],
+        "lacking": {**before["lacking"], **content["lacking"]},
+    }
+
+
+def _order(case: str) -> tuple[int, int]:
+    _, routing, T = case.rsplit("_", 2)
+    return int(T[1:]), list(ROUTINGS).index(routing)
+
+
+def show(content: dict[str, Any]) -> None:
+    rows = [measure.Row(**row) for row in content["rows"]]
     device = content["device"]
     ceiling = content["ceilings"][device]
     if rows:
@@ -246,7 +283,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="few rounds: does it all run")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where the result goes")
+    parser.add_argument("--add", action="store_true", help="to what is kept there")
     options = parser.parse_args(arguments)
+    if options.add and options.keep is None:
+        parser.error("--add needs --keep FOLDER")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("bench_moe: no GPU here that PyTorch can use")
     return options

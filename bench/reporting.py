@@ -55,6 +55,12 @@ def keep(name: str, content: dict[str, Any], folder: Path | None = None) -> Path
     return path
 
 
+def kept(name: str, folder: Path) -> dict[str, Any] | None:
+    """What `keep` wrote there, or None."""
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
 def last_line(content: dict[str, Any]) -> None:
     """Print `content` as one line of JSON: the last line of every bench."""
     print(json.dumps(content, separators=(",", ":")), flush=True)

@@ -135,6 +135,30 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
     assert "share of read" in done.stdout and said["ceilings"]["cpu"]["read_gbs"] > 0.5
 
 
+def test_moe_bench_adds_parts_of_one_series(bench_modules):
+    from bench_moe import added
+
+    def part(read_gbs, commit="c", layers=2, **us):
+        rows = [{"case": c, "dtype": "bf16", "us": t, "gbs": 5.0} for c, t in us.items()]
+        machine = {"commit": commit, "cpu": "x", "threads": 2, "gpu": None}
+        gemms = {"fp32": 1.0 / read_gbs}
+        ceilings = {"cpu": {"read_gbs": read_gbs, "copy_gbs": 1.0, "gemm_tflops": gemms}}
+        head = {"machine": machine, "device": "cpu", "layers": layers, "ceilings": ceilings}
+        return {**head, "rows": rows, "lacking": {}}
+
+    first = part(10.0, mid_zipf_t16=3.0, mid_balanced_t1=4.0)
+    assert added(None, first) is first
+    both = added(first, part(8.0, mid_one_t1=1.0, mid_balanced_t1=2.0))
+    assert [(r["case"], r["us"]) for r in both["rows"]] == [
+        ("mid_balanced_t1", 2.0), ("mid_one_t1", 1.0), ("mid_zipf_t16", 3.0),
+    ]  # fmt: skip
+    assert {r["read_share"] for r in both["rows"]} == {0.5}
+    assert both["ceilings"]["cpu"]["gemm_tflops"]["fp32"] == 1.0 / 8
+    for other in (part(9.0, commit="d"), part(9.0, layers=4)):
+        with pytest.raises(SystemExit, match="bench_moe: --add to a result of"):
+            added(first, other)
+
+
 def test_moe_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
     import bench_moe
     import moe_layers
