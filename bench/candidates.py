@@ -141,12 +141,18 @@ def _overlap_add(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
     def fold(x: Tensor) -> Tensor:
         return F.fold(x.transpose(1, 2), (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0]
 
+    if state is not None:  # what the frames before leave, kept from chunk to chunk
+        before = int(state.lengths.max())
+        squares = window.square().expand(1, before, -1).transpose(1, 2)
+        size = (1, (before - 1) * hop + n_fft)
+        earlier = F.fold(squares, size, (1, n_fft), stride=(1, hop))[:, 0, 0, -tail:]
+
     def plain() -> Tensor:
         numerator = fold(frames * window)
         envelope = fold(window.square().expand(1, T, -1))
         if state is not None:
             numerator[:, :tail] += state.numerator
-            envelope[:, :tail] += state.envelope
+            envelope[:, :tail] += earlier
         end = length - (tail // 2 if kw["last"] else tail)
         skip = tail // 2 if state is None else state.skip
         return numerator[:, skip:end] / envelope[:, skip:end]

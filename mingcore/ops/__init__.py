@@ -8,7 +8,22 @@ For inference: no gradients. Dimensions: see the glossary in ARCHITECTURE.md.
 """
 
 from .attention import attention_decode, attention_prefill, kv_write_
-from .audio import OverlapState, frame_embed, overlap_add, spectrum_head
+from .audio import (
+    OverlapState,
+    frame_embed,
+    overlap_add,
+    overlap_add_,
+    spectrum_head,
+    spectrum_head_,
+)
+from .conv import (
+    ConvState,
+    causal_conv1d,
+    causal_conv1d_,
+    causal_conv_transpose1d,
+    causal_conv_transpose1d_,
+    pack_conv,
+)
 from .dense import (
     add_rms_norm,
     layer_norm,
@@ -23,14 +38,17 @@ from .experts import grouped_gemm, moe_mlp, pack_experts, route_topk, sort_by_ex
 from .flow import flow_step, flow_step_
 from .flow_sample import flow_sample, pack_flow_head
 from .packed import PackedExperts, PackedLinear
+from .packed_conv import PackedConv
 from .packed_flow import PackedFlowHead
 from .registry import use_backend, why_not
 from .schedule import Evaluation, FlowSchedule
 
 __all__ = [
     "Evaluation",
+    "ConvState",
     "FlowSchedule",
     "OverlapState",
+    "PackedConv",
     "PackedExperts",
     "PackedFlowHead",
     "PackedLinear",
@@ -38,6 +56,10 @@ __all__ = [
     "attention_decode",
     "attention_prefill",
     "flow_sample",
+    "causal_conv1d",
+    "causal_conv1d_",
+    "causal_conv_transpose1d",
+    "causal_conv_transpose1d_",
     "flow_step",
     "flow_step_",
     "frame_embed",
@@ -47,6 +69,8 @@ __all__ = [
     "linear",
     "moe_mlp",
     "overlap_add",
+    "overlap_add_",
+    "pack_conv",
     "pack_experts",
     "pack_flow_head",
     "pack_linear",
@@ -57,6 +81,7 @@ __all__ = [
     "silu_mul",
     "sort_by_expert",
     "spectrum_head",
+    "spectrum_head_",
     "use_backend",
     "why_not",
 ]

@@ -1,5 +1,6 @@
 """The AudioVAE's own convolutions: the public functions and the streaming state."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,17 @@ from .packed import PackedLinear
 class OverlapState:
     """What a streamed inverse STFT carries from one chunk to the next; F = n_fft.
 
-    numerator [B, F - hop], envelope [F - hop]: sums that later frames still add to. skip: samples
-    of the "same" padding that are still to be dropped. All rows share their start and their end.
+    numerator [B, F - hop]: sums that later frames still add to. lengths [B] int64: frames that each
+    row has had; where 0 the numerator is not read. emitted [B] int64: how many samples of the last
+    call belong to each row; the rest of it is zeros. skip: samples of the "same" padding that are
+    still to be dropped, known to the host while all rows are alike, else None: a call then returns
+    as many samples as any row might have.
     """
 
     numerator: Tensor
-    envelope: Tensor
-    skip: int
+    lengths: Tensor
+    emitted: Tensor
+    skip: int | None
 
     @classmethod
     def start(
@@ -35,20 +40,25 @@ class OverlapState:
         """The state before the first frame."""
         carried = n_fft - hop
         numerator = torch.zeros(batch, carried, dtype=dtype, device=device)
-        return cls(numerator, torch.zeros_like(numerator[:1].view(-1)), carried // 2)
+        lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        return cls(numerator, lengths, torch.zeros_like(lengths), carried // 2)
 
-    def reset(self) -> None:
-        """Back to before the first frame, in place."""
-        self.numerator.zero_()
-        self.envelope.zero_()
-        self.skip = self.envelope.shape[0] // 2
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Rows (None: all) begin a new stream, in place."""
+        if rows is None:
+            self.lengths.zero_()
+            self.skip = self.numerator.shape[1] // 2
+        else:
+            self.lengths[torch.tensor(list(rows), device=self.lengths.device)] = 0
+            self.skip = None
 
     def clone(self) -> "OverlapState":
-        return OverlapState(self.numerator.clone(), self.envelope.clone(), self.skip)
+        tensors = (self.numerator.clone(), self.lengths.clone(), self.emitted.clone())
+        return OverlapState(*tensors, self.skip)
 
     @property
     def nbytes(self) -> int:
-        return self.numerator.nbytes + self.envelope.nbytes
+        return self.numerator.nbytes + self.lengths.nbytes + self.emitted.nbytes
 
 
 def frame_embed(
@@ -74,28 +84,52 @@ def overlap_add(
     window: Tensor,
     hop: int,
     state: OverlapState | None,
-    last: bool,
+    last: bool | Tensor,
     *,
+    valid: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, OverlapState]:
     """The windowed overlap-add of an inverse STFT, streamed ("same" padding).
 
-    frames [B, T, F] before the window; window [F]; state None: a new stream. samples =
+    frames [B, T, F] before the window, any T >= 0; window [F]; state None: a new stream. samples =
     sum(window * frame) / sum(window^2); (F - hop) / 2 samples are trimmed at both ends. A chunk
     that is not the `last` holds back the F - hop samples that later frames reach, so chunks, put
-    together, equal the one-shot output; the first may be empty. The last may have T = 0.
+    together, equal the one-shot output; the first may give nothing. valid [B] int64 (None: T each):
+    how many frames are a row's own, 0: it sits out; last: bool, or bool [B] row by row.
     Returns samples [B, L] float32 (float64 for float64 frames) and the next state, which after
     `last` is that of a new stream. docs/model.md section 4. Raises InputError.
     """
     op = "overlap_add"
-    size = _window(op, window, hop)
-    checks.rank(op, "frames", frames, "[B, T, F]", 3)
-    checks.floating(op, "frames", frames)
-    B, T, _ = frames.shape
-    checks.shape(op, "frames", frames, "[B, T, F]", (B, T, size))
-    carry = _carry(op, state, frames, size, hop, T, last)
-    samples, numerator, envelope = call(op, backend, frames, window, hop, *carry, last)
-    return samples, _next(numerator, envelope, carry[2] - T * hop, last)
+    size = _frames(op, frames, window, hop)
+    rows = checks.stream_rows(op, frames, valid, last)
+    carried, outputs, skip = _carry(op, state, frames, size, hop, valid, last)
+    results = call(op, backend, frames, window, hop, *carried, *rows, outputs)
+    return results[0], OverlapState(*results[1:], skip)
+
+
+def overlap_add_(
+    frames: Tensor,
+    out: Tensor,
+    window: Tensor,
+    hop: int,
+    state: OverlapState,
+    last: bool | Tensor,
+    *,
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """`overlap_add` into `out` [B, L] float32; `state` is changed in place.
+
+    L is what `overlap_add` would return.
+    """
+    op = "overlap_add_"
+    size = _frames(op, frames, window, hop)
+    rows = checks.stream_rows(op, frames, valid, last)
+    _, outputs, skip = _carry(op, state, frames, size, hop, valid, last)
+    _out(op, out, frames, outputs)
+    carried = (state.numerator, state.lengths, state.emitted)
+    call(op, backend, frames, out, *carried, window, hop, *rows)
+    state.skip = skip
 
 
 def spectrum_head(
@@ -105,30 +139,49 @@ def spectrum_head(
     window: Tensor,
     hop: int,
     state: OverlapState | None,
-    last: bool,
+    last: bool | Tensor,
     *,
+    valid: Tensor | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, OverlapState]:
     """Hidden states to samples: Linear, inverse real FFT, `overlap_add`.
 
     hidden [B, T, H]; weight [F + 2, H] or packed; bias [F + 2] or None; window [F]. The Linear
     gives [log-magnitude m | phase p], S = min(exp m, 100) (cos p + i sin p), frames = irfft(S);
-    all in float32. Returns as `overlap_add`. docs/model.md section 4. Raises InputError.
+    all in float32. The rest, and what is returned, as `overlap_add`. docs/model.md section 4.
+    Raises InputError.
     """
     op = "spectrum_head"
-    size = _window(op, window, hop)
-    checks.rank(op, "hidden", hidden, "[B, T, H]", 3)
-    checks.floating(op, "hidden", hidden)
-    _, T, H = hidden.shape
-    matrix, layout, n, k = _matrix(op, hidden, weight)
-    if (n, k) != (size + 2, H):
-        checks.fail(op, "weight", f"[F + 2, H] = [{size + 2}, {H}]", [n, k])
-    if bias is not None:
-        checks.shape(op, "bias", bias, "[F + 2]", (n,))
-    carry = _carry(op, state, hidden, size, hop, T, last)
-    args = (hidden, matrix, bias, window, hop, *carry, last, layout, n)
-    samples, numerator, envelope = call(op, backend, *args)
-    return samples, _next(numerator, envelope, carry[2] - T * hop, last)
+    matrix, layout, n, size = _head(op, hidden, weight, bias, window, hop)
+    rows = checks.stream_rows(op, hidden, valid, last)
+    carried, outputs, skip = _carry(op, state, hidden, size, hop, valid, last)
+    args = (hidden, matrix, bias, window, hop, *carried, *rows, outputs, layout, n)
+    results = call(op, backend, *args)
+    return results[0], OverlapState(*results[1:], skip)
+
+
+def spectrum_head_(
+    hidden: Tensor,
+    out: Tensor,
+    weight: Tensor | PackedLinear,
+    bias: Tensor | None,
+    window: Tensor,
+    hop: int,
+    state: OverlapState,
+    last: bool | Tensor,
+    *,
+    valid: Tensor | None = None,
+    backend: str | None = None,
+) -> None:
+    """`spectrum_head` into `out` [B, L] float32; `state` is changed in place."""
+    op = "spectrum_head_"
+    matrix, layout, n, size = _head(op, hidden, weight, bias, window, hop)
+    rows = checks.stream_rows(op, hidden, valid, last)
+    _, outputs, skip = _carry(op, state, hidden, size, hop, valid, last)
+    _out(op, out, hidden, outputs)
+    carried = (state.numerator, state.lengths, state.emitted)
+    call(op, backend, hidden, out, *carried, matrix, bias, window, hop, *rows, layout, n)
+    state.skip = skip
 
 
 def _matrix(op: str, x: Tensor, weight: Tensor | PackedLinear) -> tuple[Tensor, str, int, int]:
@@ -144,32 +197,60 @@ def _matrix(op: str, x: Tensor, weight: Tensor | PackedLinear) -> tuple[Tensor, 
     return matrix, layout, n, k
 
 
-def _window(op: str, window: Tensor, hop: int) -> int:
+def _head(op, hidden, weight, bias, window, hop) -> tuple[Tensor, str, int, int]:
+    size = _window(op, hidden, window, hop)
+    checks.rank(op, "hidden", hidden, "[B, T, H]", 3)
+    matrix, layout, n, k = _matrix(op, hidden, weight)
+    if (n, k) != (size + 2, hidden.shape[2]):
+        checks.fail(op, "weight", f"[F + 2, H] = [{size + 2}, {hidden.shape[2]}]", [n, k])
+    if bias is not None:
+        checks.shape(op, "bias", bias, "[F + 2]", (n,))
+    return matrix, layout, n, size
+
+
+def _frames(op: str, frames: Tensor, window: Tensor, hop: int) -> int:
+    size = _window(op, frames, window, hop)
+    checks.rank(op, "frames", frames, "[B, T, F]", 3)
+    checks.floating(op, "frames", frames)
+    B, T, _ = frames.shape
+    checks.shape(op, "frames", frames, "[B, T, F]", (B, T, size))
+    return size
+
+
+def _window(op: str, x: Tensor, window: Tensor, hop: int) -> int:
     checks.rank(op, "window", window, "[F]", 1)
     checks.floating(op, "window", window)
+    checks.device(op, x, "window", window)
     size = window.shape[0]
     if not 1 <= hop <= size:
         checks.fail(op, "hop", f"in 1..F = 1..{size}", hop)
     return size
 
 
-def _carry(
-    op: str, state: OverlapState | None, x: Tensor, size: int, hop: int, T: int, last: bool
-) -> tuple[Tensor | None, Tensor | None, int]:
+def _carry(op, state, x, size, hop, valid, last):
+    """(numerator, lengths) or Nones; how many samples come; the next state's skip."""
+    B, T, _ = x.shape
     carried = size - hop
-    if T < 1 and not (last and state is not None):
-        checks.fail(op, "T", ">= 1 (0 only to flush a stream)", T)
+    trim = carried // 2
+    end = T * hop + (0 if last is False else carried - trim)
     if state is None:
-        return None, None, carried // 2
-    checks.shape(op, "state.numerator", state.numerator, "[B, F - hop]", (x.shape[0], carried))
-    checks.shape(op, "state.envelope", state.envelope, "[F - hop]", (carried,))
-    checks.device(op, x, "state.numerator", state.numerator)
-    return state.numerator, state.envelope, state.skip
+        tensors, skip = (None, None), trim
+    else:
+        checks.shape(op, "state.numerator", state.numerator, "[B, F - hop]", (B, carried))
+        checks.wide(op, "state.numerator", state.numerator)
+        checks.device(op, x, "state.numerator", state.numerator)
+        checks.shape(op, "state.lengths", state.lengths, "[B]", (B,))
+        tensors, skip = (state.numerator, state.lengths), state.skip
+    if skip is None or valid is not None or isinstance(last, Tensor):
+        return tensors, end, None
+    if last and T == 0 and (state is None or skip == trim > 0):
+        return tensors, 0, trim  # nothing came before
+    outputs = torch.sym_max(end - skip, 0)
+    return tensors, outputs, trim if last else torch.sym_max(skip - T * hop, 0)
 
 
-def _next(numerator: Tensor, envelope: Tensor, skip: int, last: bool) -> OverlapState:
-    if last:
-        state = OverlapState(torch.zeros_like(numerator), torch.zeros_like(envelope), 0)
-        state.skip = envelope.shape[0] // 2
-        return state
-    return OverlapState(numerator, envelope, max(skip, 0))
+def _out(op: str, out: Tensor, x: Tensor, outputs: int) -> None:
+    checks.shape(op, "out", out, "[B, L]", (x.shape[0], outputs))
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    checks.dtype(op, "out", out, wide)
+    checks.device(op, x, "out", out)

@@ -68,5 +68,22 @@ def head_groups(op: str, num_heads: int, num_kv_heads: int) -> None:
         fail(op, "the number of query heads", f"a multiple of {num_kv_heads} KV heads", num_heads)
 
 
+def stream_rows(
+    op: str, x: Tensor, valid: Tensor | None, last: bool | Tensor
+) -> tuple[Tensor | None, Tensor | None, bool]:
+    """The flat form of which rows of x [B, ...] take part and end: valid, ended, last."""
+    B = x.shape[0]
+    if valid is not None:
+        shape(op, "valid", valid, "[B]", (B,))
+        dtype(op, "valid", valid, torch.int64)
+        device(op, x, "valid", valid)
+    if not isinstance(last, Tensor):
+        return valid, None, bool(last)
+    shape(op, "last", last, "[B]", (B,))
+    dtype(op, "last", last, torch.bool)
+    device(op, x, "last", last)
+    return valid, last, False
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -39,6 +39,13 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
     return out
 
 
+def pack_conv_panels(
+    weight: Tensor, format: str, stride: int, dilation: int, groups: int, transposed: bool
+) -> Tensor | None:
+    """A convolution's weight as "conv_panels" (packed_conv.py); None where rows serve better."""
+    return None
+
+
 def _linear_why_not(x, weight, bias, residual, activation, layout, n):
     if x.shape[-1] == 0:
         return "x has K = 0; it takes K >= 1"
@@ -150,12 +157,12 @@ def frame_embed(samples, weight, hop, layout, n):
     return linear(frames(samples, hop), weight, None, None, "none", layout, n)
 
 
-def _spectrum_head_why_not(hidden, weight, bias, window, hop, numerator, *_):
+def _spectrum_head_why_not(hidden, weight, bias, window, *_):
     return unfit(("hidden", "weight", "bias", "window"), (hidden, weight, bias, window))
 
 
 @register("spectrum_head", "cpu", _spectrum_head_why_not)
-def spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, last, layout, n):
+def spectrum_head(hidden, weight, bias, window, hop, *rest):
+    *carried, layout, n = rest
     spectrum = linear(hidden.float(), weight, bias, None, "none", layout, n)
-    waves = inverse_spectrum(spectrum)
-    return overlap_add(waves, window, hop, numerator, envelope, skip, last)
+    return overlap_add(inverse_spectrum(spectrum), window, hop, *carried)

@@ -13,6 +13,13 @@ from torch import Tensor
 
 from . import registry
 
+_CONV_SIZES = "int kernel, int stride, int dilation, int groups"
+_CONV_OWN = {"": "int left_pad, bool replicate", "_transpose": "int flush"}
+_CONV_ACTS = (
+    "str before, Tensor? before_alpha, Tensor? before_gain, "
+    "str after, Tensor? after_alpha, Tensor? after_gain, str layout, int n"
+)
+_OVERLAP_OUT = "Tensor(a!) out, Tensor(b!) numerator, Tensor(c!) lengths, Tensor(d!) emitted"
 SCHEMAS = {
     "linear": "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation, "
     "str layout, int n -> Tensor",
@@ -43,12 +50,28 @@ SCHEMAS = {
     "Tensor dt, Tensor noise_scale, bool[] advance, Tensor cos, Tensor sin, Tensor[] matrices, "
     "Tensor[] biases, Tensor[] norms, Tensor[] scales, int heads, int? rope_heads, bool guided, "
     "str layout, str format -> Tensor",
+    **{
+        f"causal_conv{kind}1d": f"Tensor x, Tensor weight, Tensor? bias, Tensor? residual, "
+        f"Tensor? context, Tensor? lengths, Tensor? valid, Tensor? ended, bool last, "
+        f"SymInt outputs, {_CONV_SIZES}, {own}, {_CONV_ACTS} -> (Tensor, Tensor, Tensor, Tensor)"
+        for kind, own in _CONV_OWN.items()
+    },
+    **{
+        f"causal_conv{kind}1d_": f"Tensor x, Tensor(a!) out, Tensor(b!) context, "
+        f"Tensor(c!) lengths, Tensor(d!) emitted, Tensor weight, Tensor? bias, Tensor? residual, "
+        f"Tensor? valid, Tensor? ended, bool last, {_CONV_SIZES}, {own}, {_CONV_ACTS} -> ()"
+        for kind, own in _CONV_OWN.items()
+    },
     "frame_embed": "Tensor samples, Tensor weight, int hop, str layout, int n -> Tensor",
-    "overlap_add": "Tensor frames, Tensor window, int hop, Tensor? numerator, Tensor? envelope, "
-    "SymInt skip, bool last -> (Tensor, Tensor, Tensor)",
+    "overlap_add": "Tensor frames, Tensor window, int hop, Tensor? numerator, Tensor? lengths, "
+    "Tensor? valid, Tensor? ended, bool last, SymInt outputs -> (Tensor, Tensor, Tensor, Tensor)",
+    "overlap_add_": f"Tensor frames, {_OVERLAP_OUT}, Tensor window, int hop, Tensor? valid, "
+    "Tensor? ended, bool last -> ()",
     "spectrum_head": "Tensor hidden, Tensor weight, Tensor? bias, Tensor window, int hop, "
-    "Tensor? numerator, Tensor? envelope, SymInt skip, bool last, str layout, int n "
-    "-> (Tensor, Tensor, Tensor)",
+    "Tensor? numerator, Tensor? lengths, Tensor? valid, Tensor? ended, bool last, SymInt outputs, "
+    "str layout, int n -> (Tensor, Tensor, Tensor, Tensor)",
+    "spectrum_head_": f"Tensor hidden, {_OVERLAP_OUT}, Tensor weight, Tensor? bias, Tensor window, "
+    "int hop, Tensor? valid, Tensor? ended, bool last, str layout, int n -> ()",
 }
 
 
@@ -92,27 +115,39 @@ def _grouped_gemm(x, w, offsets):
     return _empty(x, x.shape[0], w.shape[1])
 
 
-def _overlap_add(frames, window, hop, numerator, envelope, skip, last):
-    B, T, size = frames.shape
-    return _overlap_outputs(frames, B, T, size, hop, skip, last)
+def _causal_conv1d(x, *args):
+    kernel, _, dilation = args[9:12]
+    return _conv_outputs(x, args[8], args[-1], (kernel - 1) * dilation)
 
 
-def _overlap_outputs(like, B, T, size, hop, skip, last):
-    carried = size - hop
-    end = T * hop + (carried - carried // 2 if last else 0)
-    length = torch.sym_max(end - skip, 0)
-    dtype = _accumulator(like)
-    shapes = ((B, length), (B, carried), (carried,))
-    return tuple(_empty(like, *shape, dtype=dtype) for shape in shapes)
+def _causal_conv_transpose1d(x, *args):
+    kernel, stride, dilation = args[9:12]
+    return _conv_outputs(x, args[8], args[-1], (kernel - 1) * dilation // stride)
+
+
+def _conv_outputs(x, outputs, channels, width):
+    B, C, _ = x.shape
+    lengths, emitted = (_empty(x, B, dtype=torch.int64) for _ in range(2))
+    return _empty(x, B, channels, outputs), _empty(x, B, C, width), lengths, emitted
+
+
+def _overlap_add(frames, window, hop, *args):
+    return _overlap_outputs(frames, args[5], window.shape[0] - hop)
+
+
+def _overlap_outputs(like, outputs, carried):
+    B, dtype = like.shape[0], _accumulator(like)
+    samples, numerator = (_empty(like, B, width, dtype=dtype) for width in (outputs, carried))
+    lengths, emitted = (_empty(like, B, dtype=torch.int64) for _ in range(2))
+    return samples, numerator, lengths, emitted
 
 
 def _frame_embed(samples, weight, hop, layout, n):
     return _empty(samples, samples.shape[0], (samples.shape[1] + hop - 1) // hop, n)
 
 
-def _spectrum_head(hidden, weight, bias, window, hop, numerator, envelope, skip, last, layout, n):
-    B, T, _ = hidden.shape
-    return _overlap_outputs(hidden, B, T, window.shape[0], hop, skip, last)
+def _spectrum_head(hidden, weight, bias, window, hop, *args):
+    return _overlap_outputs(hidden, args[5], window.shape[0] - hop)
 
 
 def _flow_sample(condition, history, noise, *_):
@@ -141,9 +176,15 @@ FAKES: dict[str, Callable] = {
     "flow_step": _same,
     "flow_step_": _nothing,
     "flow_sample": _flow_sample,
+    "causal_conv1d": _causal_conv1d,
+    "causal_conv1d_": _nothing,
+    "causal_conv_transpose1d": _causal_conv_transpose1d,
+    "causal_conv_transpose1d_": _nothing,
     "frame_embed": _frame_embed,
     "overlap_add": _overlap_add,
+    "overlap_add_": _nothing,
     "spectrum_head": _spectrum_head,
+    "spectrum_head_": _nothing,
 }
 
 

@@ -128,7 +128,13 @@ def for_op(op: str, *, tag: str | None = None, large: bool = False) -> list[Case
 
 
 def _load() -> None:
-    from . import cases_attention, cases_audio, cases_flow, cases_moe  # noqa: F401  register on import
+    from . import (  # noqa: F401  they register on import
+        cases_attention,
+        cases_audio,
+        cases_conv,
+        cases_flow,
+        cases_moe,
+    )
 
 
 # linear and the small fused ones

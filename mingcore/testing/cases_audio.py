@@ -43,6 +43,28 @@ def _window(d: Draw, n_fft: int) -> Tensor:
     return torch.hann_window(n_fft, periodic=True, device=d.device)
 
 
+def _mixed(d: Draw, args: dict[str, Any], x: Tensor) -> dict[str, Any]:
+    """Rows at different places: one sits out, one ends, one begins."""
+    B, T, _ = x.shape
+    args["state"].reset([B - 1])
+    valid = torch.tensor([0, *range(T, T - B + 1, -1)], device=d.device).clamp(min=0)
+    last = torch.arange(B, device=d.device) == 1
+    return {**args, "valid": valid, "last": last}
+
+
+def _into(d: Draw, args: dict[str, Any], op: str) -> dict[str, Any]:
+    """The arguments of the in-place form: a state, and where the samples go."""
+    import mingcore.ops as ops
+
+    first = next(iter(args))
+    x, F, hop = args[first], args["window"].shape[0], args["hop"]
+    if args["state"] is None:
+        args["state"] = state = ops.OverlapState.start(x.shape[0], F, hop, device=d.device)
+        state.numerator.copy_(d.normal(*state.numerator.shape, dtype=torch.float32))  # not read
+    shape = getattr(ops, op)(**args, backend="reference")[0].shape
+    return {first: x, "out": d.normal(*shape, dtype=torch.float32), **args}
+
+
 def _overlap_add(
     d: Draw,
     B: int,
@@ -52,11 +74,15 @@ def _overlap_add(
     before: int = 0,
     last: bool = False,
     layout: Layout = torch.Tensor.contiguous,
+    mixed: bool = False,
+    in_place: bool = False,
 ) -> dict[str, Any]:
     window = _window(d, n_fft)
     frames = layout(d.normal(B, T, n_fft, dtype=torch.float32))
     state = _state(d, B, window, hop, before)
-    return {"frames": frames, "window": window, "hop": hop, "state": state, "last": last}
+    args = {"frames": frames, "window": window, "hop": hop, "state": state, "last": last}
+    args = _mixed(d, args, frames) if mixed else args
+    return _into(d, args, "overlap_add") if in_place else args
 
 
 def _spectrum_head(
@@ -69,17 +95,23 @@ def _spectrum_head(
     before: int = 0,
     last: bool = False,
     layout: Layout = torch.Tensor.contiguous,
+    mixed: bool = False,
+    in_place: bool = False,
 ) -> dict[str, Any]:
     window = _window(d, n_fft)
     args: dict[str, Any] = {"hidden": layout(d.normal(B, T, H)), "weight": d.matrix(n_fft + 2, H)}
     args["bias"] = d.normal(n_fft + 2)
     state = _state(d, B, window, hop, before)
-    return {**args, "window": window, "hop": hop, "state": state, "last": last}
+    args |= {"window": window, "hop": hop, "state": state, "last": last}
+    args = _mixed(d, args, args["hidden"]) if mixed else args
+    return _into(d, args, "spectrum_head") if in_place else args
 
 
 for _op, _build, _real, _small in (
     ("overlap_add", _overlap_add, {}, {}),
+    ("overlap_add_", _overlap_add, {"in_place": True}, {"in_place": True}),
     ("spectrum_head", _spectrum_head, {"H": 896}, {"H": 24}),
+    ("spectrum_head_", _spectrum_head, {"H": 896, "in_place": True}, {"H": 24, "in_place": True}),
 ):
     case(_op, "real_first", _build, "real", B=1, T=5, n_fft=1280, hop=320, **_real)
     case(
@@ -89,6 +121,8 @@ for _op, _build, _real, _small in (
          **_real)  # fmt: skip
     case(_op, "real_one_shot", _build, "real", B=1, T=50, n_fft=1280, hop=320, last=True, **_real)
     case(_op, "batch", _build, B=3, T=4, n_fft=32, hop=8, before=2, **_small)
+    case(_op, "mixed_rows", _build, B=4, T=5, n_fft=32, hop=8, before=2, mixed=True, **_small)
+    case(_op, "no_frames", _build, "edge", B=2, T=0, n_fft=32, hop=8, before=2, **_small)
     case(_op, "odd_sizes", _build, "odd", B=2, T=7, n_fft=36, hop=12, before=1, **_small)
     case(_op, "one_frame_first", _build, "edge", B=1, T=1, n_fft=32, hop=8, **_small)
     case(_op, "one_frame_last", _build, "edge", B=1, T=1, n_fft=32, hop=8, before=1, last=True,

@@ -12,6 +12,7 @@ the other by the order of a sum; one such value per row counts as plain PyTorch'
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -156,10 +157,22 @@ def run(op: str, kwargs: dict[str, Any], backend: str | None = None) -> tuple[Te
     written = _WRITTEN.get(op, ())
     kwargs.update({name: kwargs[name].clone() for name in written})
     out = getattr(ops, op)(**kwargs, backend=backend)
-    return tuple(kwargs[name] for name in written) or tuple(tensors_in(out))
+    return tuple(written_by(op, kwargs)) or tuple(tensors_in(out))
 
 
-_WRITTEN = {"kv_write_": ("k_cache", "v_cache"), "flow_step_": ("x",)}
+def written_by(op: str, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """The tensors among the arguments that an in-place op writes."""
+    return tensors_in([kwargs[name] for name in _WRITTEN.get(op, ())])
+
+
+_WRITTEN = {
+    "kv_write_": ("k_cache", "v_cache"),
+    "flow_step_": ("x",),
+    "causal_conv1d_": ("out", "state"),
+    "causal_conv_transpose1d_": ("out", "state"),
+    "overlap_add_": ("out", "state"),
+    "spectrum_head_": ("out", "state"),
+}
 
 
 def oracle(op: str, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:

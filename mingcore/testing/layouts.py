@@ -75,13 +75,13 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of nested tuples, lists, mappings and frozen dataclasses with every tensor changed."""
+    """A copy of nested tuples, lists, mappings and dataclasses with every tensor changed."""
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, dict):
         return {key: map_tensors(part, change) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(map_tensors(part, change) for part in value)
-    if is_dataclass(value) and value.__dataclass_params__.frozen:
+    if is_dataclass(value) and not isinstance(value, type):
         return replace(value, **{k: map_tensors(part, change) for k, part in vars(value).items()})
     return value

@@ -46,6 +46,11 @@ def overlap(frames=(1, 2, 16), window=(16,), hop=4, state=None, last=False):
     return ops.overlap_add(ones(*frames), ones(*window), hop, state, last)
 
 
+def conv(x=(1, 4, 9), weight=(6, 4, 3), **kwargs):
+    weight = ones(*weight) if isinstance(weight, tuple) else weight
+    return ops.causal_conv1d(ones(*x), weight, **kwargs)
+
+
 def head(hidden=(1, 2, 6), weight=(18, 6), bias=None, hop=4):
     bias = None if bias is None else ones(*bias)
     return ops.spectrum_head(ones(*hidden), ones(*weight), bias, ones(16), hop, None, False)
@@ -241,10 +246,93 @@ CASES = [
         "overlap_add: frames must be [B, T, F] = [1, 2, 16], got [1, 2, 15]",
     ),
     (lambda: overlap(hop=17), "overlap_add: hop must be in 1..F = 1..16, got 17"),
+    (lambda: overlap(last=ones(1)), "overlap_add: last must be bool, got float32"),
     (
-        lambda: overlap(frames=(1, 0, 16)),
-        "overlap_add: T must be >= 1 (0 only to flush a stream), got 0",
+        lambda: ops.overlap_add_(ones(1, 2, 16), ones(1, 9), ones(16), 4, overlap()[1], False),
+        "overlap_add_: out must be [B, L] = [1, 8], got [1, 9]",
     ),
+    (
+        lambda: conv(x=(1, 3, 9)),
+        "causal_conv1d: x must be [B, C_in, L] with C_in = 4, got [1, 3, 9]",
+    ),
+    (lambda: conv(x=(4, 9)), "causal_conv1d: x must be [B, C_in, L], got [4, 9]"),
+    (
+        lambda: conv(weight=(6, 4)),
+        "causal_conv1d: weight must be [C_out, C_in/groups, k], got [6, 4]",
+    ),
+    (
+        lambda: conv(groups=4),
+        "causal_conv1d: weight must be [C_out, C_in/groups, k] for 4 groups, got [6, 4, 3]",
+    ),
+    (lambda: conv(stride=0), "causal_conv1d: stride must be >= 1, got 0"),
+    (lambda: conv(dilation=0), "causal_conv1d: dilation must be >= 1, got 0"),
+    (
+        lambda: conv(left_pad=5, dilation=2),
+        "causal_conv1d: left_pad must be in 0..(k - 1) dilation = 0..4, got 5",
+    ),
+    (
+        lambda: conv(pad_mode="reflect"),
+        "causal_conv1d: pad_mode must be 'zeros' or 'replicate', got 'reflect'",
+    ),
+    (lambda: conv(bias=ones(5)), "causal_conv1d: bias must be [C_out] = [6], got [5]"),
+    (
+        lambda: conv(residual=ones(1, 6, 8)),
+        "causal_conv1d: residual must be [B, C_out, T] = [1, 6, 9], got [1, 6, 8]",
+    ),
+    (
+        lambda: conv(activation="relu"),
+        "causal_conv1d: activation must be None or one of ('silu', 'elu',",
+    ),
+    (
+        lambda: conv(activation="snake"),
+        "causal_conv1d: snake must be (alpha, gain) for activation 'snake', got None",
+    ),
+    (
+        lambda: conv(activation_before="snake", snake_before=(ones(4), ones(6))),
+        "causal_conv1d: gain of snake_before must be [C] = [4], got [6]",
+    ),
+    (
+        lambda: conv(snake=(ones(6), ones(6))),
+        "causal_conv1d: snake must be None where activation is None, got (alpha, gain)",
+    ),
+    (
+        lambda: conv(state=ops.ConvState.start(1, 4, 3)),
+        "causal_conv1d: state.context must be [B, C_in, W] = [1, 4, 2], got [1, 4, 3]",
+    ),
+    (
+        lambda: conv(state=ops.ConvState.start(1, 4, 2, dtype=torch.bfloat16)),
+        "causal_conv1d: state.context must be float32, got bfloat16",
+    ),
+    (lambda: conv(state=ones(1)), "causal_conv1d: state must be a ConvState or None, got Tensor"),
+    (lambda: conv(valid=ones(1)), "causal_conv1d: valid must be int64, got float32"),
+    (lambda: conv(valid=torch.ones(2).long()), "causal_conv1d: valid must be [B] = [1], got [2]"),
+    (
+        lambda: conv(last=torch.ones(2) > 0, valid=torch.ones(1).long()),
+        "causal_conv1d: last must be [B] = [1], got [2]",
+    ),
+    (
+        lambda: conv(weight=ops.pack_conv(ones(6, 4, 3)), stride=2),
+        "causal_conv1d: stride must be 1, for which weight was packed, got 2",
+    ),
+    (
+        lambda: conv(weight=ops.pack_conv(ones(4, 6, 3), transposed=True)),
+        "causal_conv1d: weight must be packed for the ordinary convolution, got the other kind",
+    ),
+    (
+        lambda: ops.causal_conv1d_(
+            ones(1, 4, 9), ones(1, 6, 8), ones(6, 4, 3), state=ops.ConvState.start(1, 4, 2)
+        ),
+        "causal_conv1d_: out must be [B, C_out, T] = [1, 6, 9], got [1, 6, 8]",
+    ),
+    (
+        lambda: ops.causal_conv_transpose1d(ones(1, 4, 9), ones(4, 6, 3), stride=2, trim_right=2),
+        "causal_conv_transpose1d: trim_right must be in 0..(k - 1) dilation + 1 - stride = 0..1",
+    ),
+    (
+        lambda: ops.pack_conv(ones(6, 4, 3), groups=4),
+        "pack_conv: weight must be not empty, its channels a multiple of 4 groups, got [6, 4, 3]",
+    ),
+    (lambda: ops.pack_conv(ones(6, 4)), "pack_conv: weight must be [C_out, C_in/groups, k]"),
     (
         lambda: overlap(state=ops.OverlapState.start(2, 16, 4)),
         "overlap_add: state.numerator must be [B, F - hop] = [1, 12], got [2, 12]",
@@ -264,6 +352,6 @@ def test_bad_argument(call, message):
 
 
 def test_the_good_arguments_of_these_cases_are_good():
-    for call in (moe, prefill, decode, step, overlap, head):
+    for call in (moe, prefill, decode, step, overlap, conv, head):
         call()
     write()

@@ -80,7 +80,7 @@ def test_compiled_equals_eager(op, case):
     expected = function(kwargs)
     if op.endswith("_"):
         compiled(kwargs)
-        got = [kwargs[name] for name in compare._WRITTEN[op]]
+        got = list(compare.written_by(op, kwargs))
     else:
         got = list(tensors_in(compiled(kwargs)))
     assert len(got) == len(expected)

@@ -9,7 +9,7 @@ from mingcore.testing.compare import check_op, run
 from mingcore.testing.cost import cost
 from mingcore.testing.layouts import nan_poisoned, tensors_in
 
-PACKING = {"pack_linear", "pack_experts", "pack_flow_head"}
+PACKING = {"pack_linear", "pack_experts", "pack_flow_head", "pack_conv"}
 
 
 def test_every_op_has_cases():

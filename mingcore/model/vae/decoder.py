@@ -26,9 +26,7 @@ class DecoderState:
 
     @property
     def nbytes(self) -> int:
-        overlap = self.overlap
-        held = 0 if overlap is None else overlap.numerator.nbytes + overlap.envelope.nbytes
-        return self.backbone.nbytes + held
+        return self.backbone.nbytes + (0 if self.overlap is None else self.overlap.nbytes)
 
     @property
     def lengths(self) -> Tensor:

@@ -7,6 +7,7 @@ the input's type. Works on any device; on a GPU without reading anything back to
 from . import (  # noqa: F401  (importing registers)
     attention,
     audio,
+    conv,
     flow_sample,
     flow_step,
     grouped_gemm,

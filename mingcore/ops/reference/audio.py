@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import register
-from .common import wide
+from .common import copy_all, stream_rows, wide
 from .linear import linear
 
 
@@ -21,31 +21,45 @@ def frames(samples: Tensor, hop: int) -> Tensor:
 
 
 @register("overlap_add", "reference")
-def overlap_add(
-    frames: Tensor,
-    window: Tensor,
-    hop: int,
-    numerator: Tensor | None,
-    envelope: Tensor | None,
-    skip: int,
-    last: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """frames [B, T, F] -> samples [B, L], and the carried numerator [B, F-hop], envelope [F-hop].
+def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, outputs):
+    """frames [B, T, F] -> samples [B, outputs], numerator [B, F - hop], lengths, emitted [B].
 
-    samples = sum_t window * frame_t / sum_t window^2, each at offset t * hop ("same": (F-hop)/2
-    samples are trimmed at both ends). The first `skip` samples are dropped; unless `last`, the
-    F - hop samples that later frames still reach are carried instead of emitted.
+    samples = sum_t window * frame_t / sum_t window^2, each at offset t * hop ("same": (F - hop) / 2
+    samples are trimmed at both ends). Unless a row ends, the F - hop samples that later frames
+    still reach are carried instead of emitted.
     """
-    T = frames.shape[1]
+    T, size = frames.shape[1:]
     window = window.to(wide(frames).dtype)
-    carried = window.shape[0] - hop
-    total = _add_at_hop(wide(frames) * window, hop, numerator)
-    norm = _add_at_hop(
-        window.square().expand(1, T, -1), hop, None if envelope is None else envelope.unsqueeze(0)
-    )
-    end = T * hop + (carried - carried // 2 if last else 0)
-    samples = total[:, skip:end] / norm[:, skip:end]
-    return samples, total[:, T * hop :].clone(), norm[0, T * hop :].clone()
+    carried, parts = size - hop, -(-size // hop)
+    trim = carried // 2
+    seen, new, done = stream_rows(frames, lengths, valid, ended, last, T)
+    step = torch.arange(1 - parts, T, device=frames.device)
+    had = (step >= -seen.unsqueeze(1)) & (step < new.unsqueeze(1))  # frames that there are
+    own = torch.where(had[:, parts - 1 :].unsqueeze(2), wide(frames) * window, 0)
+    if numerator is not None:
+        numerator = torch.where((seen > 0).unsqueeze(1), numerator, 0)
+    total = _add_at_hop(own, hop, numerator)
+    norm = _add_at_hop(had.unsqueeze(2) * window.square(), hop, None)[:, (parts - 1) * hop :]
+
+    skip = (trim - seen * hop).clamp(min=0)
+    end = new * hop + torch.where(done & (seen + new > 0), carried - trim, 0)
+    emitted = (end - skip).clamp(min=0)
+    index = skip.unsqueeze(1) + torch.arange(outputs, device=frames.device)
+    index = index.clamp(max=max(total.shape[1] - 1, 0))
+    kept = torch.arange(outputs, device=frames.device) < emitted.unsqueeze(1)
+    samples = total.new_zeros(total.shape[0], outputs)
+    if total.shape[1]:
+        samples = torch.where(kept, total.gather(1, index) / norm.gather(1, index), samples)
+    rest = (new * hop).unsqueeze(1) + torch.arange(carried, device=frames.device)
+    numerator = torch.where(done.unsqueeze(1), 0, total.gather(1, rest))
+    return samples, numerator, torch.where(done, 0, seen + new), emitted
+
+
+@register("overlap_add_", "reference")
+def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, ended, last):
+    """`overlap_add` with its results written into out, numerator, lengths and emitted."""
+    args = (frames, window, hop, numerator, lengths, valid, ended, last, out.shape[1])
+    copy_all(overlap_add(*args), (out, numerator, lengths, emitted))
 
 
 def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
@@ -67,22 +81,23 @@ def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
 
 @register("spectrum_head", "reference")
 def spectrum_head(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Tensor,
-    hop: int,
-    numerator: Tensor | None,
-    envelope: Tensor | None,
-    skip: int,
-    last: bool,
-    layout: str,
-    n: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+    hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n
+):
     """hidden [B, T, H] -> Linear -> [log-magnitude | phase] -> irfft -> `overlap_add`."""
     spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
     waves = inverse_spectrum(spectrum)
-    return overlap_add(waves, window, hop, numerator, envelope, skip, last)
+    return overlap_add(waves, window, hop, numerator, lengths, valid, ended, last, outputs)
+
+
+@register("spectrum_head_", "reference")
+def spectrum_head_(
+    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout,
+    n,
+):  # fmt: skip
+    """`spectrum_head` with its results written into out, numerator, lengths and emitted."""
+    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
+    carried = (out, numerator, lengths, emitted)
+    overlap_add_(inverse_spectrum(spectrum), *carried, window, hop, valid, ended, last)
 
 
 def inverse_spectrum(spectrum: Tensor) -> Tensor:
