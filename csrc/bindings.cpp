@@ -45,8 +45,12 @@ public:
         fail(op_ + ": " + name + " must be " + must + ", got " + got);
     }
 
+    // Types it takes, by code: float32, bfloat16 and float16; of weights int8 and uint8 as well; or
+    // int32 alone.
+    enum class Takes { floats, weights, ids };
+
     Array read(const py::object& value, const char* name, int dims, bool dense_last = true,
-               bool ids = false) const {
+               Takes takes = Takes::floats) const {
         if (!PyTuple_Check(value.ptr()) || PyTuple_GET_SIZE(value.ptr()) != 4)
             reject(name, "(data_ptr, dtype, sizes, strides)", std::string(py::repr(value)));
         PyObject* t = value.ptr();
@@ -54,10 +58,13 @@ public:
         Array a;
         a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
         const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
+        const bool ids = takes == Takes::ids, weights = takes == Takes::weights;
         if (ids && code != static_cast<int64_t>(Dtype::i32))
             reject(name, "int32 (5)", "code " + std::to_string(code));
-        if (!ids && (code < 0 || code > 2))
-            reject(name, "float32 (0), bfloat16 (1) or float16 (2)",
+        if (!ids && (code < 0 || code > (weights ? 4 : 2)))
+            reject(name,
+                   std::string("float32 (0), bfloat16 (1) or float16 (2)") +
+                       (weights ? ", int8 (3), uint8 (4)" : ""),
                    "code " + std::to_string(code));
         a.dtype = static_cast<Dtype>(code);
         if (!PyTuple_Check(sizes) || !PyTuple_Check(strides) ||
@@ -94,7 +101,7 @@ public:
     }
 
     void dtype(const Array& a, const char* name, Dtype expected, const char* spelled) const {
-        static const char* const names[] = {"float32", "bfloat16", "float16"};
+        static const char* const names[] = {"float32", "bfloat16", "float16", "int8", "uint8"};
         if (a.dtype != expected) reject(name, spelled, names[static_cast<int>(a.dtype)]);
     }
 
@@ -137,13 +144,20 @@ T one_of(const Args& args, const char* name, const std::string& value, const cha
 const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
 const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
 
+int64_t dtype_of(const py::object& value) {  // of a tensor that `read` has yet to check; or -1
+    PyObject* t = value.ptr();
+    if (!PyTuple_Check(t) || PyTuple_GET_SIZE(t) != 4) return -1;
+    PyObject* code = PyTuple_GET_ITEM(t, 1);
+    return PyLong_Check(code) ? PyLong_AsLongLong(code) : -1;
+}
+
 void linear(const py::object& x_, const py::object& weight_, const py::object& bias_,
-            const py::object& residual_, const py::object& out_, const std::string& activation,
-            const std::string& layout, int64_t n, int threads) {
+            const py::object& residual_, const py::object& scale_, const py::object& out_,
+            const std::string& activation, const std::string& layout, int64_t n, int threads) {
     const Args args("linear");
     const Array x = args.read(x_, "x", 2), bias = args.read_or_none(bias_, "bias", 1);
     const Array residual = args.read_or_none(residual_, "residual", 2),
-                out = args.read(out_, "out", 2);
+                scale = args.read_or_none(scale_, "scale", 1), out = args.read(out_, "out", 2);
     LinearArgs a{};
     a.act = one_of<Act>(args, "activation", activation, act_names);
     a.layout = one_of<Layout>(args, "layout", layout, layout_names);
@@ -154,22 +168,39 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
     if (swiglu && n % 2) args.reject("n", "even for swiglu", std::to_string(n));
     const int64_t outputs = swiglu ? n / 2 : n;
 
-    const Array weight = args.read(weight_, "weight", a.layout == Layout::rows ? 2 : 3);
+    const bool quads = dtype_of(weight_) == static_cast<int64_t>(Dtype::u8);
+    const Array weight =
+        args.read(weight_, "weight", a.layout == Layout::rows ? 2 : quads ? 4 : 3, true,
+                  Args::Takes::weights);
     if (a.layout == Layout::rows) {
         args.size(weight, "weight", 0, n, "N");
         args.size(weight, "weight", 1, a.K, "K");
         a.w_row = weight.stride[0];
+        if (weight.dtype > Dtype::f16) args.reject("weight", "panels where quantised", "rows");
     } else {
         if (a.layout == Layout::panels_swiglu && !swiglu)
             args.reject("layout", "rows or panels for activation " + activation, layout);
         if (a.layout == Layout::panels && swiglu)
             args.reject("layout", "panels_swiglu or rows for activation swiglu", layout);
         const int64_t panels = swiglu ? (outputs + 15) / 16 : (n + 31) / 32;
+        const int64_t rows = quads ? (a.K + 3) / 4 : a.K, row = quads ? 128 : 32;
         args.size(weight, "weight", 0, panels, "panels");
-        args.size(weight, "weight", 1, a.K, "K");
+        args.size(weight, "weight", 1, rows, quads ? "ceil(K/4)" : "K");
         args.size(weight, "weight", 2, 32, "columns");
-        if (weight.stride[1] != 32 || weight.stride[0] != 32 * a.K)
+        if (quads) args.size(weight, "weight", 3, 4, "k");
+        if (weight.stride[1] != row || weight.stride[0] != row * rows ||
+            weight.stride[2] * 32 != row)
             args.reject("weight", "contiguous panels", "strides");
+        // the sums of 127 * 127 stay below 2^31
+        if (quads && a.K > 1 << 17) args.reject("x", "[M, K] with K <= 131072", x.shape());
+    }
+    if (weight.dtype > Dtype::f16) {
+        if (!scale.data) args.reject("scale", "given with a quantised weight", "None");
+        args.size(scale, "scale", 0, n, "N");
+        args.dtype(scale, "scale", Dtype::f32, "float32");
+        a.scale = reinterpret_cast<const float*>(scale.data);
+    } else if (scale.data) {
+        args.reject("scale", "None with an unquantised weight", scale.shape());
     }
     if (bias.data) args.size(bias, "bias", 0, n, "N");
     if (residual.data) {
@@ -219,7 +250,7 @@ int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::obje
     const Args args("moe_mlp");
     const Array x = args.read(x_, "x", 2), out = args.read(out_, "out", 2);
     const Array weights = args.read(weights_, "weights", 2, false);
-    const Array ids = args.read(ids_, "ids", 2, false, true);
+    const Array ids = args.read(ids_, "ids", 2, false, Args::Takes::ids);
     MoeArgs a{};
     a.layout = one_of<Layout>(args, "layout", layout, layout_names);
     if (a.layout == Layout::panels_swiglu) args.reject("layout", "rows or panels", layout);
@@ -348,6 +379,15 @@ PYBIND11_MODULE(_cpu, m) {
                 fail("set_isa: this build on this CPU has no '" + isa + "'");
         },
         "Use another instruction set from here on; for tests.");
+    m.def(
+        "vnni", [] { return cpu_vnni; }, "Whether int8_dyn uses the VNNI instruction.");
+    m.def(
+        "set_vnni",
+        [](bool wanted) {
+            if (!select_vnni(wanted))
+                fail(std::string("set_vnni: no VNNI here with '") + current().isa + "'");
+        },
+        "Multiply int8_dyn with or without VNNI until the next set_isa; for tests.");
     m.def("thread_pool", &thread_pool,
           "Where threads come from: 'openmp' (PyTorch's pool) or 'std::thread'.");
 }

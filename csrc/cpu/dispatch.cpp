@@ -1,6 +1,10 @@
 // Picks the kernels by CPUID when the module is loaded; tests may pick another set.
 #include "kernels.h"
 
+#if defined(MC_X86)
+#include <cpuid.h>
+#endif
+
 #include <cstring>
 
 #define MC_DECLARE(ISA)                                                                          \
@@ -49,14 +53,34 @@ static const Kernels* best() {
     return available[available_count - 1];
 }
 
+static bool has_vnni(const Kernels& kernels) {
+#if defined(MC_X86)
+    __builtin_cpu_init();
+    if (!strcmp(kernels.isa, "avx512")) return __builtin_cpu_supports("avx512vnni");
+#if defined(MC_AVX_VNNI)
+    unsigned a = 0, b, c, d;
+    if (!strcmp(kernels.isa, "avx2")) return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+#endif
+#endif
+    return false;
+}
+
 static const Kernels* selected = best();
+bool cpu_vnni = has_vnni(*selected);
 
 const Kernels& current() { return *selected; }
+
+bool select_vnni(bool wanted) {
+    if (wanted && !has_vnni(*selected)) return false;
+    cpu_vnni = wanted;
+    return true;
+}
 
 bool select_isa(const char* isa) {
     for (const Kernels* k : available)
         if (!strcmp(k->isa, isa) && cpu_runs(*k)) {
             selected = k;
+            cpu_vnni = has_vnni(*k);
             return true;
         }
     return false;

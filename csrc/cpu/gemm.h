@@ -11,7 +11,7 @@
 // thread count, so a row's bits do not depend on its batch; and rounding grows with KC + K/KC.
 #pragma once
 #include "parallel.h"
-#include "simd.h"
+#include "simd_int.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -39,9 +39,49 @@ MC_INLINE void load_slice(const f16* p, F& a, F& b) {
     b = load(p + 16);
 }
 MC_INLINE void load_slice(const bf16* p, F& a, F& b) { load_pair(p, a, b); }
+MC_INLINE void load_slice(const int8_t* p, F& a, F& b) {
+    a = load(p);
+    b = load(p + 16);
+}
+MC_INLINE void load_slice(const quad* p, I& a, I& b) {
+    a = load_int(p);
+    b = load_int(p + 16);
+}
 MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; }
 MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
 MC_INLINE const bf16* slice(const bf16* panel, int s) { return panel + 2 * s * W; }
+MC_INLINE const int8_t* slice(const int8_t* panel, int s) { return panel + s * W; }
+MC_INLINE const quad* slice(const quad* panel, int s) { return panel + s * W; }
+
+// What differs between float32 sums and the int32 sums of quads.
+template <class T>
+struct Sums {
+    typedef F V;
+    static constexpr bool quantised = false;
+};
+template <>
+struct Sums<quad> {
+    typedef I V;
+    static constexpr bool quantised = true;
+};
+MC_INLINE void clear(F& a) { a = zero(); }
+MC_INLINE void clear(I& a) { a = zero_int(); }
+MC_INLINE void spread(const float* x, F& a) { a = set1(*x); }
+MC_INLINE void spread(const float* x, I& a) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    a = set1_int(four);
+}
+template <bool VNNI>
+MC_INLINE F multiply_add(F x, F w, F sum) {
+    return fma(x, w, sum);
+}
+template <bool VNNI>
+MC_INLINE I multiply_add(I x, I w, I sum) {
+    return dot4<VNNI>(sum, w, x);
+}
+MC_INLINE void put(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
+MC_INLINE void put(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
 
 // What a tile fetches ahead: `bytes` per k, from at[u] on. Never read, so it may point anywhere.
 struct Ahead {
@@ -51,60 +91,74 @@ struct Ahead {
 
 // c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances PANEL per k.
 // Not inlined: alone, its sums and pointers fit the registers.
-template <class T, int MR, int NU>
+template <class T, int MR, int NU, bool VNNI>
 __attribute__((noinline)) static void tile(const float* x, const T* const* w_in, int64_t kc,
                                            float* const* c, bool first, const Ahead& ahead) {
-    F a[NU][MR], b[NU][MR];
+    typedef typename Sums<T>::V V;
+    V a[NU][MR], b[NU][MR];
     const T* w[NU];
     const char* fetch[NU];
     for (int u = 0; u < NU; ++u) {
         w[u] = w_in[u];
         fetch[u] = ahead.at[u];
-        for (int r = 0; r < MR; ++r) a[u][r] = b[u][r] = zero();
+        for (int r = 0; r < MR; ++r) {
+            clear(a[u][r]);
+            clear(b[u][r]);
+        }
     }
     for (int64_t k = 0; k < kc; ++k, x += MR) {
         for (int u = 0; u < NU; ++u) {
-            F p, q;
+            V p, q;
             load_slice(w[u], p, q);
             prefetch(fetch[u]);
             if (sizeof(T) * PANEL > 64) prefetch(fetch[u] + 64);
             fetch[u] += ahead.bytes;
             w[u] += PANEL;
             for (int r = 0; r < MR; ++r) {
-                const F v = set1(x[r]);
-                a[u][r] = fma(v, p, a[u][r]);
-                b[u][r] = fma(v, q, b[u][r]);
+                V v;
+                spread(x + r, v);
+                a[u][r] = multiply_add<VNNI>(v, p, a[u][r]);
+                b[u][r] = multiply_add<VNNI>(v, q, b[u][r]);
             }
         }
     }
     for (int u = 0; u < NU; ++u)
         for (int r = 0; r < MR; ++r) {
             float* o = c[u] + r * PANEL;
-            store(o, first ? a[u][r] : add(load(o), a[u][r]));
-            store(o + 16, first ? b[u][r] : add(load(o + 16), b[u][r]));
+            put(o, a[u][r], first);
+            put(o + 16, b[u][r], first);
         }
 }
 
 template <class T, int NU, int MR>
 static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c,
                     bool first, const Ahead& ahead) {
-    if (rows == MR) return tile<T, MR, NU>(x, w, kc, c, first, ahead);
+    if (rows == MR) {
+        if constexpr (Sums<T>::quantised)
+            if (cpu_vnni) return tile<T, MR, NU, true>(x, w, kc, c, first, ahead);
+        return tile<T, MR, NU, false>(x, w, kc, c, first, ahead);
+    }
     if constexpr (MR > 1) tile_of<T, NU, MR - 1>(rows, x, w, kc, c, first, ahead);
 }
 
 constexpr int rows_for(int units) { return units == 1 ? ROWS : MAX_SUMS / (2 * units); }
 
 // Rows of x, packed: tile t holds rows [begin(t), begin(t + 1)) as [K, rows of t] at K * begin(t).
+// For quads a number of x is four int8 activations, K = quads(k) of them, and each row has a scale
+// and the sum of its integers (quantise.h).
 struct Rows {
     const float* x;
     int64_t K;
     int rows, tiles;
+    const float* scale;
+    const int32_t* sum;
     int begin(int t) const { return (int)((int64_t)rows * t / tiles); }
 };
 
 MC_INLINE int tiles_for(int rows) { return (rows + ROWS - 1) / ROWS; }
 
-// One tile of `out` (see Rows) from x [rows, K] with row stride x_row.
+// One tile of `out` (see Rows) from x [rows, K] with row stride x_row. Quantised rows are packed as
+// float: their bits are moved, four integers at a time. One dense row is its own packed form.
 template <class T>
 static void pack_tile(const T* x, int64_t x_row, int64_t K, int rows, float* out) {
     for (int r0 = 0; r0 < rows; r0 += W) {
@@ -189,6 +243,77 @@ static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, in
                                     : nullptr;
         }
         panel_block(x, t0, t1, at, next, count, k0, kc, c);
+    }
+}
+
+// A packed matrix: panels [count()][K][32] of T (for quads K = quads(k)) with one scale per row for
+// int8 and quads, else null. outputs: columns of the product, half the matrix's rows for swiglu.
+template <class T>
+struct Matrix {
+    const T* panels;
+    int64_t K;
+    const float* scale;
+    int64_t outputs;
+    bool swiglu;
+    int width() const { return swiglu ? 16 : PANEL; }
+    int64_t count() const { return (outputs + width() - 1) / width(); }
+    const T* panel(int64_t p) const { return panels + p * K * PANEL; }
+};
+
+// The scales of a panel's 32 columns, zero where there are none.
+template <class T>
+static void panel_scale(const Matrix<T>& m, int64_t panel, float* to) {
+    const int width = m.width();
+    const int64_t col = panel * width, left = m.outputs - col;
+    for (int j = 0; j < PANEL; ++j) {
+        const int of = j % width;
+        to[j] = of < left ? m.scale[(j < width ? 0 : m.outputs) + col + of] : 0.0f;
+    }
+}
+
+// Sums of quantised weights to the product, in place: c [rows of t0..t1][32].
+template <class T>
+static void scale_sums(const Rows& x, int t0, int t1, const float* scale, float* c) {
+    F by[PANEL / W];
+    for (int j = 0; j < PANEL / W; ++j) by[j] = load(scale + j * W);
+    const int to = x.begin(t1);
+    for (int r = x.begin(t0); r < to; ++r, c += PANEL)
+        for (int j = 0; j < PANEL / W; ++j) {
+            F v;
+            if constexpr (Sums<T>::quantised) {
+                const I offset = set1_int(cpu_vnni ? -128 * x.sum[r] : 0);
+                v = mul(to_float(add(load_int(c + j * W), offset)), set1(x.scale[r]));
+            } else {
+                v = load(c + j * W);
+            }
+            store(c + j * W, mul(v, by[j]));
+        }
+}
+
+// Floats of scratch that `multiply` needs for the sums of `rows` rows.
+MC_INLINE int64_t sums_for(int rows) { return (int64_t)panels_for(rows) * rows * PANEL; }
+
+// x (its tiles t0..t1) times the panels [p0, p1) of m; then finish(panel, sums [rows][32]) for each,
+// rows being those of t0..t1. sums: sums_for(x.rows) floats of the calling thread. after: what
+// this thread will multiply with next, or null. Allocates nothing, starts no threads.
+template <class T, class Finish>
+static void multiply(const Rows& x, int t0, int t1, const Matrix<T>& m, int64_t p0, int64_t p1,
+                     const T* after, float* sums, const Finish& finish) {
+    const int64_t size = (int64_t)(x.begin(t1) - x.begin(t0)) * PANEL;
+    const int most = panels_for(x.rows);
+    for (int64_t p = p0; p < p1; p += most) {
+        const int count = p1 - p < most ? (int)(p1 - p) : most;
+        const T* at[MAX_UNITS];
+        for (int i = 0; i < count; ++i) at[i] = m.panel(p + i);
+        panel_gemm(x, t0, t1, at, count, p + count < p1 ? m.panel(p + count) : after, sums);
+        for (int i = 0; i < count; ++i) {
+            if (m.scale) {
+                float scale[PANEL];
+                panel_scale(m, p + i, scale);
+                scale_sums<T>(x, t0, t1, scale, sums + i * size);
+            }
+            finish(p + i, (const float*)sums + i * size);
+        }
     }
 }
 

@@ -5,13 +5,20 @@
 #include <cstddef>
 #include <cstdint>
 
+// Whether the assembler knows AVX-VNNI.
+#if defined(MC_X86) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define MC_AVX_VNNI
+#endif
+
 namespace mingcore {
 
+// i8 and u8 are weights only: int8, and quads of int8 + 128.
 enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5 };
 enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu = 4 };
 // rows: [N, K]. panels: [ceil(N/32), K, 32], zero padded. panels_swiglu: [ceil(I/16), K, 32], each
 // panel 16 gate columns and their 16 up columns. bf16 panels interleave: 32-bit word j of a k-row
-// holds columns j (low half) and j + 16 (high half); float32 and fp16 keep the columns in order.
+// holds columns j (low half) and j + 16 (high half); the others keep the columns in order. Panels of
+// u8 are [panels, ceil(K/4), 32, 4]: four k of a column side by side.
 enum class Layout : int32_t { rows = 0, panels = 1, panels_swiglu = 2 };
 
 struct LinearArgs {  // out = act(x @ w.T + bias) + residual
@@ -21,7 +28,8 @@ struct LinearArgs {  // out = act(x @ w.T + bias) + residual
     const void* w;
     Dtype w_dtype;
     Layout layout;
-    int64_t N, w_row;  // w_row: only for rows
+    int64_t N, w_row;    // w_row: only for rows
+    const float* scale;  // [N], for i8 and u8
     const void* bias;
     Dtype bias_dtype;  // [N] or null
     const void* residual;
@@ -100,5 +108,10 @@ extern const int available_count;
 bool cpu_runs(const Kernels& kernels);
 const Kernels& current();
 bool select_isa(const char* isa);  // false: not compiled in, or this CPU cannot run it
+
+// Whether the set in use multiplies quads with the VNNI instruction: by CPUID, AVX512-VNNI for
+// avx512 and AVX-VNNI for avx2. Without it the same sums are made from 16-bit products.
+extern bool cpu_vnni;
+bool select_vnni(bool wanted);  // for tests; false: not here. select_isa sets it again
 
 }  // namespace mingcore

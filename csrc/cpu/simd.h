@@ -1,9 +1,10 @@
-// The only place with ISA intrinsics. Included by units that are compiled once per ISA; all
+// With simd_int.h the only place with ISA intrinsics. Included by units that are compiled once per ISA; all
 // names live in that ISA's own namespace, so that no two variants can be merged by the linker.
 //
 //   F           W float32 lanes                M      a lane mask
 //   load/store  W elements of float, bf16 or f16 (widened to, rounded from float32)
 //   loadn/storen  the first n of W elements, the rest read as zero and is never touched
+// Integers are in simd_int.h.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -325,6 +326,7 @@ MC_INLINE void narrow(float f, f16& h) {
     } else r = (mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13;
     h.bits = (uint16_t)(sign | r);
 }
+MC_INLINE float widen(int8_t a) { return a; }
 template <class T>
 MC_INLINE F loadn(const T* p, int n) {
     F a = zero();

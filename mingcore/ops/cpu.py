@@ -10,17 +10,18 @@ from torch import Tensor
 from .. import _cpu
 from . import cpu_moe  # noqa: F401  registers moe_mlp
 from .cpu_common import array, array_or_none, rows, unfit
-from .packed import FORMATS, PANEL
+from .packed import FORMATS, OFFSET, PANEL
 from .reference.audio import frames, inverse_spectrum, overlap_add
 from .registry import register
 
 
 def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
-    """A [N, K] weight as the panels that `linear` reads, in `format` ("fp32", "bf16" or "fp16").
+    """A [N, K] weight as the panels that `linear` reads, in `format`, one of `CPU_FORMATS`.
 
-    Gives [ceil(N/32), K, 32], zero padded; with `swiglu` (N = 2I, gate rows first)
-    [ceil(I/16), K, 32], where a panel holds 16 gate columns and then their 16 up columns. bf16
-    panels interleave columns j and j + 16 in one 32-bit word. See `packed.py`.
+    For "int8" and "int8_dyn" the weight is what `quantise` stored. Gives [ceil(N/32), K, 32], zero
+    padded; with `swiglu` (N = 2I, gate rows first) [ceil(I/16), K, 32], where a panel holds 16 gate
+    columns and then their 16 up columns. bf16 panels interleave columns j and j + 16 in one 32-bit
+    word; panels of "int8_dyn" are [.., ceil(K/4), 32, 4] uint8. See `packed.py`.
     """
     N, K = weight.shape
     halves = weight.view(2, N // 2, K) if swiglu else weight.unsqueeze(0)
@@ -29,13 +30,18 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
     if short:
         halves = torch.nn.functional.pad(halves, (0, 0, 0, short))
     panels = halves.unflatten(1, (-1, block)).permute(1, 3, 0, 2)  # [P, K, halves, block]
-    dtype = FORMATS[format]
+    dtype = FORMATS.get(format, torch.int8)
     out = torch.empty(panels.shape[0], K, PANEL, dtype=dtype)
     if dtype == torch.bfloat16:
         view = out.view(-1, K, PANEL // 2, 2)
         view.copy_(panels.reshape(-1, K, 2, PANEL // 2).transpose(2, 3))
     else:
         out.view(panels.shape).copy_(panels)
+    if format == "int8_dyn":
+        out = torch.nn.functional.pad(
+            out.view(torch.uint8) ^ OFFSET, (0, 0, 0, -K % 4), value=OFFSET
+        )
+        out = out.unflatten(1, (-1, 4)).transpose(2, 3).contiguous()
     return out
 
 
@@ -46,23 +52,32 @@ def pack_conv_panels(
     return None
 
 
-def _linear_why_not(x, weight, bias, residual, activation, layout, n):
+def _linear_why_not(
+    x, weight, bias, residual, activation, layout, n, scale=None, format="", largest_k=1 << 17
+):
     if x.shape[-1] == 0:
         return "x has K = 0; it takes K >= 1"
-    return unfit(("x", "weight", "bias", "residual"), (x, weight, bias, residual))
+    if scale is not None and layout == "rows":
+        return f"the weight is {format} in rows; it takes panels (pack_linear for the CPU)"
+    if format == "int8_dyn" and x.shape[-1] > largest_k:
+        return f"x has K = {x.shape[-1]}; with int8_dyn it takes K <= {largest_k}"
+    if scale is not None:
+        weight = None  # packed by pack_linear; what else it may be, _cpu checks
+    names = ("x", "weight", "bias", "residual", "scale")
+    return unfit(names, (x, weight, bias, residual, scale))
 
 
 @register("linear", "cpu", _linear_why_not)
-def linear(x, weight, bias, residual, activation, layout, n):
+def linear(x, weight, bias, residual, activation, layout, n, scale=None, format=""):
     if activation == "swiglu" and layout == "panels":
         # packed without knowing the activation: the gates lie in other panels than their ups
-        both = _linear(x, weight, bias, None, "none", layout, n, torch.float32)
+        both = _linear(x, weight, bias, None, "none", layout, n, torch.float32, scale)
         gated = silu_mul(both)
         return (gated if residual is None else gated + residual).to(x.dtype)
-    return _linear(x, weight, bias, residual, activation, layout, n, x.dtype)
+    return _linear(x, weight, bias, residual, activation, layout, n, x.dtype, scale)
 
 
-def _linear(x, weight, bias, residual, activation, layout, n, dtype):
+def _linear(x, weight, bias, residual, activation, layout, n, dtype, scale=None):
     outputs = n // 2 if activation == "swiglu" else n
     out = torch.empty((*x.shape[:-1], outputs), dtype=dtype)
     # copies made here must live, by name, until the kernel has read them
@@ -75,6 +90,7 @@ def _linear(x, weight, bias, residual, activation, layout, n, dtype):
         array(weight),
         array_or_none(bias),
         array_or_none(residual),
+        array_or_none(scale),
         array(out.view(-1, outputs)),
         activation,
         layout,

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..errors import BackendError
 from . import checks, registry
 from .dispatch import call
-from .packed import FORMATS, PackedLinear, format_of
+from .packed import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of, quantise
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
@@ -27,10 +27,13 @@ def linear(
     x [..., K]; weight [N, K] or packed; bias [N]; activation None, "silu", "gelu" (erf),
     "gelu_tanh", or "swiglu": N = 2I rows, gate then up -> silu(gate) * up [..., I]; residual
     [..., N_out]. Returns [..., N_out] in x.dtype, summed in float32. float32 x with 16-bit weights
-    is computed in float32. Raises InputError on a wrong shape, type or device.
+    is computed in float32. With an "int8_dyn" weight the rows of x are quantised to int8. Raises
+    InputError on a wrong shape, type or device.
     """
+    scale, format = None, ""
     if type(weight) is PackedLinear:
         matrix, layout, n, k = weight.weight, weight.layout, weight.n, weight.k
+        scale, format = weight.scale, weight.format
     else:
         checks.rank("linear", "weight", weight, "[N, K]", 2)
         matrix, layout = weight, "rows"
@@ -40,7 +43,7 @@ def linear(
         checks.fail("linear", "x", f"[..., K] with K = {k}", list(shape))
     if x.dtype not in checks.FLOATS:
         checks.floating("linear", "x", x)
-    if matrix.dtype not in checks.FLOATS:
+    if scale is None and matrix.dtype not in checks.FLOATS:
         checks.floating("linear", "weight", matrix)
     if matrix.device != x.device:
         checks.device("linear", x, "weight", matrix)
@@ -56,7 +59,8 @@ def linear(
         width = n // 2 if activation == "swiglu" else n
         if residual.shape != (*shape[:-1], width):
             checks.shape("linear", "residual", residual, "[..., N_out]", (*shape[:-1], width))
-    return call("linear", backend, x, matrix, bias, residual, activation, layout, n)
+    args = (x, matrix, bias, residual, activation, layout, n, scale, format)
+    return call("linear", backend, *args)
 
 
 def pack_linear(
@@ -68,32 +72,54 @@ def pack_linear(
 ) -> PackedLinear:
     """Prepare weight [N, K] once, at load, for `linear` on its device.
 
-    format "fp32", "bf16" or "fp16"; None keeps the tensor's own type. activation: what `linear`
-    will be asked to apply, a hint for the layout. On the CPU the native backend's panels where it
-    serves; else the rows as they are. Raises InputError, and BackendError for a named backend that
-    cannot pack.
+    format "fp32", "bf16" or "fp16", None keeps the tensor's own type; "int8" and "fp8" (e4m3)
+    quantise the weight with one scale per row, "int8_dyn" is "int8" with x quantised by `linear` as
+    well. activation: what `linear` will be asked to apply, a hint for the layout. On the CPU the
+    native backend's panels where it serves; else rows. Raises InputError, and BackendError for a
+    named backend that cannot pack.
     """
     checks.rank("pack_linear", "weight", weight, "[N, K]", 2)
-    format = resolve_format("pack_linear", weight, format, FORMATS)
+    format = resolve_format("pack_linear", weight, format, (*FORMATS, *QUANTISED))
     if activation is not None:
         _activation("pack_linear", activation, weight.shape)
     n, k = weight.shape
     weight = weight.detach()
-    cpu = native_packing("pack_linear", weight, format, backend)
+    cpu = native_packing("pack_linear", weight, format, backend, CPU_FORMATS)
+    scale = None
+    if format in QUANTISED:
+        weight, scale = quantised("pack_linear", weight, format)
     if cpu is None:
-        return PackedLinear(weight.to(FORMATS[format]).contiguous(), "rows", n, k, format)
+        rows = weight if scale is not None else weight.to(FORMATS[format]).contiguous()
+        return PackedLinear(rows, "rows", n, k, format, scale)
     swiglu = activation == "swiglu"
     panels = cpu.pack_panels(weight, format, swiglu=swiglu)
-    return PackedLinear(panels, "panels_swiglu" if swiglu else "panels", n, k, format)
+    return PackedLinear(panels, "panels_swiglu" if swiglu else "panels", n, k, format, scale)
 
 
-def native_packing(op: str, weight: Tensor, format: str, backend: str | None) -> ModuleType | None:
-    """The adapter that packs this weight for the CPU, or None where rows stay rows."""
+def quantised(op: str, weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """`quantise`, of weights that must be finite."""
+    stored, scale = quantise(weight.detach(), format)
+    if not scale.isfinite().all():
+        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
+    return stored, scale
+
+
+def native_packing(
+    op: str,
+    weight: Tensor,
+    format: str,
+    backend: str | None,
+    formats: Collection[str] = ("fp32", "bf16", "fp16"),
+) -> ModuleType | None:
+    """The adapter that packs this weight for the CPU, or None where rows stay rows.
+
+    formats: those that the op has panels for.
+    """
     names = registry.named_backends(backend)
     if names and "cpu" not in names:
         return None
     reason = registry.load("cpu")
-    if not weight.is_cpu or format not in ("fp32", "bf16", "fp16"):
+    if not weight.is_cpu or format not in formats:
         reason = f"the cpu backend does not pack {format} weights of {weight.device.type} tensors"
     if reason is None:
         from . import cpu

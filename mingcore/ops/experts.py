@@ -1,14 +1,15 @@
 """Routing and the mixture of experts: the public functions."""
 
 import math
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .dense import native_packing, resolve_format
+from .dense import native_packing, quantised, resolve_format
 from .dispatch import call
-from .packed import FORMATS, PANEL, QUANTISED, PackedExperts, format_of, quantise
+from .packed import CPU_FORMATS, FORMATS, PANEL, QUANTISED, PackedExperts, format_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -83,7 +84,17 @@ def pack_experts(
     if shared is not None:
         _shared_pair(op, shared, down.shape[1])
     format = resolve_format(op, gate_up, format, (*FORMATS, *QUANTISED))
-    cpu = native_packing(op, gate_up, format, backend)
+    cpu = native_packing(op, gate_up, format, backend, CPU_FORMATS)
+    if cpu is not None and format in QUANTISED:
+        routed = (
+            _quantised_panels(op, cpu, t, format, i == 0) for i, t in enumerate((gate_up, down))
+        )
+        parts = [*routed, (None, None), (None, None)]
+        if shared is not None:
+            alone = [_quantised_panels(op, cpu, t[None], format, t is shared[0]) for t in shared]
+            parts[2:] = [(panels[0], scale[0]) for panels, scale in alone]
+        stored, scales = zip(*parts)
+        return PackedExperts(*stored, "panels", format, *scales)
     if cpu is not None:
         pair = (
             _panels(cpu, gate_up.detach(), format, overwrite, swiglu=True),
@@ -95,22 +106,24 @@ def pack_experts(
         return PackedExperts(*pair, *(shared or (None, None)), layout="panels", format=format)
     parts = (gate_up, down, *(shared or (None, None)))
     if format in QUANTISED:
-        stored, scales = zip(*(_quantised(op, t, format) for t in parts))
+        pairs = ((None, None) if t is None else quantised(op, t, format) for t in parts)
+        stored, scales = zip(*pairs)
         return PackedExperts(*stored, "rows", format, *scales)
     dtype = FORMATS[format]
     kept = (None if t is None else t.detach().to(dtype).contiguous() for t in parts)
     return PackedExperts(*kept, layout="rows", format=format)
 
 
-def _quantised(
-    op: str, weight: Tensor | None, format: str
-) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    if weight is None:
-        return None, None
-    stored, scale = quantise(weight.detach(), format)
-    if not scale.isfinite().all():
-        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
-    return stored, scale
+def _quantised_panels(
+    op: str, cpu: ModuleType, stack: Tensor, format: str, swiglu: bool
+) -> tuple[Tensor, Tensor]:
+    """A stack [E, N, K] quantised, one matrix at a time: panels [E, ...] and scale [E, N]."""
+    panels, scales = [], []
+    for matrix in stack.detach():
+        stored, scale = quantised(op, matrix, format)
+        panels.append(cpu.pack_panels(stored, format, swiglu=swiglu))
+        scales.append(scale)
+    return torch.stack(panels), torch.stack(scales)
 
 
 def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:

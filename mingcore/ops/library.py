@@ -22,7 +22,7 @@ _CONV_ACTS = (
 _OVERLAP_OUT = "Tensor(a!) out, Tensor(b!) numerator, Tensor(c!) lengths, Tensor(d!) emitted"
 SCHEMAS = {
     "linear": "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation, "
-    "str layout, int n -> Tensor",
+    "str layout, int n, Tensor? scale, str format -> Tensor",
     "silu_mul": "Tensor gate_up -> Tensor",
     "rms_norm": "Tensor x, Tensor weight, float eps -> Tensor",
     "add_rms_norm": "Tensor x, Tensor residual, Tensor weight, float eps -> (Tensor, Tensor)",
@@ -83,7 +83,7 @@ def _accumulator(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _linear(x, weight, bias, residual, activation, layout, n):
+def _linear(x, weight, bias, residual, activation, layout, n, scale, format):
     return _empty(x, *x.shape[:-1], n // 2 if activation == "swiglu" else n)
 
 

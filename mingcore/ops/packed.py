@@ -7,10 +7,13 @@ Layouts of a [N, K] matrix:
   j + 16 (high half), so that widening to float32 is a shift and a mask.
 - "panels_swiglu" (CPU): panels of 2I rows in `swiglu_order`: [ceil(I/16), K, 32], each with 16 gate
   rows and then their 16 up rows.
+- Panels of "int8_dyn" are [panels, ceil(K/4), 32, 4] uint8: stored + 128, four k of a row side by
+  side, zeros (128) behind K. One instruction (VNNI's) multiplies such a four with four int8
+  activations; unsigned by signed is what it takes, and the 128 costs one sum per activation row.
 
-Quantised formats hold one float32 scale per row beside the matrix: weight = scale * stored, with
-scale = max|row| / 127 (int8) or / 448 (fp8, e4m3). "int8_dyn" is "int8" whose activations are
-quantised too, by `quantise_activations`.
+Quantised formats hold one float32 scale per row beside the matrix, in the order of the rows in
+every layout: weight = scale * stored, with scale = max|row| / 127 (int8) or / 448 (fp8, e4m3).
+"int8_dyn" is "int8" whose activations are quantised too, by `quantise_activations`.
 """
 
 from dataclasses import dataclass
@@ -25,23 +28,30 @@ FORMATS = {
     "fp64": torch.float64,
 }
 QUANTISED = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}
+CPU_FORMATS = ("fp32", "bf16", "fp16", "int8", "int8_dyn")  # of panels
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 PANEL = 32
+OFFSET = 128  # of stored weights in panels of "int8_dyn"
 
 
 @dataclass(frozen=True, eq=False)
 class PackedLinear:
-    """A linear weight [n, K] in one `layout` and `format`; made by `ops.pack_linear`."""
+    """A linear weight [n, k] in one `layout` and `format`; made by `ops.pack_linear`.
+
+    Formats "int8", "int8_dyn" and "fp8" have a scale [n] float32, the others None.
+    """
 
     weight: Tensor
     layout: str
     n: int
     k: int
     format: str
+    scale: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes
+        """Of the matrix and its scale."""
+        return self.weight.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
     @property
     def device(self) -> torch.device:
@@ -51,9 +61,15 @@ class PackedLinear:
     def shape(self) -> tuple[int, int]:
         return self.n, self.k
 
+    def as_rows(self) -> "PackedLinear":
+        """The same matrix in layout "rows", in its format."""
+        rows = unpack_rows(self.weight, self.layout, self.n, self.k)
+        return PackedLinear(rows, "rows", self.n, self.k, self.format, self.scale)
+
     def unpack(self) -> Tensor:
-        """The matrix [n, K] back, in the packed format."""
-        return unpack_rows(self.weight, self.layout, self.n)
+        """The matrix [n, k] back, in the packed format; a quantised one as float32."""
+        rows = self.as_rows().weight
+        return rows if self.scale is None else dequantise(rows, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +78,8 @@ class PackedExperts:
     pair [2Is, H], [H, Is] or None; made by `ops.pack_experts`.
 
     In layout "panels" every expert's matrices are packed: gate_up as "panels_swiglu"
-    [E, ceil(I/16), H, 32], down as "panels" [E, ceil(H/32), I, 32]; the shared pair likewise.
+    [E, ceil(I/16), H, 32], down as "panels" [E, ceil(H/32), I, 32]; the shared pair likewise. Those
+    of "int8_dyn" are [E, ceil(I/16), ceil(H/4), 32, 4] and [E, ceil(H/32), ceil(I/4), 32, 4].
     Formats "int8", "int8_dyn" and "fp8" have scales, float32 per row: gate_up_scale [E, 2I],
     down_scale [E, H], shared_gate_up_scale [2Is], shared_down_scale [H]; the others None.
     """
@@ -100,11 +117,11 @@ class PackedExperts:
     @property
     def hidden(self) -> int:
         """H."""
-        return self.gate_up.shape[2]
+        return self.gate_up.shape[2] if self.down_scale is None else self.down_scale.shape[1]
 
     def as_rows(self) -> "PackedExperts":
         """The same experts in layout "rows", in their format."""
-        rows = unpack_experts(*self.matrices, self.layout)
+        rows = unpack_experts(*self.matrices, self.layout, self.scales)
         return PackedExperts(*rows, "rows", self.format, *self.scales)
 
     def unpack(self) -> "PackedExperts":
@@ -152,8 +169,10 @@ def _by_largest(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     """Rows scaled to +-largest, in float32, and their scales."""
     x = x.float()
     a = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
-    inverse = torch.where(a > 0, largest / a, 0.0)
-    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / largest
+    # tensors, not numbers: PyTorch may multiply by a reciprocal instead, which rounds twice
+    most = torch.full_like(a, largest)
+    inverse = torch.where(a > 0, most / a, 0.0)
+    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / most
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
@@ -173,10 +192,13 @@ def swiglu_order(n: int) -> Tensor:
     return torch.stack((gate, up), dim=1).flatten()
 
 
-def unpack_rows(weight: Tensor, layout: str, n: int) -> Tensor:
-    """[N, K] from any layout."""
+def unpack_rows(weight: Tensor, layout: str, n: int, k: int | None = None) -> Tensor:
+    """[n, k] from any layout; k is needed where panels are padded in k."""
     if layout == "rows":
         return weight
+    if weight.dtype == torch.uint8:
+        signed = (weight.to(torch.int16) - OFFSET).to(torch.int8)
+        weight = signed.transpose(2, 3).flatten(1, 2)[:, :k]
     rows = weight
     if weight.dtype == torch.bfloat16:
         P, K, _ = weight.shape
@@ -196,14 +218,20 @@ def unpack_experts(
     shared_gate_up: Tensor | None,
     shared_down: Tensor | None,
     layout: str,
+    scales: tuple[Tensor | None, ...] = (None,) * 4,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """The four matrices of `PackedExperts` as rows, from any layout."""
+    """The four matrices of `PackedExperts` as rows, from any layout; `scales` are theirs."""
     if layout == "rows":
         return gate_up, down, shared_gate_up, shared_down
-    H, I = gate_up.shape[2], down.shape[2]
-    gate_up = torch.stack([unpack_rows(w, "panels_swiglu", 2 * I) for w in gate_up])
-    down = torch.stack([unpack_rows(w, "panels", H) for w in down])
+    H, I, shared = gate_up.shape[2], down.shape[2], 0
+    if shared_down is not None:
+        shared = shared_down.shape[1]
+    if scales[0] is not None:  # panels of int8_dyn are padded in k; their scales tell the sizes
+        H, I = scales[1].shape[1], scales[0].shape[1] // 2
+        shared = 0 if scales[2] is None else scales[2].shape[0] // 2
+    gate_up = torch.stack([unpack_rows(w, "panels_swiglu", 2 * I, H) for w in gate_up])
+    down = torch.stack([unpack_rows(w, "panels", H, I) for w in down])
     if shared_gate_up is not None:
-        shared_gate_up = unpack_rows(shared_gate_up, "panels_swiglu", 2 * shared_down.shape[1])
-        shared_down = unpack_rows(shared_down, "panels", H)
+        shared_gate_up = unpack_rows(shared_gate_up, "panels_swiglu", 2 * shared, H)
+        shared_down = unpack_rows(shared_down, "panels", H, shared)
     return gate_up, down, shared_gate_up, shared_down

@@ -211,9 +211,9 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
     if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
     from mingcore.ops.packed import quantise_activations
-    from mingcore.ops.reference import flow_sample, moe_mlp
+    from mingcore.ops.reference import common, flow_sample
 
-    module, tie, given = moe_mlp, TIE, packed.hidden
+    module, tie, given = common, TIE, packed.hidden
     if op == "flow_sample":
         module, tie, given = flow_sample, TIE_OF_MANY, None
 

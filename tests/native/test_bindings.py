@@ -26,6 +26,7 @@ def linear(**changed):
         "weight": array(16, 8),
         "bias": array(16),
         "residual": array(3, 16),
+        "scale": None,
         "out": array(3, 16),
         "activation": "none",
         "layout": "rows",
@@ -108,7 +109,7 @@ def test_own_threads_where_no_openmp_is_loaded():
             out = array.array("f", [float("nan")] * (M * N))
             given = [(a.buffer_info()[0], 0, s, (s[1], 1)) for a, s in
                      ((x, (M, K)), (w, (N, K)), (out, (M, N)))]
-            cpu.linear(*given[:2], None, None, given[2], "none", "rows", N, threads)
+            cpu.linear(*given[:2], None, None, None, given[2], "none", "rows", N, threads)
             return out
         one = run(1)
         for threads in (2, 3, 5, 2, 5) * 20:

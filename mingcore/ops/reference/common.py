@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..packed import dequantise, quantise_activations
+
 
 def wide(x: Tensor) -> Tensor:
     """x in the type an op computes in: float64 stays (the oracle), all else is float32."""
@@ -32,3 +34,14 @@ def copy_all(results: Iterable[Tensor], into: Iterable[Tensor]) -> None:
     """What an in-place op does with the results of the other."""
     for result, to in zip(results, into, strict=True):
         to.copy_(result)
+
+
+def quantised_matmul(x: Tensor, weight: Tensor, scale: Tensor, format: str) -> Tensor:
+    """x [M, K] (scale * weight)^T -> [M, N], not rounded; weight [N, K] as stored, scale [N]."""
+    x = wide(x)
+    scale = scale.to(x.dtype)
+    if format != "int8_dyn":
+        return F.linear(x, dequantise(weight, scale))
+    stored, x_scale = quantise_activations(x)
+    total = F.linear(stored.double(), weight.double())  # integers, exact
+    return total.to(scale.dtype) * x_scale.unsqueeze(-1) * scale

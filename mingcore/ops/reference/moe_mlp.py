@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from ..packed import QUANTISED, dequantise, quantise_activations, unpack_experts
+from ..packed import QUANTISED, unpack_experts
 from ..registry import register
-from .common import matmul, wide
+from .common import matmul, quantised_matmul, wide
 from .grouped_gemm import by_group, grouped_gemm
 from .routing import sort_by_expert
 from .silu_mul import silu_mul
@@ -32,8 +32,9 @@ def moe_mlp(
     Quantised formats have scales [E, 2I], [E, H], [2Is], [H]: weight = scale * stored.
     """
     (T, K), H = ids.shape, x.shape[1]
+    scales = (gate_up_scale, down_scale, shared_gate_up_scale, shared_down_scale)
     gate_up, down, shared_gate_up, shared_down = unpack_experts(
-        gate_up, down, shared_gate_up, shared_down, layout
+        gate_up, down, shared_gate_up, shared_down, layout, scales
     )
     if x.is_cpu and T == 1:
         routed = _one_token(x, (gate_up, gate_up_scale), (down, down_scale), weights, ids, format)
@@ -80,9 +81,4 @@ def _product(x: Tensor, w: Tensor, scale: Tensor | None, format: str) -> Tensor:
     """x [M, K] W^T -> [M, N] in x.dtype; one matrix [N, K] is widened at a time."""
     if format not in QUANTISED:
         return matmul(x, w)
-    scale = scale.to(wide(x).dtype)
-    if format != "int8_dyn":
-        return matmul(x, dequantise(w, scale))
-    stored, x_scale = quantise_activations(x)
-    total = matmul(stored.double(), w.double())  # integers, exact
-    return (total.to(scale.dtype) * x_scale.unsqueeze(-1) * scale).to(x.dtype)
+    return quantised_matmul(x, w, scale, format).to(x.dtype)
