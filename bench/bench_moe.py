@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ ANCHOR = "loop over the experts hit, bf16"
 # how far ways in bfloat16, and formats that lose more, may be from each other
 AGREE = {"int8": 0.1, "int8_dyn": 0.15, "fp8": 0.25}
 SLOW = 20  # times the fastest
+PROBE = "read probe"
 LOOP_OVER_ALL = 128  # tokens; with more every expert is hit, and both loops are one
 
 Calls = dict[str, Callable[[], Any]]
@@ -81,7 +83,10 @@ def point(
             raise AssertionError(f"{routing} T={T}: {name} differs from the loop by {error:.2e}")
     for format in backends:
         check(layers.packed[format][0], tokens[0], results[f"ours {format}"])
-    measured, apart_us = _timed(calls, took_s, device, quick, budget_s)
+    probe, probe_bytes = (
+        _probe((4 if quick else 8) * ceiling.cache_bytes) if device == "cpu" else ({}, 0)
+    )
+    measured, apart_us = _timed({**calls, **probe}, took_s, device, quick, budget_s)
     rows = []
     for format, backend in backends.items():
         name = f"ours {format}"
@@ -90,11 +95,24 @@ def point(
         cold = work.nbytes * layers.count > ceiling.cache_bytes and layers.count > 1
         case = f"{_name(layers)}_{routing}_t{T}"
         head = ("moe_mlp", case, format, device, backend, "cold" if cold else "warm")
-        row = measure.make_row(head, work, ceiling.read_gbs, measured, name)
+        ways = Comparison({n: s for n, s in measured.samples.items() if n != PROBE})
+        row = measure.make_row(head, work, ceiling.read_gbs, ways, name)
+        if probe:  # in the same rounds: the memory's own pace changes while a bench runs
+            share = measured.speedup(name, over=PROBE).median * work.nbytes / probe_bytes
+            row = replace(row, read_share=share)
         apart_x = {other: us / row.us for other, us in apart_us.items()}
         row = replace(row, others_us={**row.others_us, **apart_us})
         rows.append(replace(row, others_x={**row.others_x, **apart_x}))
     return rows, lacking
+
+
+@lru_cache(maxsize=1)
+def _probe(nbytes: int) -> tuple[Calls, int]:
+    """The read probe of the ceilings as one more call, and the bytes that it reads."""
+    from mingcore import _cpu
+
+    x, n = torch.randn(nbytes // 2, dtype=torch.bfloat16), torch.get_num_threads()
+    return {PROBE: lambda: _cpu.read_probe(x.data_ptr(), x.nbytes, n)}, x.nbytes
 
 
 def _name(layers: Layers) -> str:
@@ -153,7 +171,7 @@ def _timed(
         rest = {name: call for name, call in calls.items() if name not in apart}
         return graph_interleaved(rest, budget_s=budget_s), _medians_us(slow)
     limit = SLOW * min(took_s.values())
-    apart = {name: call for name, call in calls.items() if took_s[name] > limit}
+    apart = {name: call for name, call in calls.items() if took_s.get(name, 0) > limit}
     apart = {name: call for name, call in apart.items() if not name.startswith("ours")}
     apart_us = {name: took_s[name] * 1e6 for name in apart}  # its one call, if that is long
     again = {name: call for name, call in apart.items() if took_s[name] < budget_s}
@@ -225,8 +243,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def added(before: dict[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
-    """A result with the rows of an earlier part, where it has none itself; all are held to the
-    highest ceiling that any part saw. SystemExit when the parts do not belong together."""
+    """A result with the rows of an earlier part, where it has none itself, and the highest ceiling
+    that either saw. SystemExit when the parts do not belong together."""
     if before is None:
         return content
     for what in ("commit", "cpu", "threads", "gpu"):
@@ -245,7 +263,7 @@ def added(before: dict[str, Any] | None, content: dict[str, Any]) -> dict[str, A
     return {
         **content,
         "ceilings": {device: {**new, **best, "gemm_tflops": gemms}},
-        "rows": [{**row, "read_share": row["gbs"] / best["read_gbs"]} for row in rows],
+        "rows": rows,
         "lacking": {**before["lacking"], **content["lacking"]},
     }
 
