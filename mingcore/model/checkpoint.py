@@ -83,10 +83,12 @@ def load(
 
 def _parts(w: Weights, config: MingConfig) -> dict:
     H, audio = config.llm.hidden_size, config.audio
-    flow = FlowHead.from_weights(w.sub("flowloss.cfm.model"), config.flow, cond_size=H)
-    if flow.channels != config.latent_dim:
+    head = w.sub("flowloss.cfm.model")
+    flow = FlowHead.from_weights(head, config.flow, cond_size=H)
+    channels = head.shape("x_embedder.weight")[1]
+    if channels != config.latent_dim:
         raise CheckpointError(
-            f"{w.source.what}: the flow head makes {flow.channels} channels, but "
+            f"{w.source.what}: the flow head makes {channels} channels, but "
             f"audio_tokenizer_config.enc_kwargs.latent_dim is {config.latent_dim}"
         )
     return {

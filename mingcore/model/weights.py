@@ -223,6 +223,11 @@ class Weights:
         """An unfilled matrix (or a stack of them)."""
         return torch.empty(shape, dtype=self.dtype, device="meta" if self.dry else self.device)
 
+    def new_vector(self, *shape: int) -> Tensor:
+        """An unfilled vector (or a stack of them) in the activations' dtype."""
+        device = "meta" if self.dry else self.device
+        return torch.empty(shape, dtype=self.activation_dtype, device=device)
+
     def fill(self, name: str, dest: Tensor) -> None:
         """Read a tensor into `dest`; its shape must be that of `dest`, save for ones in front."""
         key, expected = self.prefix + name, tuple(dest.shape)
@@ -254,8 +259,7 @@ class Weights:
 
     def vector(self, name: str, n: int) -> Tensor:
         """A norm's weight or the like: [n] in the activations' dtype."""
-        device = "meta" if self.dry else self.device
-        dest = torch.empty(n, dtype=self.activation_dtype, device=device)
+        dest = self.new_vector(n)
         self.fill(name, dest)
         return dest
 

@@ -36,7 +36,7 @@ from .dense import (
 )
 from .experts import grouped_gemm, moe_mlp, pack_experts, route_topk, sort_by_expert
 from .flow import flow_step, flow_step_
-from .flow_sample import flow_sample, pack_flow_head
+from .flow_sampler import flow_sample, pack_flow_head
 from .packed import PackedExperts, PackedLinear
 from .packed_conv import PackedConv
 from .packed_flow import PackedFlowHead

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .dense import linear
-from .packed import QUANTISED, PackedLinear, dequantise, unpack_rows
+from .packed import PANEL, QUANTISED, PackedLinear, dequantise, format_of, unpack_rows
 from .schedule import FlowSchedule
 
 MATRICES = ("cond", "x", "qkv", "out", "up", "down", "final")
@@ -78,6 +78,31 @@ class PackedFlowHead:
     def cond_size(self) -> int:
         """Hc."""
         return self.matrices[0].shape[-2 if self.layout == "panels" else -1]
+
+    @property
+    def inputs(self) -> tuple[int, ...]:
+        """K of the seven matrices."""
+        H = self.hidden
+        return self.cond_size, self.channels, H, H, H, self.width, H
+
+    def linear(
+        self, i: int, block: int | None = None, rows: slice = slice(None)
+    ) -> tuple[PackedLinear, Tensor]:
+        """A view of matrix i (of a block's), or of some of its rows, and of its bias.
+
+        In panels `rows` must begin and end at multiples of 32, or at the end.
+        """
+        w, bias = self.matrices[i], self.biases[i]
+        scale = self.scales[i] if self.scales and self.scales[i].numel() else None
+        if block is not None:
+            w, bias, scale = w[block], bias[block], None if scale is None else scale[block]
+        start, stop, _ = rows.indices(bias.shape[0])
+        unit = PANEL if self.layout == "panels" else 1
+        w, bias = w[start // unit : -(-stop // unit)], bias[start:stop]
+        scale = None if scale is None else scale[start:stop]
+        format = self.format if scale is not None else format_of(w.dtype)
+        parts = (w, self.layout, len(bias), self.inputs[i], format)
+        return PackedLinear(*parts, *([] if scale is None else [scale])), bias
 
     def rows(self, i: int) -> Tensor:
         """Matrix i as rows, in its stored type: [N, K] or [L, N, K]."""

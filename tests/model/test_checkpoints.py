@@ -102,7 +102,7 @@ def test_bfloat16_weights(tiny, rewritten):
         assert value.isfinite().all(), name
     assert full.llm(full.llm.embed(INPUTS))[0].dtype == torch.bfloat16
     assert full.vae.decoder.window.dtype == torch.float32
-    assert full.flow.inv_freq.dtype == torch.float64
+    assert all(t.dtype == torch.float32 for t in full.flow.packed.rope(11))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])

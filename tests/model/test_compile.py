@@ -92,8 +92,22 @@ def test_sampler(golden_model):
     flow, schedule = golden_model.flow, ops.FlowSchedule.make(4)
     cond, history, noise = torch.randn(2, 256), torch.randn(2, 5, 64), torch.randn(5, 2, 5, 64)
     patch, guidance = flow.prepare(cond, history, 5), torch.full((2,), 2.0)
+    expected = flow.sample(cond, history, noise, schedule=schedule)
     out = compiled(flow.integrate)(patch, noise, schedule, flow.times(schedule), guidance)
-    torch.testing.assert_close(out, flow.sample(cond, history, noise, schedule=schedule))
+    torch.testing.assert_close(out, expected)
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    whole = torch.compile(flow.sample, fullgraph=True, backend=keep)
+    torch.testing.assert_close(
+        whole(cond, history, noise, guidance=guidance, schedule=schedule), expected
+    )
+    (graph,) = graphs
+    called = [str(n.target) for n in graph.graph.nodes if "mingcore" in str(n.target)]
+    assert called == ["mingcore.flow_sample"]
 
 
 def test_semantic_and_decoder_steps(golden_model):

@@ -6,8 +6,10 @@ import torch
 from mingcore import ops
 from mingcore.errors import CheckpointError, InputError
 from mingcore.model.flow import FlowHead
+from mingcore.model.layers import Linear
 from mingcore.testing.compare import max_relative
 from mingcore.testing.eager.flow import EagerFlow
+from mingcore.testing.layouts import tensors_in
 from mingcore.testing.synthetic import random_tensor
 
 
@@ -75,17 +77,20 @@ def test_any_guidance(guidance):
 def test_guidance_zero_is_half_the_work(monkeypatch):
     ours, _ = pair()
     cond, history, noise = inputs()
-    rows = []
-    network = ours.network
+    rows, asked = [], []
+    network, sample = ours.network, ops.flow_sample
     monkeypatch.setattr(
         ours, "network", lambda x, *rest: (rows.append(x.shape[0]), network(x, *rest))[1]
     )
-    ours.sample(cond, history, noise, guidance=0)
-    ours.sample(cond, history, noise, guidance=[0.0, 0.0])
-    assert rows == [2] * 20
-    rows.clear()
-    ours.sample(cond, history, noise, guidance=[0.0, 1.0])
-    assert rows == [4] * 10
+    monkeypatch.setattr(
+        ops, "flow_sample", lambda *a, **kw: (asked.append(kw["guided"]), sample(*a, **kw))[1]
+    )
+    for guidance, count in ((0, 2), ([0.0, 0.0], 2), ([0.0, 1.0], 4), (2.0, 4)):
+        rows.clear()
+        ours.sample(cond, history, noise, guidance=guidance, trace=[])
+        assert rows == [count] * 10
+        ours.sample(cond, history, noise, guidance=guidance)
+    assert asked == [False, False, True, True]
 
 
 def test_guidance_per_row():
@@ -124,9 +129,11 @@ def test_temperature_zero_uses_no_noise():
 def test_time_embeddings_are_computed_once(monkeypatch):
     ours, _ = pair()
     cond, history, noise = inputs()
-    calls = []
-    embed = ours.time_embedding
-    monkeypatch.setattr(ours, "time_embedding", lambda t: (calls.append(len(t)), embed(t))[1])
+    calls, kind = [], type(ours.packed)
+    embed = kind.time_embedding
+    monkeypatch.setattr(
+        kind, "time_embedding", lambda self, t: (calls.append(len(t)), embed(self, t))[1]
+    )
     for _ in range(3):
         ours.sample(cond, history, noise)
     assert calls == [10]
@@ -151,6 +158,40 @@ def test_integration_stays_in_float32():
     weights_only = FlowHead.from_state_dict(eager.state_dict(), 3, dtype=torch.bfloat16)
     assert weights_only.activation_dtype == torch.float32
     close(weights_only.sample(cond, history, noise), ours.sample(cond, history, noise), 0.05)
+
+
+@pytest.mark.parametrize("hidden", [96, 60])  # 60: matrices that panels cannot be cut from
+@pytest.mark.parametrize("guidance", [0.0, 2.0, [0.0, 7.0]])
+@pytest.mark.parametrize("solver", ["euler_maruyama", "euler", "midpoint"])
+def test_one_call_equals_the_steps(hidden, guidance, solver):
+    """And after every step; the noise of each request at its own scale."""
+    ours, _ = pair(hidden_size=hidden, qk_norm="rms_norm")
+    cond, history, noise = inputs(S=6)
+    schedule = ops.FlowSchedule.make(6, solver=solver)
+    options = {"guidance": guidance, "noise_scale": torch.tensor([1.0, 0.5])}
+    trace = []
+    out = ours.sample(cond, history, noise, schedule=schedule, trace=trace, **options)
+    assert len(trace) == 7 and torch.equal(trace[0], noise[0]) and torch.equal(trace[-1], out)
+    for steps in range(1, 7):
+        part = schedule.prefix(steps)
+        got = ours.sample(cond, history, noise[: steps + 1], schedule=part, **options)
+        close(got, trace[steps])
+
+
+def test_weights_are_held_once():
+    """The blocks are views of the packed head."""
+    ours, _ = pair()
+    held = {t.untyped_storage().data_ptr() for t in tensors_in(ours.packed)}
+    views = [b.__dict__ for b in ours.blocks] + [ours.x_embedder, ours.cond_embedder, ours.final]
+    weights = []
+    for layer in views:
+        parts = layer.values() if isinstance(layer, dict) else [layer]
+        for part in parts:
+            for linear in part if isinstance(part, tuple) else (part,):
+                if isinstance(linear, Linear):
+                    weights.append(linear.weight.weight)
+    assert len(weights) == 4 * len(ours.blocks) + 1 + 3
+    assert all(w.untyped_storage().data_ptr() in held for w in weights)
 
 
 @pytest.mark.parametrize(

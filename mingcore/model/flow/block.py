@@ -1,4 +1,4 @@
-"""One block of the flow head: attention over a handful of tokens, and an MLP."""
+"""One block of the flow head, step by step: attention over a handful of tokens, and an MLP."""
 
 from __future__ import annotations
 
@@ -6,60 +6,31 @@ from torch import Tensor
 
 from ... import ops
 from ..layers import Linear
-from ..weights import Weights
 
 EPS = 1e-6
+QKV, OUT, UP, DOWN = 2, 3, 4, 5  # of `PackedFlowHead.matrices`
+WHOLE_ROWS = 32  # a packed matrix can be cut at multiples of
 
 
 class Block:
     """x += attention(norm x); x += mlp(norm x), no mask (docs/model.md section 3).
 
-    The last block of the head computes only its last rows: the others serve as keys and values
-    there, and nothing reads what would become of them.
+    A view of block `index` of a packed head. The last block of the head computes only its last
+    rows: the others serve as keys and values there, and nothing reads what would become of them.
     """
 
-    def __init__(
-        self,
-        norm1: Tensor,
-        norm2: Tensor,
-        qkv: Linear | tuple[Linear, Linear],
-        out: Linear,
-        up: Linear,
-        down: Linear,
-        heads: int,
-        *,
-        rope_heads: int | None,
-        qk_norm: tuple[Tensor, Tensor] | None,
-    ):
-        self.norm1, self.norm2 = norm1, norm2
-        self.qkv, self.out, self.up, self.down = qkv, out, up, down
-        self.heads, self.rope_heads, self.qk_norm = heads, rope_heads, qk_norm
-
-    @classmethod
-    def from_weights(
-        cls, w: Weights, hidden: int, width: int, heads: int, rope_heads: int | None, last: bool
-    ) -> Block:
-        a = w.sub("attn")
-        H = hidden
-        if last:
-            qkv = a.linear("to_q", H, H), a.linear(("to_k", "to_v"), (H, H), H)
+    def __init__(self, head: ops.PackedFlowHead, index: int):
+        self.norm1, self.norm2 = head.norms[0][index], head.norms[1][index]
+        self.out, self.up, self.down = (Linear(*head.linear(i, index)) for i in (OUT, UP, DOWN))
+        self.heads, self.rope_heads = head.heads, head.rope_heads
+        self.qk_norm = tuple(norm[index] for norm in head.norms[3:]) or None
+        H = head.hidden
+        self.qkv: Linear | tuple[Linear, Linear]
+        if index + 1 == head.depth and H % WHOLE_ROWS == 0:
+            parts = slice(0, H), slice(H, 3 * H)
+            self.qkv = tuple(Linear(*head.linear(QKV, index, rows)) for rows in parts)
         else:
-            qkv = a.linear(("to_q", "to_k", "to_v"), (H, H, H), H)
-        qk_norm = None
-        if a.has("q_norm.weight") or a.has("k_norm.weight"):
-            D = H // heads
-            qk_norm = a.vector("q_norm.weight", D), a.vector("k_norm.weight", D)
-        return cls(
-            w.vector("norm1.weight", H),
-            w.vector("norm2.weight", H),
-            qkv,
-            a.linear("to_out.0", H, H),
-            w.linear("mlp.ff.0.0", width, H),
-            w.linear("mlp.ff.2", H, width),
-            heads,
-            rope_heads=rope_heads,
-            qk_norm=qk_norm,
-        )
+            self.qkv = Linear(*head.linear(QKV, index))
 
     def __call__(self, x: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> Tensor:
         """x [R,T,H], rope cos and sin [1,T,D/2] -> the last `rows` rows [R,rows,H]."""

@@ -1,9 +1,8 @@
-"""The flow head and its sampler: Euler steps from noise to a latent patch, with guidance."""
+"""The flow head and its sampler: from noise to a latent patch, with guidance."""
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,15 +11,13 @@ from torch import Tensor
 
 from ... import ops
 from ...config import FlowConfig
-from ...errors import CheckpointError, InputError
+from ...errors import InputError
 from ..layers import Linear
-from ..rope import inverse_frequencies, tables
 from ..weights import DictTensors, Weights, assemble
 from .block import EPS, Block
+from .weights import read_flow_head
 
-THETA = 10000.0
-TIME_CHANNELS = 256
-CACHED_SCHEDULES = 16
+COND, X, FINAL = 0, 1, 6  # of `PackedFlowHead.matrices`
 
 
 @dataclass
@@ -42,34 +39,17 @@ class FlowHead:
     Tokens are [time + condition; history; x]. Depth and width come from the weights.
     """
 
-    def __init__(
-        self,
-        time_mlp: tuple[Linear, Linear],
-        x_embedder: Linear,
-        cond_embedder: Linear,
-        blocks: list[Block],
-        final_norm: Tensor,
-        final: Linear,
-        *,
-        hidden_size: int,
-        cond_size: int,
-        channels: int,
-        num_heads: int,
-        device: torch.device,
-        activation_dtype: torch.dtype,
-    ):
-        self.time_mlp, self.x_embedder, self.cond_embedder = time_mlp, x_embedder, cond_embedder
-        self.blocks, self.final_norm, self.final = blocks, final_norm, final
-        self.hidden_size, self.cond_size, self.channels = hidden_size, cond_size, channels
-        self.num_heads, self.depth = num_heads, len(blocks)
-        self.device, self.activation_dtype = device, activation_dtype
-        self.inv_freq = inverse_frequencies(THETA, hidden_size // num_heads).double().to(device)
-        half = TIME_CHANNELS // 2
-        # exp by way of float64: angles reach 1000, so the last bit of a frequency shows.
-        step = torch.arange(half, dtype=torch.float32) * (-math.log(10000) / (half - 1))
-        self.time_freq = step.double().exp().float().to(device)
-        self._times: OrderedDict[tuple[float, ...], Tensor] = OrderedDict()
-        self._ropes: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(self, packed: ops.PackedFlowHead, activation_dtype: torch.dtype):
+        self.packed, self.activation_dtype = packed, activation_dtype
+        self.hidden_size, self.cond_size = packed.hidden, packed.cond_size
+        self.channels, self.num_heads, self.depth = packed.channels, packed.heads, packed.depth
+        self.device = packed.device
+        self.x_embedder, self.cond_embedder = (
+            Linear(*packed.linear(X)),
+            Linear(*packed.linear(COND)),
+        )
+        self.blocks = [Block(packed, i) for i in range(packed.depth)]
+        self.final_norm, self.final = packed.norms[2], Linear(*packed.linear(FINAL))
 
     @classmethod
     def from_state_dict(
@@ -102,54 +82,20 @@ class FlowHead:
         return head
 
     @classmethod
-    def from_weights(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> FlowHead:
+    def from_weights(
+        cls, w: Weights, config: FlowConfig, cond_size: int | None = None
+    ) -> FlowHead | None:
         """cond_size: the condition's width where it is known; the weights must agree."""
-        dims = _dims(w, config)
-        H, C = dims["hidden_size"], dims["channels"]
-        cond = cond_size or dims["cond_size"]
-        D = H // config.num_heads
-        w.check_buffer("rotary_embed.inv_freq", inverse_frequencies(THETA, D))
-        t = w.sub("t_embedder.time_mlp")
-        blocks = [
-            Block.from_weights(
-                w.sub(f"blocks.{i}"),
-                H,
-                dims["width"],
-                config.num_heads,
-                config.pe_attn_head,
-                last=i + 1 == dims["depth"],
-            )
-            for i in range(dims["depth"])
-        ]
-        return cls(
-            (t.linear("0", H, TIME_CHANNELS), t.linear("2", H, H)),
-            w.linear("x_embedder", H, C),
-            w.linear("c_embedder.cond_embedder", H, cond),
-            blocks,
-            w.vector("final_layer.norm_final.weight", H),
-            w.linear("final_layer.linear", C, H),
-            hidden_size=H,
-            cond_size=cond,
-            channels=C,
-            num_heads=config.num_heads,
-            device=torch.device("meta") if w.dry else w.device,
-            activation_dtype=w.activation_dtype,
-        )
+        packed = read_flow_head(w, config, cond_size)
+        return None if packed is None else cls(packed, w.activation_dtype)
 
     def time_embedding(self, t: Tensor) -> Tensor:
-        """t [B] in 0..1 -> [B,H]; the sinusoids in float32, in the reference's order."""
-        angles = 1000.0 * t.float()[:, None] * self.time_freq
-        e = torch.cat((angles.sin(), angles.cos()), dim=-1).to(self.activation_dtype)
-        return self.time_mlp[1](self.time_mlp[0](e, activation="silu"))
+        """t [B] in 0..1 -> [B,H] float32."""
+        return self.packed.time_embedding(t)
 
     def times(self, schedule: ops.FlowSchedule) -> Tensor:
-        """The time embeddings [S,H] of a schedule's steps, computed once per schedule."""
-        key = schedule.t
-        if key not in self._times:
-            self._times[key] = self.time_embedding(schedule.grid[:-1].to(self.device))
-            if len(self._times) > CACHED_SCHEDULES:
-                self._times.popitem(last=False)
-        return self._times[key]
+        """The time embeddings [E,H] of a schedule's evaluations, computed once per schedule."""
+        return self.packed.times(schedule)
 
     def prepare(self, cond: Tensor, history: Tensor, P: int, *, guided: bool = True) -> Patch:
         """Everything of a patch that does not change from step to step.
@@ -163,13 +109,8 @@ class FlowHead:
         if guided:
             first = torch.cat((first, self.cond_embedder.bias.expand(B, -1)))
             past = torch.cat((past, past))
-        return Patch(first, past, self._rope(1 + N + P))
-
-    def _rope(self, T: int) -> tuple[Tensor, Tensor]:
-        if T not in self._ropes:
-            positions = torch.arange(T, device=self.device)[None]
-            self._ropes[T] = tables(positions, self.inv_freq)
-        return self._ropes[T]
+        cos, sin = self.packed.rope(1 + N + P)
+        return Patch(first, past, (cos[None], sin[None]))
 
     def step(self, x: Tensor, time: Tensor, patch: Patch) -> Tensor:
         """x [B,P,C], time [H] or [R,H] -> velocities [R,P,C], the conditional rows first."""
@@ -178,7 +119,8 @@ class FlowHead:
         embedded = self.x_embedder(x.to(self.activation_dtype))
         if R != B:
             embedded = torch.cat((embedded, embedded))
-        tokens = torch.cat(((patch.first + time)[:, None], patch.history, embedded), dim=1)
+        first = (patch.first + time).to(embedded.dtype)
+        tokens = torch.cat((first[:, None], patch.history, embedded), dim=1)
         return self.network(tokens, patch.rope, P)
 
     def network(self, tokens: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> Tensor:
@@ -210,6 +152,7 @@ class FlowHead:
         temperature: float = 1.5,
         *,
         schedule: ops.FlowSchedule | None = None,
+        noise_scale: float | Tensor = 1.0,
         trace: list[Tensor] | None = None,
     ) -> Tensor:
         """One latent patch: cond [B,Hc], history [B,N,C], noise [S+1,B,P,C] -> [B,P,C] float32.
@@ -217,9 +160,10 @@ class FlowHead:
         noise[0] is the start, noise[i] the draw after step i; the one after the last step is not
         used, and may be left out. steps: 10 unless `schedule` says more than (steps, sigma,
         temperature). guidance g >= 0, one for all or [B]: v = v_c + g (v_c - v_u); the number 0
-        leaves the unconditional half of the work out. Integration is in float32 whatever the
-        network's dtype. trace: receives the start and the state after each step, before noise.
-        Raises InputError for shapes or numbers that do not fit.
+        leaves the unconditional half of the work out. noise_scale: times the schedule's own, one
+        for all or [B] float32. Integration is in float32 whatever the network's dtype. trace:
+        receives the start and the state after each step, before noise; the steps are then taken one
+        by one. Raises InputError for shapes or numbers that do not fit.
         """
         if schedule is None:
             steps = 10 if steps is None else steps
@@ -236,8 +180,21 @@ class FlowHead:
             )
         B, P = self._check("sample", noise[0], cond, history)
         scale, guided = self._guidance(guidance, B)
+        noise = noise.float()
+        if trace is None:
+            return ops.flow_sample(
+                self.packed,
+                schedule,
+                cond.to(self.activation_dtype),
+                history.to(self.activation_dtype),
+                noise,
+                scale,
+                noise_scale=noise_scale,
+                guided=guided,
+            )
         patch = self.prepare(cond, history, P, guided=guided)
-        return self.integrate(patch, noise.float(), schedule, self.times(schedule), scale, trace)
+        times = self.times(schedule)
+        return self.integrate(patch, noise, schedule, times, scale, noise_scale, trace)
 
     def integrate(
         self,
@@ -246,39 +203,48 @@ class FlowHead:
         schedule: ops.FlowSchedule,
         times: Tensor,
         guidance: Tensor,
+        noise_scale: float | Tensor = 1.0,
         trace: list[Tensor] | None = None,
     ) -> Tensor:
-        """The Euler steps of `sample`, on prepared arguments; for torch.compile and CUDA graphs."""
-        x, B, S = noise[0], noise.shape[1], schedule.steps
+        """The steps of `sample` one by one, out of the other ops, on prepared arguments."""
+        x = base = noise[0]
+        B, draw = noise.shape[1], 0
         if trace is not None:
             trace.append(x)
-        for i, dt in enumerate(schedule.dt):
-            v = self.step(x, times[i], patch)
+        for e, time in zip(schedule.evaluations, times):
+            v = self.step(x, time, patch)
             v_null = v[B:] if v.shape[0] != B else None
-            scale = schedule.noise_scale[i] if i + 1 < S else 0.0
-            if trace is not None:
-                trace.append(ops.flow_step(x, v[:B], v_null, dt, guidance))
-            draw = noise[i + 1] if scale else None
-            x = ops.flow_step(x, v[:B], v_null, dt, guidance, draw, scale)
+            draw += e.advance
+            if trace is not None and e.advance:
+                trace.append(ops.flow_step(base, v[:B], v_null, e.dt, guidance))
+            noisy = noise[draw] if e.noise_scale else None
+            scale = e.noise_scale * noise_scale
+            x = ops.flow_step(base, v[:B], v_null, e.dt, guidance, noisy, scale)
+            base = x if e.advance else base
         return x
 
     def _guidance(self, guidance: float | Sequence[float] | Tensor, B: int) -> tuple[Tensor, bool]:
-        """-> guidance [B] on the device, and whether any row needs the unconditional branch."""
-        guided = True
-        if not isinstance(guidance, Tensor):
-            values = [float(guidance)] * B if isinstance(guidance, (int, float)) else guidance
-            guidance = torch.tensor(list(values), dtype=torch.float32)
-            guided = bool((guidance != 0).any())
+        """-> guidance [B] on the device, and whether any row needs the unconditional branch.
+
+        A tensor that is on a GPU already, or inside a graph, is not looked into.
+        """
+        if isinstance(guidance, Tensor):
+            values = None
+            if guidance.device.type == "cpu" and not torch.compiler.is_compiling():
+                values = guidance.flatten().tolist()
+        elif isinstance(guidance, (int, float)):
+            values = [float(guidance)]
+            guidance = torch.full((B,), values[0], device=self.device)
+        else:
+            values = list(guidance)
+            guidance = torch.tensor(values, dtype=torch.float32)
         if guidance.shape != (B,):
             raise InputError(
                 f"flow.sample: guidance must be a number or {[B]}, got {list(guidance.shape)}"
             )
-        if guidance.device.type == "cpu" and not bool(
-            (guidance.isfinite() & (guidance >= 0)).all()
-        ):
-            raise InputError(
-                f"flow.sample: guidance must be finite and >= 0, got {guidance.tolist()}"
-            )
+        if values is not None and not all(0 <= g < math.inf for g in values):
+            raise InputError(f"flow.sample: guidance must be finite and >= 0, got {values}")
+        guided = values is None or any(g != 0 for g in values)
         return guidance.to(self.device, torch.float32), guided
 
     def _check(self, what: str, x: Tensor, cond: Tensor, history: Tensor) -> tuple[int, int]:
@@ -293,38 +259,3 @@ class FlowHead:
                 f"flow.{what}: history must be [{B}, N, {C}], got {list(history.shape)}"
             )
         return B, P
-
-
-def _dims(w: Weights, config: FlowConfig) -> dict[str, int]:
-    """Depth and widths, from the weights; whatever the config says must agree."""
-    what = w.source.what
-
-    def shape(name: str, rank: int) -> tuple[int, ...]:
-        found = w.shape(name)
-        if found is None or len(found) != rank:
-            state = "is missing" if found is None else f"must have {rank} dims, got {list(found)}"
-            raise CheckpointError(f"{what}: {w.prefix}{name} {state}")
-        return found
-
-    def agree(key: str, said: float | None, found: float) -> None:
-        if said is not None and said != found:
-            raise CheckpointError(
-                f"{what}: ditar_config.{key} is {said}, but the weights have {found}"
-            )
-
-    H, C = shape("x_embedder.weight", 2)
-    (pairs,) = shape("rotary_embed.inv_freq", 1)
-    if 2 * pairs * config.num_heads != H:
-        raise CheckpointError(
-            f"{what}: num_heads is {config.num_heads}, but width {H} and {pairs} inverse "
-            f"frequencies make {H / (2 * pairs):g} heads of {2 * pairs}"
-        )
-    width = shape("blocks.0.mlp.ff.0.0.weight", 2)[0]
-    depth = w.count("blocks")
-    agree("hidden_size", config.hidden_size, H)
-    agree("depth", config.depth, depth)
-    if config.mlp_ratio is not None and int(H * config.mlp_ratio) != width:
-        agree("mlp_ratio", config.mlp_ratio, width / H)
-    agree("qk_norm", config.qk_norm, w.has("blocks.0.attn.q_norm.weight"))
-    cond = shape("c_embedder.cond_embedder.weight", 2)[1]
-    return {"hidden_size": H, "channels": C, "depth": depth, "width": width, "cond_size": cond}
