@@ -111,6 +111,7 @@ class MingAudio:
         guidance: float = 2.0,
         temperature: float = 1.5,
         sigma: float = 0.25,
+        noise: str = "reference",
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         normalize: bool = True,
@@ -121,14 +122,15 @@ class MingAudio:
         """Speaks `text` in chunks of about 100 ms, each as soon as it is made.
 
         `voice`: a Voice, a voice file, a name in `voices`; None is the checkpoint's default.
-        `steps`, `guidance`, `temperature`, `sigma`: the flow sampler's. `min_seconds`: not to end
-        before (None: 1.8 s, as trained). `max_seconds`: of the whole (None: several times what
-        the text should take). `normalize`: numbers, dates and units in words, in `language`
+        `steps`, `guidance`, `temperature`, `sigma`: the flow sampler's. `noise`: the order of its
+        draws, the reference's or "per_request", which does not depend on device or batch.
+        `min_seconds`: not to end before (None: 1.8 s, as trained). `max_seconds`: of the whole
+        (None: several times what the text should take). `normalize`: numbers, dates and units in words, in `language`
         ("zh", "en", None: detected by sentence). Long texts are spoken in segments cut at
         sentence ends, `pause_seconds` apart. `progress` is told the seconds made so far. All
         chunks share one `stats`. Closing the iterator frees the request's memory at once.
         """
-        flow = FlowParams(steps, guidance, temperature, sigma)
+        flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)
         pause = number("pause_seconds", pause_seconds, 0, 60)
         texts = norm.segments(text, language, normalized=bool(normalize))
@@ -193,6 +195,7 @@ class MingAudio:
         guidance: float = 2.0,
         temperature: float = 1.5,
         sigma: float = 0.25,
+        noise: str = "reference",
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         max_new_tokens: int = 512,
@@ -205,7 +208,10 @@ class MingAudio:
         `min_seconds`: None is 1.7 s, as trained. When the model's text ends, or reaches
         `max_new_tokens`, without asking for sound, that is logged and sound follows anyway.
         """
-        flow, params = FlowParams(steps, guidance, temperature, sigma), TextParams(max_new_tokens)
+        flow, params = (
+            FlowParams(steps, guidance, temperature, sigma, noise),
+            TextParams(max_new_tokens),
+        )
         low, high = seconds_range(min_seconds, max_seconds)
         _check_text("instruction", instruction)
         self._require_tokenizer()

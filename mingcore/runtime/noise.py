@@ -1,15 +1,23 @@
-"""Where randomness enters: the noise of the posterior and of the flow, in the reference's order.
+"""Where randomness enters: the noise of the posterior and of the flow, in one of two orders.
 
-MODEL.md §3 and §4: a run that encodes a waveform first draws the posterior noise [B, C, T] on
-the model's device in the dtype of the mean; then each patch draws its start noise [B, C, P] in
-float32 from the CPU's generator, and one [B, P, C] in float32 on the model's device per step,
-the last of which is not used. The same seed therefore gives the reference's numbers.
+"reference": MODEL.md §3 and §4: a run that encodes a waveform first draws the posterior noise
+[B, C, T] on the model's device in the dtype of the mean; then each patch draws its start noise
+[B, C, P] in float32 from the CPU's generator, and one [B, P, C] in float32 on the model's device
+per step, the last of which is not used. The same seed therefore gives the reference's numbers.
+
+"per_request": a number depends on the request's seed, the patch and its place in it alone (Philox,
+Salmon et al. 2011), so neither on the device, nor on how many steps are taken, nor on who shares
+the batch.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from ..errors import InputError
 
 # what torch.Generator.manual_seed takes
 MAX_SEED = 2**63 - 1
@@ -54,3 +62,66 @@ class SeededNoise:
             # one draw per step, not one for all: a GPU's generator counts calls
             noise[i].normal_(generator=self._device)
         return noise
+
+
+_POSTERIOR, _PATCH = 0, 1  # streams of one seed
+
+
+class RequestNoise:
+    """Noise of B requests, each by its own seed and its own count of patches.
+
+    The i-th patch of a request comes from the Philox counter (0, 0, i, stream) under its seed as
+    the key: start [P, C] first, then one [P, C] after the other. `patches`: how many patches each
+    request has behind it, for one that joins a batch.
+    """
+
+    def __init__(
+        self,
+        seeds: int | Sequence[int],
+        device: torch.device | str = "cpu",
+        patches: Sequence[int] | None = None,
+    ):
+        self.seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
+        self.patches = [0] * len(self.seeds) if patches is None else list(patches)
+        self.device = torch.device(device)
+        if len(self.patches) != len(self.seeds):
+            raise InputError(
+                f"RequestNoise: patches must be one for each of {len(self.seeds)} seeds, got "
+                f"{len(self.patches)}"
+            )
+
+    def posterior(self, mean: Tensor) -> Tensor:
+        """Noise for `mean` [B, T, C]."""
+        self._check(mean.shape[0])
+        rows = [_philox(seed, 0, _POSTERIOR, mean.shape[1:]) for seed in self.seeds]
+        return torch.from_numpy(np.stack(rows)).to(mean.device, mean.dtype)
+
+    def patch(self, batch: int, frames: int, channels: int, steps: int) -> Tensor:
+        """[steps + 1, batch, frames, channels] float32; the next patch of every request."""
+        self._check(batch)
+        noise = torch.empty(
+            steps + 1, batch, frames, channels, pin_memory=self.device.type == "cuda"
+        )
+        for b, (seed, index) in enumerate(zip(self.seeds, self.patches)):
+            row = _philox(seed, index, _PATCH, (steps + 1, frames, channels))
+            noise[:, b] = torch.from_numpy(row)
+            self.patches[b] += 1
+        return noise.to(self.device, non_blocking=True)
+
+    def _check(self, batch: int) -> None:
+        if batch != len(self.seeds):
+            raise InputError(f"RequestNoise: made for {len(self.seeds)} requests, got {batch}")
+
+
+def _philox(seed: int, index: int, stream: int, shape: Sequence[int]) -> np.ndarray:
+    """Standard normal values, float32; the generator counts up in the first two words."""
+    bits = np.random.Philox(key=seed, counter=[0, 0, index, stream])
+    return np.random.Generator(bits).standard_normal(tuple(shape), dtype=np.float32)
+
+
+ORDERS = {"reference": SeededNoise, "per_request": RequestNoise}
+
+
+def noise_source(order: str, seed: int, device: torch.device | str) -> NoiseSource:
+    """The noise of one request in one of `ORDERS`."""
+    return ORDERS[order](seed, device)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..ops.schedule import FlowSchedule
-from .noise import MAX_SEED
+from .noise import MAX_SEED, ORDERS
 
 # steps counted from 0 end after 16 in speech, from 1 in editing (MODEL.md §5)
 MIN_TTS_PATCHES, MIN_EDIT_PATCHES = 18, 17
@@ -47,18 +47,24 @@ def draw_seed(seed: int | None) -> int:
 
 @dataclass(frozen=True)
 class FlowParams:
-    """The sampler's settings: Euler `steps`, `guidance` ≥ 0, noise `temperature` and `sigma`."""
+    """The sampler's settings: Euler `steps`, `guidance` ≥ 0, noise `temperature` and `sigma`.
+
+    `noise`: the order of its draws, "reference" or "per_request" (noise.py).
+    """
 
     steps: int = 10
     guidance: float = 2.0
     temperature: float = 1.5
     sigma: float = 0.25
+    noise: str = "reference"
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
         set_field(self, "steps", whole("steps", self.steps, 1, MAX_STEPS))
         for name in ("guidance", "temperature", "sigma"):
             set_field(self, name, number(name, getattr(self, name), 0, 1000))
+        if self.noise not in ORDERS:
+            raise InputError(f"noise: must be one of {', '.join(ORDERS)}, got {self.noise!r}")
 
     @property
     def schedule(self) -> FlowSchedule:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..model import text as prompts
 from ..results import LanguageTag, Speech, Transcript
 from . import generate
-from .noise import NoiseSource, SeededNoise
+from .noise import NoiseSource, SeededNoise, noise_source
 from .params import MIN_EDIT_PATCHES, MIN_TTS_PATCHES, FlowParams, PatchLimits, TextParams
 from .stats import Meter
 
@@ -91,7 +91,7 @@ def say(model, request: SpeechRequest, noise: NoiseSource | None = None) -> Iter
     """Speaks the segments one after the other, each a run of its own in the same voice."""
     meter = _meter(model, request.seed)
     stats, rate = meter.stats, model.config.sample_rate
-    noise = noise or SeededNoise(request.seed, model.llm.device)
+    noise = noise or noise_source(request.flow.noise, request.seed, model.llm.device)
     gap = np.zeros(0, np.float32)
     ended = "stop"
     for i in range(len(request.texts)):
@@ -191,7 +191,7 @@ def edit(model, request: EditRequest, noise: NoiseSource | None = None) -> Itera
     """Text first, then sound: pieces of either kind, each with the other empty."""
     meter = _meter(model, request.seed)
     stats, config, tokenizer = meter.stats, model.config, model.tokenizer
-    noise = noise or SeededNoise(request.seed, model.llm.device)
+    noise = noise or noise_source(request.flow.noise, request.seed, model.llm.device)
     seconds = request.samples.shape[1] / config.sample_rate
     limits = PatchLimits.from_seconds(
         request.least_seconds,

@@ -39,7 +39,7 @@ def raises(call, message: str) -> None:
         ({"guidance": -1}, "^guidance: "), ({"guidance": "high"}, "^guidance: "),
         ({"temperature": NAN}, "^temperature: "), ({"temperature": -0.5}, "^temperature: "),
         ({"sigma": float("inf")}, "^sigma: "), ({"seed": -1}, "^seed: "),
-        ({"seed": 0.5}, "^seed: "), ({"max_seconds": 0}, "^max_seconds: "),
+        ({"seed": 0.5}, "^seed: "), ({"noise": "pink"}, "^noise: must be one of reference, "), ({"max_seconds": 0}, "^max_seconds: "),
         ({"max_seconds": -1}, "^max_seconds: "), ({"max_seconds": NAN}, "^max_seconds: "),
         ({"min_seconds": -1}, "^min_seconds: "),
         ({"min_seconds": 5, "max_seconds": 4}, "^min_seconds: must not exceed"),

@@ -70,7 +70,8 @@ def test_same_seed_same_bits(ming):
 def test_settings_matter(ming):
     base = ming.tts("Hello.", seed=1, **QUICK).samples
     for change in (
-        {"steps": 3}, {"guidance": 0}, {"guidance": 3.0}, {"temperature": 0}, {"sigma": 0.5}
+        {"steps": 3}, {"guidance": 0}, {"guidance": 3.0}, {"temperature": 0}, {"sigma": 0.5},
+        {"noise": "per_request"}
     ):  # fmt: skip
         other = ming.tts("Hello.", seed=1, **(QUICK | change)).samples
         assert not np.array_equal(base, other), change

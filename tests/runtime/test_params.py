@@ -45,6 +45,12 @@ def test_text_settings(settings, name):
         TextParams(**settings)
 
 
+def test_orders_of_noise():
+    assert FlowParams().noise == "reference" and FlowParams(noise="per_request").noise
+    with pytest.raises(InputError, match="^noise: must be one of reference, per_request, got 'x'"):
+        FlowParams(noise="x")
+
+
 def test_numbers_of_numpy_are_numbers():
     flow = FlowParams(np.int64(8), np.float32(1.5))
     assert flow.steps == 8 and type(flow.steps) is int and flow.guidance == 1.5
