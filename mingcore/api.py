@@ -125,10 +125,10 @@ class MingAudio:
         `steps`, `guidance`, `temperature`, `sigma`: the flow sampler's. `noise`: the order of its
         draws, the reference's or "per_request", which does not depend on device or batch.
         `min_seconds`: not to end before (None: 1.8 s, as trained). `max_seconds`: of the whole
-        (None: several times what the text should take). `normalize`: numbers, dates and units in words, in `language`
-        ("zh", "en", None: detected by sentence). Long texts are spoken in segments cut at
-        sentence ends, `pause_seconds` apart. `progress` is told the seconds made so far. All
-        chunks share one `stats`. Closing the iterator frees the request's memory at once.
+        (None: several times what the text should take). `normalize`: numbers, dates and units
+        in words, in `language` ("zh", "en", None: detected by sentence). Long texts are spoken in
+        segments cut at sentence ends, `pause_seconds` apart. `progress` is told the seconds made
+        so far. All chunks share one `stats`. Closing the iterator frees the request's memory.
         """
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)
