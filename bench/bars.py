@@ -101,6 +101,31 @@ def _share_of_mm(T: int) -> Find:
     return find
 
 
+def _flow(format: str, key: str, device: str, case: str = "real_11_b1") -> Find:
+    """A column of the flow bench."""
+
+    def find(found: Results) -> float | None:
+        row = _row(found.get("flow"), case=case, dtype=format, device=device)
+        return row and row[key]
+
+    return find
+
+
+def _flow_x(format: str, *others: str) -> Find:
+    """How many times faster than the fastest of `others` that was measured, on the CPU."""
+
+    def find(found: Results) -> float | None:
+        row = _row(found.get("flow"), case="real_11_b1", dtype=format, device="cpu")
+        times = row and [row["others_x"][name] for name in others if name in row["others_x"]]
+        return min(times) if times else None
+
+    return find
+
+
+def _flow_bar(name: str, limit: float, find: Find) -> Bar:
+    return Bar(f"flow_sample {name}", f">= {limit}", find, limit, True, "cpu")
+
+
 def _cpu(name: str, limit: float, find: Find) -> Bar:
     return Bar(f"moe_mlp {name}", f">= {limit}", find, limit, True, "cpu")
 
@@ -111,7 +136,7 @@ BARS = (
     Bar("moe_mlp T=64, share of read", ">= 0.85", _moe(64, "read_share"), 0.85, True),
     Bar("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
     Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
-    Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _op("flow_sample", "real_b1", "us"), 900),
+    Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
     Bar("one patch, everything, ms", "<= 5", _nothing, 5),
     Bar("first audio after the prompt, ms", "<= 30", _nothing, 30),
     Bar("throughput B=32, audio s/s", ">= 180", _nothing, 180, True),
@@ -122,6 +147,13 @@ BARS = (
     _cpu("T=1, x loop over all experts", 2.0, _faster(1, "loop over all experts, bf16")),
     _cpu("T=1, x loop over all, float32", 3.0, _faster(1, "loop over all experts, fp32")),
     _cpu("T=1, int8 x ours in bf16", 1.7, _faster(1, "ours bf16", "int8")),
+    _flow_bar("bf16, x eager float32", 3.0, _flow_x("bf16", "eager, fp32")),
+    _flow_bar(
+        "bf16, x best PyTorch in float32",
+        1.4,
+        _flow_x("bf16", "hoisted and prepacked, fp32", "hoisted, fp32"),
+    ),
+    _flow_bar("int8_dyn x ours in bf16", 1.4, _flow_x("int8_dyn", "ours bf16")),
     _cpu("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
 )
 
@@ -151,8 +183,8 @@ def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
     """A result's own table, made again from its JSON; None without one."""
     if result is None:
         return None
-    if kind in ("ops", "moe"):
-        return reporting.table(measure.HEAD, [measure.Row(**r).cells() for r in result["rows"]])
+    if kind in ("ops", "moe", "flow"):
+        return reporting.table(measure.HEAD, [measure.cells(r) for r in result["rows"]])
     if kind == "end_to_end":
         rows = [
             (stage, spread["median"], result["eager"]["stages_ms"][stage]["median"])
