@@ -51,16 +51,6 @@ def _row(result: dict[str, Any] | None, **wanted: str) -> dict[str, Any] | None:
     return None
 
 
-def _op(op: str, case: str, key: str) -> Find:
-    """A column of an op's row on the GPU."""
-
-    def find(found: Results) -> float | None:
-        row = _row(found.get("ops"), op=op, case=case, device="cuda")
-        return row and row[key]
-
-    return find
-
-
 def _nothing(found: Results) -> float | None:
     """No bench measures this yet."""
     return None
@@ -179,12 +169,16 @@ def table(judged: list[Judged]) -> str:
     return reporting.table(("bar", "measured", "wanted", "verdict"), rows)
 
 
+def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    return measure.Row(**{k: v for k, v in row.items() if k != "phases_ms"}).cells()
+
+
 def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
     """A result's own table, made again from its JSON; None without one."""
     if result is None:
         return None
     if kind in ("ops", "moe", "flow"):
-        return reporting.table(measure.HEAD, [measure.cells(r) for r in result["rows"]])
+        return reporting.table(measure.HEAD, [_cells(row) for row in result["rows"]])
     if kind == "end_to_end":
         rows = [
             (stage, spread["median"], result["eager"]["stages_ms"][stage]["median"])

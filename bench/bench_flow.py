@@ -168,9 +168,7 @@ def timed(
         loops = {n: c for n, c in calls.items() if not n.startswith("ours")}
         apart = events_interleaved(loops, rounds=3, budget_s=options.budget)
         found = {f"{name}, no graph": us for name, us in _medians_us(apart).items()}
-        graphs = {
-            (n if n.startswith("ours") else f"{n}, CUDA graph"): c for n, c in calls.items()
-        }
+        graphs = {(n if n.startswith("ours") else f"{n}, CUDA graph"): c for n, c in calls.items()}
         return graph_interleaved(graphs, budget_s=options.budget), found
     limit = SLOW * min(s for name, s in took_s.items() if name.startswith("ours"))
     apart = {n: c for n, c in calls.items() if took_s[n] > limit and not n.startswith("ours")}
@@ -262,7 +260,7 @@ def show(content: dict[str, Any]) -> None:
     for row in rows:
         times = cells.setdefault(row["case"], {})
         times[f"ours {row['dtype']}"] = row["us"]
-        times.update({name: us for name, us in row["others_us"].items()})
+        times.update(row["others_us"])
     columns = dict.fromkeys(name for times in cells.values() for name in times)
     body = [(name, *(_ms(times.get(name)) for times in cells.values())) for name in columns]
     print(f"{reporting.table(('ms', *cells), body)}\n")

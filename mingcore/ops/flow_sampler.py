@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from . import checks
-from .dense import native_packing, pack_linear, resolve_format
+from .dense import native_packing, pack_linear, quantised, resolve_format
 from .dispatch import call
-from .packed import FORMATS, PANEL, QUANTISED, PackedLinear, quantise
-from .packed_flow import BLOCK, MATRICES, NORMS, TIME_CHANNELS, PackedFlowHead
+from .packed import FORMATS, QUANTISED, PackedLinear, format_of
+from .packed_flow import BLOCKS, MATRICES, NORMS, TIME_CHANNELS, PackedFlowHead
 from .schedule import FlowSchedule
 
 TimeLayer = tuple[Tensor | PackedLinear, Tensor]
@@ -44,44 +45,49 @@ def pack_flow_head(
     op = "pack_flow_head"
     _check_head(op, matrices, biases, norms, time, heads, rope_heads)
     format = resolve_format(op, matrices[2], format, (*FORMATS, *QUANTISED))
-    matrices = [w.detach() for w in matrices]
-    scales: tuple[Tensor, ...] = ()
     cpu = native_packing(op, matrices[2], format, backend)
-    if cpu is not None:
-        packed = tuple(_panels(cpu, w, format, overwrite) for w in matrices)
-    elif format in QUANTISED:
-        packed, scales = zip(*(_quantised(op, i, w, format) for i, w in enumerate(matrices)))
-    else:
-        packed = tuple(w.to(FORMATS[format]).contiguous() for w in matrices)
+    packed, scales = [], []
+    for i, weight in enumerate(w.detach() for w in matrices):
+        own, ours, scale = format, overwrite, weight.new_empty(0, dtype=torch.float32)
+        if format in QUANTISED and i not in BLOCKS:
+            own = _own_format(weight, cpu)
+        elif format in QUANTISED:
+            (weight, scale), ours = quantised(op, weight, format), True
+        scales.append(scale)
+        if cpu is not None:
+            packed.append(_panels(cpu, weight, own, ours))
+        else:
+            packed.append(weight.to(FORMATS.get(own, weight.dtype)).contiguous())
     layers = tuple(
         (w if isinstance(w, PackedLinear) else pack_linear(w, backend=backend), bias.detach())
         for w, bias in time
     )
     vectors = (tuple(t.detach().contiguous() for t in group) for group in (biases, norms))
+    kept = tuple(scales) if format in QUANTISED else ()
     layout = "rows" if cpu is None else "panels"
-    return PackedFlowHead(packed, *vectors, scales, layers, heads, rope_heads, layout, format)
+    return PackedFlowHead(tuple(packed), *vectors, kept, layers, heads, rope_heads, layout, format)
 
 
-def _panels(cpu, weight: Tensor, format: str, overwrite: bool) -> Tensor:
-    """[N, K] as panels [ceil(N/32), K, 32]; a stack [L, N, K] one matrix at a time."""
+def _own_format(weight: Tensor, cpu: ModuleType | None) -> str:
+    """Of a matrix that is not quantised: its type's, or the nearest that can be packed."""
+    found = format_of(weight.dtype)
+    return found if cpu is None or found in cpu.PACKED_FORMATS else "fp32"
+
+
+def _panels(cpu: ModuleType, weight: Tensor, format: str, overwrite: bool) -> Tensor:
+    """[N, K] as panels; a stack [L, N, K] one matrix at a time, in its place where that fits."""
     if weight.dim() == 2:
         return cpu.pack_panels(weight, format)
-    L, N, K = weight.shape
-    dtype, shape = FORMATS[format], (L, -(-N // PANEL), K, PANEL)
-    whole = N % PANEL == 0 and weight.dtype == dtype and weight.is_contiguous()
-    out = weight.view(shape) if overwrite and whole else weight.new_empty(shape, dtype=dtype)
-    for i in range(L):
-        out[i] = cpu.pack_panels(weight[i], format)
+    out = None
+    for i, matrix in enumerate(weight):
+        panels = cpu.pack_panels(matrix, format)
+        if out is None:
+            shape = len(weight), *panels.shape
+            fits = panels.numel() == matrix.numel() and panels.dtype == weight.dtype
+            in_place = overwrite and fits and weight.is_contiguous()
+            out = weight.view(shape) if in_place else panels.new_empty(shape)
+        out[i] = panels
     return out
-
-
-def _quantised(op: str, i: int, weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    if i not in range(7)[BLOCK]:
-        return weight.contiguous(), weight.new_empty(0, dtype=torch.float32)
-    stored, scale = quantise(weight, format)
-    if not scale.isfinite().all():
-        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
-    return stored, scale
 
 
 def _check_head(

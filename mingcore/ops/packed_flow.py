@@ -13,7 +13,7 @@ from .packed import PANEL, QUANTISED, PackedLinear, dequantise, format_of, unpac
 from .schedule import FlowSchedule
 
 MATRICES = ("cond", "x", "qkv", "out", "up", "down", "final")
-BLOCK = slice(2, 6)  # of MATRICES: those with a leading L; only they are quantised
+BLOCKS = range(2, 6)  # of MATRICES: those with a leading L; only they are quantised
 NORMS = ("norm1", "norm2", "final_norm", "q_norm", "k_norm")
 THETA = 10000.0
 TIME_CHANNELS = 256
@@ -101,19 +101,17 @@ class PackedFlowHead:
         w, bias = w[start // unit : -(-stop // unit)], bias[start:stop]
         scale = None if scale is None else scale[start:stop]
         format = self.format if scale is not None else format_of(w.dtype)
-        parts = (w, self.layout, len(bias), self.inputs[i], format)
-        return PackedLinear(*parts, *([] if scale is None else [scale])), bias
+        return PackedLinear(w, self.layout, len(bias), self.inputs[i], format, scale), bias
 
     def rows(self, i: int) -> Tensor:
         """Matrix i as rows, in its stored type: [N, K] or [L, N, K]."""
-        return flow_rows(self.matrices[i], self.layout, self.biases[i].shape[-1])
+        n, k = self.biases[i].shape[-1], self.inputs[i]
+        return flow_rows(self.matrices[i], self.layout, n, k)
 
     def as_rows(self) -> "PackedFlowHead":
         """The same head in layout "rows", in its format."""
         rows = tuple(self.rows(i) for i in range(7))
-        time = tuple(
-            (PackedLinear(w.unpack(), "rows", w.n, w.k, w.format), bias) for w, bias in self.time
-        )
+        time = tuple((w.as_rows(), bias) for w, bias in self.time)
         rest = (self.biases, self.norms, self.scales, time, self.heads, self.rope_heads)
         return PackedFlowHead(rows, *rest, "rows", self.format, self._kept)
 
@@ -171,13 +169,13 @@ class PackedFlowHead:
         return kept[key]
 
 
-def flow_rows(weight: Tensor, layout: str, n: int) -> Tensor:
-    """One matrix of `PackedFlowHead` as rows: [N, K], or [L, N, K] for those of the blocks."""
+def flow_rows(weight: Tensor, layout: str, n: int, k: int) -> Tensor:
+    """One matrix of `PackedFlowHead` as rows: [n, k], or [L, n, k] for those of the blocks."""
     if layout == "rows":
         return weight
     if weight.dim() == 3:
-        return unpack_rows(weight, layout, n)
-    return torch.stack([unpack_rows(each, layout, n) for each in weight])
+        return unpack_rows(weight, layout, n, k)
+    return torch.stack([unpack_rows(each, layout, n, k) for each in weight])
 
 
 def time_frequencies() -> Tensor:

@@ -211,11 +211,9 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
     if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
     from mingcore.ops.packed import quantise_activations
-    from mingcore.ops.reference import common, flow_sample
+    from mingcore.ops.reference import common
 
-    module, tie, given = common, TIE, packed.hidden
-    if op == "flow_sample":
-        module, tie, given = flow_sample, TIE_OF_MANY, None
+    tie, given = (TIE_OF_MANY, None) if op == "flow_sample" else (TIE, packed.hidden)
 
     def other_way(x: Tensor) -> tuple[Tensor, Tensor]:
         stored, scale = quantise_activations(x)
@@ -227,7 +225,7 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
         step = (stored.gather(-1, nearest) + step).to(stored.dtype)
         return stored.scatter(-1, nearest, step), scale
 
-    with patch.object(module, "quantise_activations", other_way):
+    with patch.object(common, "quantise_activations", other_way):
         return Error.between(oracle(op, kwargs)[0], exact[0])
 
 

@@ -6,11 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..packed import QUANTISED, dequantise, quantise_activations
 from ..packed_flow import flow_rows
 from ..registry import register
 from .attention import attention_prefill
-from .common import matmul, wide
+from .common import matmul, quantised_matmul, wide
 from .norms import rms_norm
 from .rope import rope
 
@@ -46,7 +45,10 @@ def flow_sample(
     guidance [B], times [E, H], dt [E], noise_scale [E, B], advance [E], cos and sin [T, D/2]; the
     rest is `PackedFlowHead`. Without `guided`, v = v_c.
     """
-    rows = [flow_rows(w, layout, b.shape[-1]) for w, b in zip(matrices, biases)]
+    H, C = norms[0].shape[1], noise.shape[3]
+    inputs = condition.shape[1], C, H, H, H, biases[UP].shape[1], H
+    parts = zip(matrices, biases, inputs)
+    rows = [flow_rows(w, layout, b.shape[-1], k) for w, b, k in parts]
     rope_heads = heads if rope_heads is None else rope_heads
     net = Network(rows, biases, norms, scales, (cos[None], sin[None]), heads, rope_heads, format)
     B, P = noise.shape[1:3]
@@ -114,11 +116,7 @@ class Network:
         return (wide(self.product(x, w, scale)) + wide(b)).to(x.dtype)
 
     def product(self, x: Tensor, w: Tensor, scale: Tensor | None) -> Tensor:
-        if scale is None or self.format not in QUANTISED:
+        if scale is None:
             return matmul(x, w)
-        scale = scale.to(wide(x).dtype)
-        if self.format != "int8_dyn":
-            return matmul(x, dequantise(w, scale))
-        stored, x_scale = quantise_activations(x)
-        total = matmul(stored.double(), w.double())  # integers, exact
-        return (total.to(scale.dtype) * x_scale.unsqueeze(-1) * scale).to(x.dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        return quantised_matmul(rows, w, scale, self.format).view(*x.shape[:-1], -1)
