@@ -1,17 +1,18 @@
-"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens."""
+"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens, and for more
+`cuda_moe_prefill`.
+"""
 
 import math
 import struct
 
 import torch
-from torch import Tensor
 
-from . import launch
-from .cuda_common import TYPES, unfit
+from . import cuda_moe_prefill, launch
+from .cuda_common import TYPES, rows_of_copies, unfit_experts
 from .registry import register
 
 MAX_TOKENS, MAX_SLOTS = 63, 512
-THREADS, TILE, COPY_BYTES = 256, 16, 16
+THREADS, TILE = 256, 16
 _PARAMS = struct.Struct("<14Qq6i")  # MoeDecodeParams of moe_decode_work.cuh
 _FORMATS = {
     "fp32": (torch.float32,),  # the types of x that go with the weights
@@ -20,9 +21,6 @@ _FORMATS = {
     "int8": (torch.bfloat16, torch.float16),
     "fp8": (torch.bfloat16, torch.float16),
 }
-_SCALES = ("gate_up_scale", "down_scale", "shared_gate_up_scale", "shared_down_scale")
-_WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
-_NAMES = ("x", *_WEIGHTS, "weights", "ids", *_SCALES)
 
 
 def shared_bytes(format: str, large: bool) -> int:
@@ -49,40 +47,18 @@ def _lacks_shared_memory(device: torch.device, format: str) -> str | None:
     return None
 
 
-def unfit_weights(x, gate_up, down, shared_gate_up, shared_down, scales, layout, format):
-    """Why moe_decode cannot take weights like these, or None."""
-    if layout != "rows":
-        return f"the layout is {layout!r}; it takes rows"
-    if x.dtype not in _FORMATS.get(format, ()):
-        pairs = ", ".join(f"{name} with {TYPES[t]}" for name in _FORMATS for t in _FORMATS[name])
-        return f"the format is {format} and x is {x.dtype}; it takes {pairs}"
-    width = COPY_BYTES // gate_up.element_size()
-    sizes = {"H": x.shape[1], "I": down.shape[2]}
-    if shared_down is not None:
-        sizes["Is"] = shared_down.shape[1]
-    for name, size in sizes.items():
-        if size % width:
-            return f"{name} is {size}; in {format} it takes multiples of {width}"
-    for name, t in zip(_WEIGHTS, (gate_up, down, shared_gate_up, shared_down)):
-        if t is not None and (not t.is_contiguous() or t.data_ptr() % COPY_BYTES):
-            return f"{name} is not contiguous from an address that is a multiple of {COPY_BYTES}"
-    for name, t in zip(_SCALES, scales):
-        if t is not None and (t.dtype != torch.float32 or not t.is_contiguous()):
-            return f"{name} is not contiguous float32"
-    return None
-
-
 def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     *scales, layout, format = rest
     T, K = ids.shape
     matrices = (gate_up, down, shared_gate_up, shared_down)
-    if T > MAX_TOKENS or T * K > MAX_SLOTS:
-        return f"T is {T} and T * K {T * K}; it takes up to {MAX_TOKENS} and {MAX_SLOTS}"
-    if weights.dtype != torch.float32:
-        return f"weights is {weights.dtype}; it takes float32 weights"
-    reason = unfit(_NAMES, (x, *matrices, weights, ids, *scales))
+    many = T > MAX_TOKENS
+    if not many and T * K > MAX_SLOTS:
+        return f"T is {T} and T * K {T * K}; up to {MAX_TOKENS} tokens it takes {MAX_SLOTS} slots"
+    formats = cuda_moe_prefill.FORMATS if many else _FORMATS
+    reason = unfit_experts(x, matrices, scales, weights, ids, layout, format, formats)
+    if many:
+        return cuda_moe_prefill.why_not(x, gate_up, down, ids) or reason
     reason = reason or launch.why_not("moe_decode", x.device)
-    reason = reason or unfit_weights(x, *matrices, scales, layout, format)
     return reason or _lacks_shared_memory(x.device, format)
 
 
@@ -94,20 +70,16 @@ def rows_per_unit(H: int, blocks: int) -> int:
     return min(busiest, key=busiest.get)
 
 
-def _rows_of_copies(x: Tensor) -> Tensor:
-    """x with dense rows at addresses that 16-byte copies can start from."""
-    pitch = x.stride(0) * x.element_size() if x.shape[0] > 1 else 0
-    dense = x.stride(1) == 1 or x.shape[1] == 1
-    if dense and pitch % COPY_BYTES == 0 and x.data_ptr() % COPY_BYTES == 0:
-        return x
-    return x.clone(memory_format=torch.contiguous_format)
-
-
 @register(
     "moe_mlp",
     "cuda",
     _why_not,
-    sources=(launch.source("moe_decode"), __file__),
+    sources=(
+        launch.source("moe_decode"),
+        launch.source("moe_prefill"),
+        __file__,
+        cuda_moe_prefill.__file__,
+    ),
     flags=launch.FLAGS,
 )
 def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
@@ -116,11 +88,14 @@ def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     out = torch.empty((T, H), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
+    if T > MAX_TOKENS:
+        cuda_moe_prefill.run(x, gate_up, down, weights, ids, shared_gate_up, shared_down, out)
+        return out
     device = x.device.index
     name = f"moe_decode_{TYPES[x.dtype]}_{format}"
     kernel = launch.kernel("moe_decode", name, device, shared_bytes(format, _is_large(x.device)))
     width = 0 if shared_down is None else shared_down.shape[1]
-    x, weights, ids = _rows_of_copies(x), weights.contiguous(), ids.contiguous()
+    x, weights, ids = rows_of_copies(x), weights.contiguous(), ids.contiguous()
     hidden = torch.empty(T * (K * I + width), dtype=x.dtype, device=x.device)
     blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
     exchange = launch.exchange("moe_decode", device)

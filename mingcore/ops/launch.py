@@ -14,7 +14,7 @@ import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import torch
@@ -26,6 +26,7 @@ from ..errors import BackendError
 
 FLAGS = ("--std=c++17", "--extra-device-vectorization")
 DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
+_MAP_BYTES, _ENCODE = 128, b"cuTensorMapEncodeTiled"
 EXCHANGE_BYTES = 128
 EXCHANGES = 8192  # of a device
 
@@ -218,6 +219,58 @@ def _exchange_words(device: int) -> Tensor:
 
 def _torch(device: int) -> torch.device:
     return torch.device("cuda", device)
+
+
+@lru_cache(maxsize=8192)
+def tensor_map(
+    device: int,
+    dtype: torch.dtype,
+    address: int,
+    sizes: tuple[int, ...],
+    strides_bytes: tuple[int, ...],
+    box: tuple[int, ...],
+) -> bytes:
+    """A tensor map (128 bytes, the start of a kernel's struct) by which kernels copy boxes.
+
+    sizes and box: elements per dimension, the innermost first, whose box is at most 128 bytes;
+    strides_bytes: of the others. Copies swizzle 128 bytes, fill with zeros what lies outside, and
+    count it. It holds the address alone: for the same tensor it is made once.
+    """
+    kinds, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
+    kind = {
+        torch.bfloat16: kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        torch.float16: kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+    }[dtype]
+    room = ctypes.create_string_buffer(_MAP_BYTES + 63)
+    start = -ctypes.addressof(room) % 64
+    with torch.cuda.device(device):
+        _make_current(device)
+        status = _encode()(
+            ctypes.addressof(room) + start,
+            kind,
+            len(sizes),
+            address,
+            (ctypes.c_uint64 * len(sizes))(*sizes),
+            (ctypes.c_uint64 * len(strides_bytes))(*strides_bytes),
+            (ctypes.c_uint32 * len(box))(*box),
+            (ctypes.c_uint32 * len(box))(*[1] * len(box)),
+            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+            swizzles.CU_TENSOR_MAP_SWIZZLE_128B,
+            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        )
+    _driver((driver.CUresult(status),), f"tensor map of {sizes}")
+    return room.raw[start : start + _MAP_BYTES]
+
+
+@cache
+def _encode():
+    """cuTensorMapEncodeTiled itself: cuda.bindings would have it write to 16-byte aligned memory,
+    and the driver wants 64.
+    """
+    _, entry, _ = _driver(driver.cuGetProcAddress(_ENCODE, 12000, 0), _ENCODE.decode())
+    i, n, p = ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
+    return ctypes.CFUNCTYPE(i, p, i, n, p, p, p, p, p, i, i, i, i)(int(entry))
 
 
 def launch(

