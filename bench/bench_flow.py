@@ -256,22 +256,22 @@ def show(content: dict[str, Any]) -> None:
     device, rows = content["device"], content["rows"]
     ceiling = content["ceilings"][device]
     print(f"{bars.table_of('flow', content)}\n")
-    cells: dict[str, dict[str, float]] = {}
+    cases: dict[str, dict[str, float]] = {}
     for row in rows:
-        times = cells.setdefault(row["case"], {})
+        times = cases.setdefault(row["case"], {})
         times[f"ours {row['dtype']}"] = row["us"]
         times.update(row["others_us"])
-    columns = dict.fromkeys(name for times in cells.values() for name in times)
-    body = [(name, *(_ms(times.get(name)) for times in cells.values())) for name in columns]
-    print(f"{reporting.table(('ms', *cells), body)}\n")
+        times["floor"] = 1e3 * floor_ms(row, ceiling)
+    columns = dict.fromkeys(name for times in cases.values() for name in times)
+    body = [(name, *(_ms(times.get(name)) for times in cases.values())) for name in columns]
+    print(f"{reporting.table(('ms', *cases), body)}\n")
     with_phases = [row for row in rows if "phases_ms" in row]
     if with_phases:
-        head = ("phase, ms", *(f"{r['case']} {r['dtype']}" for r in with_phases))
-        lines = [
-            (phase, *(r["phases_ms"][phase] for r in with_phases))
-            for phase in with_phases[0]["phases_ms"]
-        ]
-        lines.append(("in one call", *(r["us"] / 1e3 for r in with_phases)))
+        head = ("ms by phase", "format", *with_phases[0]["phases_ms"], "one call", "% floor")
+        lines = []
+        for row in with_phases:
+            phases, share = row["phases_ms"].values(), _share(row, ceiling)
+            lines.append((row["case"], row["dtype"], *phases, row["us"] / 1e3, share))
         print(f"{reporting.table(head, lines)}\n")
     for format, why in content["lacking"].items():
         print(f"{format}: not measured, only the reference serves it here ({why})")
@@ -279,6 +279,10 @@ def show(content: dict[str, Any]) -> None:
     print(f"100 % on {device}: read {ceiling['read_gbs']:.1f} GB/s, torch.mm {rate:.3f} TFLOP/s")
     judged = [b for b in bars.judge({"flow": content}, device) if b.name.startswith("flow")]
     print(bars.table(judged))
+
+
+def _share(row: dict[str, Any], ceiling: dict[str, Any]) -> int:
+    return round(100 * floor_ms(row, ceiling) / (row["us"] / 1e3))
 
 
 def _ms(us: float | None) -> float | None:

@@ -115,6 +115,7 @@ def parts(dry: bool) -> list[Part]:
     ops = [*PYTEST, "-p", "no:timeout", f"{bench}/test_ops.py", "--benchmark-only"]
     ops += ["--benchmark-disable-gc", "--benchmark-columns=median"]
     moe = [python, f"{bench}/bench_moe.py"]
+    flow = [python, f"{bench}/bench_flow.py"]
     end_to_end = [python, f"{bench}/end_to_end.py", "--no-save", "--device", device, "--size", size]
     if dry:
         ops += ["-m", "not gpu", "--quick", "--size", "odd", "-k", "linear"]
@@ -123,20 +124,25 @@ def parts(dry: bool) -> list[Part]:
             Part("gpu tests", [*tests, "--collect-only"], 60, ok_codes=(0, 5)),
             Part("probes", [*probes, "--compile-only", "90a"], 60),
             Part("moe", [*moe, "--size", "tiny", "--tokens", "1,5", "--quick"], 60),
+            Part(
+                "flow", [*flow, "--size", "tiny", "--batches", "1", "--tokens", "11", "--quick"], 60
+            ),
             Part("ops", ops, 60),
             Part("end to end", [*end_to_end, "--dtype", "fp32", "--patches", "2"], 60),
         ]
     build = [python, "setup.py", "-q", "build_ext", "--inplace"]
     ops += ["-m", "gpu", "--size", "real", "--budget", "0.15", "-k", "not moe_mlp"]
+    flow += ["--device", "cuda", "--batches", "1,4,32", "--budget", "0.3"]
     moe += ["--device", "cuda", "--size", "real", "--budget", "0.1"]
     return [
         Part("build", build, 95, {"MINGCORE_CUDA": "1"}),
         Part("verify", [python, "-c", VERIFY, "75"], 80),
         Part("gpu tests", tests, 70, ok_codes=(0, 5)),
-        Part("probes", probes, 35),
-        Part("moe", moe, 75),
-        Part("ops", ops, 45),
-        Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 60),
+        Part("probes", probes, 30),
+        Part("moe", moe, 65),
+        Part("flow", flow, 40),
+        Part("ops", ops, 35),
+        Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 45),
     ]
 
 
@@ -228,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
             results=found,
         )
         files = leave(folder, cache / "verified", done, content, report)
-    for name in ("moe", "ops", "end_to_end", "probes"):
+    for name in ("moe", "flow", "ops", "end_to_end", "probes"):
         table = bars.table_of(name, found.get(name))
         if table:
             print(f"\n{table}")

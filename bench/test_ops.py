@@ -12,6 +12,7 @@ from mingcore.testing.cases import for_op, ops_with_cases
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # float32 by contract, whatever the network's type
 ALWAYS_FLOAT = ("overlap_add",)
+ELSEWHERE = ("flow_sample",)  # in a bench of its own
 
 
 def pytest_generate_tests(metafunc):
@@ -21,7 +22,7 @@ def pytest_generate_tests(metafunc):
     cases = [
         case
         for op in ops_with_cases()
-        if not op.startswith("pack_")
+        if not op.startswith("pack_") and op not in ELSEWHERE
         for case in for_op(op, tag=size, large=not quick)
         if metafunc.function is test_gpu or not case.name.endswith("t4096")
     ]

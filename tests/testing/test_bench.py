@@ -195,6 +195,46 @@ def test_moe_bench_times_apart_what_would_hold_up_the_others(bench_modules, monk
     assert set(measured.samples) == {"ours bf16", "F.b", "einsum c"} and set(apart_us) == {"loop a"}
 
 
+def test_flow_bench_measures_every_format_way_and_phase(tmp_path):
+    common = ("--size", "tiny", "--quick", "--budget", "0.2", "--reference", "--keep", tmp_path)
+    done = start(BENCH / "bench_flow.py", *common, "--tokens", "11", "--batches", "1")
+    assert done.returncode == 0, done.stderr
+    formats = ("--formats", "bf16", "--no-ways", "--no-phases", "--add")
+    done = start(BENCH / "bench_flow.py", *common, "--batches", "3", "--tokens", "37", *formats)
+    assert done.returncode == 0, done.stderr
+    said = last_json(done.stdout)
+    assert json.loads((tmp_path / "flow-tiny-cpu.json").read_text()) == said
+    rows = {(r["case"], r["dtype"]): r for r in said["rows"]}
+    assert set(rows) == {
+        *(("tiny_11_b1", f) for f in ("fp32", "bf16", "fp16", "int8", "int8_dyn")),
+        ("tiny_37_b3", "bf16"),
+    }
+    row = rows["tiny_11_b1", "bf16"]
+    ways = ("eager", "hoisted", "hoisted and prepacked")
+    assert {f"{way}, {d}" for way in ways for d in ("fp32", "bf16")} < set(row["others_us"])
+    phases = row["phases_ms"]
+    assert {"qkv", "attention", "out", "up", "down", "other"} < set(phases)
+    assert phases["sum"] == pytest.approx(sum(v for k, v in phases.items() if k != "sum"))
+
+
+def test_flow_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
+    import bench_flow
+
+    options = bench_flow._options(["--size", "tiny", "--quick", "--no-ways", "--reference"])
+    heads = bench_flow.Heads("tiny", "cpu", ("bf16",))
+    right = bench_flow.ops.flow_sample
+
+    def wrong(head, schedule, condition, history, noise, *rest, backend=None, **options):
+        out = right(head, schedule, condition, history, noise, *rest, backend=backend, **options)
+        return out if backend == "reference" else out * 1.01
+
+    monkeypatch.setattr(bench_flow.ops, "flow_sample", wrong)
+    monkeypatch.setattr(bench_flow, "timed", lambda *_: pytest.fail("timed what is wrong"))
+    monkeypatch.setattr(bench_flow, "serving", lambda kw: ("cpu", ""))
+    with pytest.raises(AssertionError, match="bf16: .* from the reference"):
+        bench_flow.point(heads, 2, 11, None, options)
+
+
 def test_routings_are_what_their_names_say(bench_modules):
     import moe_layers
 
@@ -218,7 +258,7 @@ def test_gpu_runner_walks_through_on_a_cpu(tmp_path):
     done = start(BENCH / "gpu.py", "--dry-run", OUT=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     said = last_json(done.stdout)
-    assert [p["status"] for p in said["parts"]] == ["ok"] * 6
+    assert [p["status"] for p in said["parts"]] == ["ok"] * 7
     assert {b["verdict"] for b in said["bars"]} == {"not measured"}
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"report.txt", "gpu.json", "log.txt"}
@@ -293,6 +333,19 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
     assert verdict(moe(512, "cpu", "cpu", tflops=0.15), "moe_mlp T=512", "cpu") == "pass"
     assert verdict(moe(512, "cpu", "cpu", tflops=0.13), "moe_mlp T=512", "cpu") == "fail"
     assert verdict({}, "first audio") == "not measured"
+
+    def flow(format="bf16", device="cuda", backend="cuda", **row):
+        head = {"op": "flow_sample", "case": "real_11_b1", "dtype": format, "device": device}
+        return {"flow": {"rows": [{**head, "backend": backend, **row}]}}
+
+    assert verdict(flow(us=899.0), "flow_sample 8x1024") == "pass"
+    assert verdict(flow(us=901.0), "flow_sample 8x1024") == "fail"
+    assert verdict(flow(us=1.0, backend="reference"), "flow_sample 8x1024") == "not measured"
+    others = {"eager, fp32": 3.1, "hoisted, fp32": 1.5, "hoisted and prepacked, fp32": 1.3}
+    row = flow("bf16", "cpu", "cpu", others_x=others)
+    assert verdict(row, "flow_sample bf16, x eager", "cpu") == "pass"
+    assert verdict(row, "flow_sample bf16, x best", "cpu") == "fail"
+    assert verdict(row, "flow_sample int8_dyn", "cpu") == "not measured"
 
 
 def test_probes_compile_without_a_gpu(bench_modules):
