@@ -343,6 +343,8 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
     current().flow_step(a);
 }
 
+#include "bind_flow_sample.h"
+
 uint32_t read_probe(uintptr_t data, int64_t bytes, int threads) {
     const Args args("read_probe");
     if (!data) args.reject("data", "an address", "0");
@@ -360,6 +362,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("silu_mul", &silu_mul);
     m.def("moe_mlp", &moe_mlp, "Returns the first slot with an id out of range, or -1.");
     m.def("flow_step", &flow_step);
+    m.def("flow_sample", &flow_sample);
     m.def("read_probe", &read_probe,
           "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");

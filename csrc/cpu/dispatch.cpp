@@ -13,8 +13,10 @@
     void silu_mul(const SiluMulArgs&);                                                           \
     int64_t moe_mlp(const MoeArgs&);                                                             \
     void flow_step(const FlowStepArgs&);                                                         \
+    void flow_sample(const FlowSampleArgs&);                                                     \
     uint32_t read_probe(const void*, int64_t, int);                                              \
-    static const Kernels kernels = {#ISA, linear, silu_mul, moe_mlp, flow_step, read_probe};     \
+    static const Kernels kernels = {#ISA,      linear,      silu_mul,  moe_mlp,                  \
+                                    flow_step, flow_sample, read_probe};                         \
     }
 
 namespace mingcore {

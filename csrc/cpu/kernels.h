@@ -91,6 +91,36 @@ struct FlowStepArgs {  // out = x + dt * (v_c + g * (v_c - v_u)) + noise_scale *
     int threads;
 };
 
+struct FlowMatrix {  // [layers][ceil(n / 32)] panels of [k, 32]
+    const void* data;
+    Dtype dtype;
+    int64_t n, k;
+    const float* scale;  // [layers][n], one per output row of quantised weights, or null
+};
+
+struct FlowVector {  // [layers][n]; data is null when absent
+    const void* data;
+    Dtype dtype;
+    int64_t n;
+};
+
+// The sampler: E evaluations of the velocity, and the step after each. See ops/flow_sample.py.
+struct FlowSampleArgs {
+    int64_t B, N, P, C, L, H, W, E, heads, rope_heads;  // W: width of the MLP
+    const void *condition, *history;  // [B, matrix[0].k], [B, N, C], dense
+    Dtype condition_dtype, history_dtype;
+    const float *noise, *guidance;  // [at least 1 + steps with noise, B, P, C], [B]
+    const float *times, *dt, *noise_scale;  // [E, H], [E], [E, B]
+    const uint8_t* advance;                 // [E]
+    const float *cos, *sin;                 // [1 + N + P, H / heads / 2]
+    FlowMatrix matrix[7];                   // cond, x, qkv, out, up, down, final
+    FlowVector bias[7];                     // of those
+    FlowVector norm[5];                     // norm1, norm2, final; q, k or absent
+    bool guided;
+    float* out;  // [B, P, C]
+    int threads;
+};
+
 struct Kernels {
     const char* isa;
     void (*linear)(const LinearArgs&);
@@ -98,6 +128,7 @@ struct Kernels {
     // The first slot t * K + k whose id is not in 0..E-1, and then nothing is computed; else -1.
     int64_t (*moe_mlp)(const MoeArgs&);
     void (*flow_step)(const FlowStepArgs&);
+    void (*flow_sample)(const FlowSampleArgs&);
     // Reads whole bfloat16 vectors of `bytes` at `data`; the result only keeps the reads alive.
     uint32_t (*read_probe)(const void* data, int64_t bytes, int threads);
 };

@@ -110,14 +110,19 @@ void* workspace(size_t bytes) {
     return scratch.data;
 }
 
-void wait_longer(const Counter& left) {
-    constexpr int SPINS = 2000;  // some tens of microseconds: the usual wait is for a piece of work
-    for (int i = 0; !finished(left); ++i) {
-        if (i >= SPINS) sched_yield();
+static void rest(int spins) {  // some tens of microseconds: the usual wait is for a piece of work
+    if (spins >= 2000) sched_yield();
 #if defined(MC_X86)
-        else __builtin_ia32_pause();
+    else __builtin_ia32_pause();
 #endif
-    }
+}
+
+void wait_longer(const Counter& left) {
+    for (int i = 0; !finished(left); ++i) rest(i);
+}
+
+void wait_until(const Counter& counter, int64_t at_least) {
+    for (int i = 0; __atomic_load_n(&counter.next, __ATOMIC_ACQUIRE) < at_least; ++i) rest(i);
 }
 
 const char* thread_pool() { return gomp() ? "openmp" : "std::thread"; }

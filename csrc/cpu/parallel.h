@@ -37,6 +37,9 @@ void wait_longer(const Counter& left);  // spins a while, then lets other thread
 static inline __attribute__((always_inline)) void wait_for(const Counter& left) {
     if (!finished(left)) wait_longer(left);
 }
+// Until the counter, which other threads increase with release, is `at_least` this much. Spins a
+// while, then lets other threads have the core.
+void wait_until(const Counter& counter, int64_t at_least);
 
 const char* thread_pool();  // "openmp" or "std::thread"
 

@@ -54,6 +54,8 @@ MC_INLINE F round(F a) {
 MC_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 MC_INLINE F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
 MC_INLINE F abs(F a) { return _mm512_abs_ps(a); }
+MC_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a); }
+MC_INLINE F swap_pairs(F a) { return _mm512_permute_ps(a, 0xB1); }  // lanes 1 0 3 2 ...
 MC_INLINE F copysign(F a, F sign) {
     const I s = _mm512_set1_epi32(INT32_MIN);
     return _mm512_castsi512_ps(
@@ -152,6 +154,8 @@ MC_INLINE F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _
 MC_INLINE M less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 MC_INLINE F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
 MC_INLINE F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+MC_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
+MC_INLINE F swap_pairs(F a) { return _mm256_permute_ps(a, 0xB1); }
 MC_INLINE F copysign(F a, F sign) {
     const F s = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_andnot_ps(s, a), _mm256_and_ps(s, sign));
@@ -265,6 +269,11 @@ MC_INLINE F round(F a) {  // |a| < 2^22, to nearest even
     return (a + magic) - magic;
 }
 MC_INLINE F abs(F a) { return floats(bits(a) & 0x7fffffff); }
+MC_INLINE F sqrt(F a) {
+    return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
+             __builtin_sqrtf(a[3])};
+}
+MC_INLINE F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2]}; }
 MC_INLINE F copysign(F a, F sign) {
     return floats((bits(a) & 0x7fffffff) | (bits(sign) & INT32_MIN));
 }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from . import cpu_moe  # noqa: F401  registers moe_mlp
+from . import cpu_flow, cpu_moe  # noqa: F401  register flow_sample, moe_mlp
 from .cpu_common import array, array_or_none, rows, unfit
 from .packed import FORMATS, OFFSET, PANEL
 from .reference.audio import frames, inverse_spectrum, overlap_add

@@ -1,0 +1,112 @@
+// flow_sample's arguments, checked. A part of bindings.cpp, which includes it behind `Args`.
+#pragma once
+
+void flow_dense(const Args& args, const Array& v, const char* name) {
+    int64_t dense = 1;
+    for (int i = v.dims - 1; i >= 0; dense *= v.size[i--])
+        if (v.size[i] > 1 && v.stride[i] != dense && !v.empty())
+            args.reject(name, "contiguous", "strides");
+}
+
+FlowVector flow_vector(const Args& args, const py::handle& value, const char* name, int64_t layers,
+                       int64_t n) {
+    const bool blocks = layers > 0;
+    const Array v = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 2 : 1);
+    if (blocks) args.size(v, name, 0, layers, "L");
+    args.size(v, name, blocks, n, "width");
+    flow_dense(args, v, name);
+    return {v.data, v.dtype, n};
+}
+
+FlowMatrix flow_matrix(const Args& args, const py::handle& value, const char* name, int64_t layers,
+                       int64_t n, int64_t k) {
+    const bool blocks = layers > 0;
+    const Array w = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 4 : 3);
+    const int64_t panels = (n + 31) / 32;
+    if (blocks) args.size(w, name, 0, layers, "L");
+    args.size(w, name, blocks, panels, "panels");
+    if (k > 0) args.size(w, name, blocks + 1, k, "K");
+    args.size(w, name, blocks + 2, 32, "columns");
+    flow_dense(args, w, name);
+    return {w.data, w.dtype, n, w.size[blocks + 1], nullptr};
+}
+
+const float* flow_floats(const Args& args, const py::object& value, const char* name,
+                         std::initializer_list<int64_t> sizes) {
+    const Array v = args.read(value, name, static_cast<int>(sizes.size()));
+    args.dtype(v, name, Dtype::f32, "float32");
+    for (int i = 0; i < v.dims; ++i) args.size(v, name, i, sizes.begin()[i], "size");
+    flow_dense(args, v, name);
+    return reinterpret_cast<const float*>(v.data);
+}
+
+void flow_sample(const py::object& condition_, const py::object& history_, const py::object& noise_,
+                 const py::object& guidance, const py::object& times_, const py::object& dt,
+                 const py::object& noise_scale, const py::bytes& advance, const py::object& cos,
+                 const py::object& sin, const py::list& matrices, const py::list& biases,
+                 const py::list& norms, int64_t heads, int64_t rope_heads, bool guided,
+                 const py::object& out_, int threads) {
+    const Args args("flow_sample");
+    static const char* const names[] = {"cond", "x", "qkv", "out", "up", "down", "final"};
+    if (matrices.size() != 7) args.reject("matrices", "7", std::to_string(matrices.size()));
+    if (biases.size() != 7) args.reject("biases", "7", std::to_string(biases.size()));
+    if (norms.size() != 3 && norms.size() != 5)
+        args.reject("norms", "3 or 5", std::to_string(norms.size()));
+    const std::string flags = advance;
+
+    FlowSampleArgs a{};
+    const Array times = args.read(times_, "times", 2), noise = args.read(noise_, "noise", 4);
+    const Array condition = args.read(condition_, "condition", 2);
+    const Array history = args.read(history_, "history", 3);
+    const Array down = args.read(py::object(matrices[5]), "down", 4);
+    a.E = times.size[0], a.H = times.size[1], a.L = down.size[0], a.W = down.size[2];
+    a.B = noise.size[1], a.P = noise.size[2], a.C = noise.size[3], a.N = history.size[1];
+    a.heads = heads, a.rope_heads = rope_heads, a.guided = guided;
+    if (a.E < 1) args.reject("times", "[E, H] with E >= 1", times.shape());
+    if (a.H < 1 || heads < 1 || a.H % heads || a.H / heads % 2)
+        args.reject("heads", "so many that H / heads is whole and even", std::to_string(heads));
+    if (a.L < 1 || a.W < 1) args.reject("down", "[L, panels, W, 32] with L, W >= 1", down.shape());
+    if (a.P < 1 || a.C < 1) args.reject("noise", "[draws, B, P, C] with P, C >= 1", noise.shape());
+    if (static_cast<int64_t>(flags.size()) != a.E)
+        args.reject("advance", "E = " + std::to_string(a.E) + " flags", std::to_string(flags.size()));
+    const int64_t H = a.H, T = 1 + a.N + a.P, Hc = condition.size[1];
+    if (Hc < 1) args.reject("condition", "[B, Hc] with Hc >= 1", condition.shape());
+    const int64_t n[] = {H, H, 3 * H, H, a.W, H, a.C}, k[] = {Hc, a.C, H, H, H, a.W, H};
+    for (int i = 0; i < 7; ++i) {
+        const int64_t layers = i >= 2 && i < 6 ? a.L : 0;
+        a.matrix[i] = flow_matrix(args, matrices[i], names[i], layers, n[i], k[i]);
+        a.bias[i] = flow_vector(args, biases[i], names[i], layers, n[i]);
+    }
+    for (size_t i = 0; i < norms.size(); ++i)
+        a.norm[i] = flow_vector(args, norms[i], "norms", i == 2 ? 0 : a.L, i < 3 ? H : H / heads);
+
+    args.size(condition, "condition", 0, a.B, "B");
+    args.size(history, "history", 0, a.B, "B");
+    args.size(history, "history", 2, a.C, "C");
+    a.condition_dtype = condition.dtype, a.history_dtype = history.dtype;
+    flow_dense(args, condition, "condition");
+    flow_dense(args, history, "history");
+    a.noise = flow_floats(args, noise_, "noise", {noise.size[0], a.B, a.P, a.C});
+    a.guidance = flow_floats(args, guidance, "guidance", {a.B});
+    a.times = flow_floats(args, times_, "times", {a.E, H});
+    a.dt = flow_floats(args, dt, "dt", {a.E});
+    a.noise_scale = flow_floats(args, noise_scale, "noise_scale", {a.E, a.B});
+    a.cos = flow_floats(args, cos, "cos", {T, H / heads / 2});
+    a.sin = flow_floats(args, sin, "sin", {T, H / heads / 2});
+    a.out = const_cast<float*>(flow_floats(args, out_, "out", {a.B, a.P, a.C}));
+    a.advance = reinterpret_cast<const uint8_t*>(flags.data());
+    a.threads = args.threads(threads);
+    if (a.B == 0) return;
+    int64_t draw = 0;
+    for (int64_t e = 0; e < a.E; ++e) {
+        draw += flags[e] != 0;
+        for (int64_t b = 0; b < a.B && flags[e]; ++b)
+            if (a.noise_scale[e * a.B + b] != 0 && draw >= noise.size[0])
+                args.reject("noise", "[draws, B, P, C] with a draw for each step that has a scale",
+                            noise.shape());
+    }
+    if (noise.size[0] < 1) args.reject("noise", "[draws, B, P, C] with draws >= 1", noise.shape());
+    a.condition = condition.data, a.history = history.data;
+    py::gil_scoped_release release;
+    current().flow_sample(a);
+}

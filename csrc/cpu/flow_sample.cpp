@@ -1,0 +1,403 @@
+// flow_sample: the whole flow sampler, every step and block of it, in one parallel region.
+//
+// Cost of one evaluation at 8 x 1024, 22 rows (11 tokens, both branches): 4.08 GFLOP, of which the
+// products are all but 0.5 %, and 201 MB of bf16 weights. So the products are bound by the vector
+// units, and what stands between them must cost nothing: all rows of all requests and branches are
+// one product's rows; each product's end (bias, residual, GELU, packing for the next product, the
+// sums that RMSNorm needs) happens on 32 columns in L1; 1 / rms multiplies the next product's rows;
+// the last block computes P rows of each group only; and in the first block, where tokens of both
+// branches are still equal and those of the history always, every distinct row is computed once
+// (2 % fewer flops at 11 tokens, 10 % at 37). Memory is one workspace, kept between calls.
+//
+// Tried without effect on an idle machine (2 cores, ratios of interleaved medians): asking for the
+// lines that a product's end will write before the product (1.00), fetching weights two or three
+// K blocks ahead instead of one, or into L2 only (0.92 to 1.00).
+#include "flow_attention.h"
+#include "flow_plan.h"
+#include "vmath.h"
+
+namespace mingcore {
+namespace MC_ISA {
+namespace {
+
+constexpr int64_t PART_ROWS = PART_TILES * ROWS;
+
+struct Sums {  // one thread's, for the task in hand
+    float* c;       // [panels][rows][32]
+    float* factor;  // [rows]: of the operand's rows
+};
+
+template <class T>
+void multiply(const Rows& x, int t0, int t1, const char* panel, int count, const char* after,
+              float* c) {
+    const T* at[MAX_UNITS];
+    for (int i = 0; i < count; ++i) at[i] = (const T*)panel + i * x.K * PANEL;
+    panel_gemm(x, t0, t1, at, count, (const T*)after, c);
+}
+
+// c [count][rows of t0..t1][32] = x @ panels.
+void multiply(Dtype dtype, const Rows& x, int t0, int t1, const char* panel, int count,
+              const char* after, float* c) {
+    if (dtype == Dtype::f32) multiply<float>(x, t0, t1, panel, count, after, c);
+    else if (dtype == Dtype::bf16) multiply<bf16>(x, t0, t1, panel, count, after, c);
+    else multiply<f16>(x, t0, t1, panel, count, after, c);
+}
+
+// What the rows i0.. of a product must be multiplied with: 1 / rms(x), or nothing.
+void factors(const Operand& o, int64_t i0, int64_t n, float* to) {
+    for (int64_t i = 0; i < n; i += W) {
+        const int m = (int)least(n - i, W);
+        F s = zero();
+        for (int64_t part = 0; o.normed && part < up(o.K, PANEL); ++part)
+            s = add(s, loadn(o.squares + part * o.rows16 + i0 + i, m));
+        const F mean = div(s, set1((float)o.K));
+        store(to + i, o.normed ? div(set1(1), sqrt(add(mean, set1(EPS)))) : set1(1));
+    }
+}
+
+// c = c * factor of its row + bias, for columns col.. of a product.
+void add_bias(const FlowVector& v, int layer, int64_t col, int64_t rows, const float* factor,
+              float* c) {
+    float bias[PANEL] = {0};
+    read_vector(v, layer, col, least(v.n - col, PANEL), bias);
+    for (int64_t r = 0; r < rows; ++r, c += PANEL)
+        for (int j = 0; j < PANEL; j += W)
+            store(c + j, fma(load(c + j), set1(factor ? factor[r] : 1), load(bias + j)));
+}
+
+// Columns col.. (at most 32) of members i0..i1 of an operand, from 32 floats at source(i) each.
+template <class Source>
+MC_INLINE void put(const Operand& o, int count, int64_t i0, int64_t i1, int64_t col,
+                   const float* norm, Source source) {
+    if (i0 >= i1) return;
+    const Rows rows = o.packed(count);
+    const int columns = (int)least(o.K - col, PANEL);
+    int tile = tile_at(rows, i0), n;
+    for (int64_t i = i0; i < i1; i += n) {
+        const int from = rows.begin(tile), to = rows.begin(tile + 1), height = to - from;
+        n = (int)least(W, least(i1, to) - i);
+        float* out = o.data + o.K * from + col * height + (i - from);
+        F squares = zero(), largest = zero();
+        for (int j = 0; j < columns; j += W) {
+            F v[W];
+            for (int r = 0; r < W; ++r) v[r] = r < n ? load(source(i + r) + j) : zero();
+            transpose(v);
+            for (int k = 0; k < W && j + k < columns; ++k) {
+                const F y = norm ? mul(v[k], set1(norm[j + k])) : v[k];
+                squares = fma(v[k], v[k], squares);
+                largest = max(largest, abs(y));
+                storen(out + (j + k) * height, y, n);
+            }
+        }
+        const int64_t at = col / PANEL * o.rows16 + i;
+        if (o.normed) storen(o.squares + at, squares, n);
+        storen(o.largest + at, largest, n);
+        if (i + n == to) ++tile;
+    }
+}
+
+// put() of the residual stream's columns, times a norm's weights.
+void put_stream(const Plan& p, Set set, int e, int64_t i0, int64_t i1, int64_t panel,
+                const FlowVector& weights, int layer) {
+    const float* x = p.x + panel * p.rows * PANEL;
+    const int64_t col = panel * PANEL;
+    float norm[PANEL] = {0};
+    read_vector(weights, layer, col, least(weights.n - col, PANEL), norm);
+    const int count = p.count(set, e);
+    if (set == Set::every)
+        put(p.every, count, i0, i1, col, norm, [=](int64_t i) { return x + i * PANEL; });
+    else if (set == Set::last)
+        put(p.last, count, i0, i1, col, norm,
+            [=, &p](int64_t i) { return x + p.last_row(i) * PANEL; });
+    else
+        put(p.unique, count, i0, i1, col, norm,
+            [=, &p](int64_t i) { return x + p.copy[i] * PANEL; });
+}
+
+void store_qkv(const Plan& p, const Product& m, int layer, int64_t i0, int64_t n, int64_t col,
+               const float* c) {
+    const int columns = (int)least(3 * p.a->H - col, PANEL);
+    for (int64_t i = i0; i < i0 + n; ++i, c += PANEL) {
+        int64_t rows[2] = {i, -1};
+        if (m.set == Set::unique) rows[0] = p.copy[i], rows[1] = p.second_copy[i];
+        else if (m.set == Set::last) rows[0] = p.last_row(i);
+        for (int64_t row : rows) {
+            if (row < 0) continue;
+            float* to = (layer ? p.qkv : p.first_qkv) + row * p.qkv_row + col;
+            for (int j = 0; j < columns; j += W)
+                storen(to + j, load(c + j), (int)least(columns - j, W));
+        }
+    }
+}
+
+// One panel of a product: members i0..i0+n of its rows, sums in c.
+void finish(const Plan& p, const Phase& f, const Product& m, int64_t panel, int64_t i0, int64_t n,
+            const float* factor, float* c) {
+    const FlowSampleArgs& a = *p.a;
+    const int64_t col = panel * PANEL, i1 = i0 + n;
+    add_bias(a.bias[m.w - a.matrix], m.layer, col, n, factor, c);
+    if (f.step == Step::qkv) return store_qkv(p, m, m.layer, i0, n, col, c);
+    if (f.step == Step::up) {
+        for (float* y = c; y < c + n * PANEL; y += W) store(y, gelu_tanh(load(y)));
+        return put(p.hidden, m.rows.rows, i0, i1, col, nullptr,
+                   [=](int64_t i) { return c + (i - i0) * PANEL; });
+    }
+    if (f.step == Step::final) {
+        for (int64_t i = i0; i < i1; ++i, c += PANEL)
+            for (int j = 0; j < PANEL; j += W)
+                store(p.velocity + i * p.state_row + col + j, load(c + j));
+        return;
+    }
+    float* x = p.x + panel * p.rows * PANEL;
+    for (int64_t i = i0; i < i1; ++i, c += PANEL) {
+        float* to = x + (m.set == Set::last ? p.last_row(i) : i) * PANEL;
+        for (int j = 0; j < PANEL; j += W) store(to + j, add(load(to + j), load(c + j)));
+    }
+    if (f.step == Step::out) return put_stream(p, m.set, f.e, i0, i1, panel, a.norm[1], f.block);
+    if (p.is_last(f.block)) return put_stream(p, Set::last, f.e, i0, i1, panel, a.norm[2], 0);
+    put_stream(p, Set::every, f.e, i0, i1, panel, a.norm[0], f.block + 1);
+    if (p.is_last(f.block + 1))
+        put_stream(p, Set::last, f.e, p.last_before(i0), p.last_before(i1), panel, a.norm[0],
+                   f.block + 1);
+}
+
+void run_product(const Plan& p, const Phase& f, int64_t task, const char* after, const Sums& s) {
+    const Product& m = f.product_at(task);
+    const int64_t panel = task / m.parts * m.group;
+    const int count = (int)least(m.panels - panel, m.group), part = (int)(task % m.parts);
+    const int t0 = m.rows.tiles * part / m.parts, t1 = m.rows.tiles * (part + 1) / m.parts;
+    const int64_t i0 = m.rows.begin(t0), n = m.rows.begin(t1) - i0;
+    multiply(m.w->dtype, m.rows, t0, t1, m.panel(m.first + panel), count, after, s.c);
+    factors(*m.x, i0, n, s.factor);
+    for (int i = 0; i < count; ++i)
+        finish(p, f, m, m.first + panel + i, i0, n, s.factor, s.c + i * n * PANEL);
+}
+
+// A whole panel of an embedding: done(i, sums of row i with the bias).
+template <class Done>
+MC_INLINE void embed_rows(const Plan& p, const Operand& x, int64_t count, int matrix, int64_t panel,
+                          const Sums& s, Done done) {
+    if (count == 0) return;
+    const Rows rows = x.packed((int)count);
+    const FlowMatrix& w = p.a->matrix[matrix];
+    for (int t0 = 0; t0 < rows.tiles; t0 += PART_TILES) {
+        const int t1 = (int)least(t0 + PART_TILES, rows.tiles), i0 = rows.begin(t0);
+        multiply(w.dtype, rows, t0, t1, panel_of(w, 0, panel), 1, nullptr, s.c);
+        add_bias(p.a->bias[matrix], 0, panel * PANEL, rows.begin(t1) - i0, nullptr, s.c);
+        for (int i = i0; i < rows.begin(t1); ++i) done(i, s.c + (i - i0) * PANEL);
+    }
+}
+
+MC_INLINE void copy32(float* to, const float* from) {
+    for (int j = 0; j < PANEL; j += W) store(to + j, load(from + j));
+}
+
+// 32 columns of all tokens: [condition + time; history; x].
+void embed(const Plan& p, int e, int64_t panel, const Sums& s) {
+    const FlowSampleArgs& a = *p.a;
+    const int64_t col = panel * PANEL, n = least(a.H - col, PANEL);
+    float* x = p.x + panel * p.rows * PANEL;
+    float* first = p.first + panel * a.B * PANEL;
+    float* history = p.history + panel * a.B * a.N * PANEL;
+    if (e == 0) {
+        const auto to = [](float* rows) {
+            return [=](int64_t i, const float* c) { copy32(rows + i * PANEL, c); };
+        };
+        embed_rows(p, p.condition, a.B, 0, panel, s, to(first));
+        embed_rows(p, p.past, a.B * a.N, 1, panel, s, to(history));
+    }
+    float time[PANEL] = {0}, bias[PANEL] = {0};
+    read_values(a.times + e * a.H + col, n, time);
+    read_vector(a.bias[0], 0, col, n, bias);
+    for (int64_t g = 0; g < p.G; ++g) {
+        const float* c = p.unconditional[g] ? bias : first + p.group_request[g] * PANEL;
+        for (int j = 0; j < PANEL; j += W)
+            store(x + g * p.T * PANEL + j, add(load(c + j), load(time + j)));
+    }
+    const auto to_tokens = [&](int64_t i, const float* c) {  // i: of unique rows
+        copy32(x + p.copy[i] * PANEL, c);
+        if (p.second_copy[i] >= 0) copy32(x + p.second_copy[i] * PANEL, c);
+    };
+    const int64_t past = p.G + a.B * a.P;
+    for (int64_t i = 0; i < a.B * a.N; ++i) to_tokens(past + i, history + i * PANEL);
+    embed_rows(p, p.current, a.B * a.P, 1, panel, s,
+               [&](int64_t i, const float* c) { to_tokens(p.G + i, c); });
+    put_stream(p, Set::unique, e, 0, p.count(Set::unique, e), panel, a.norm[0], 0);
+}
+
+// Request b: guidance, the step, noise; and x as the operand of the next evaluation.
+void advance(const Plan& p, int e, int64_t b) {
+    const FlowSampleArgs& a = *p.a;
+    const F guidance = set1(a.guidance[b]), dt = set1(a.dt[e]);
+    const float scale = a.advance[e] ? a.noise_scale[e * a.B + b] : 0;
+    int64_t draw = 0;
+    for (int i = 0; i <= e; ++i) draw += a.advance[i];
+    for (int64_t f = 0; f < a.P; ++f) {
+        const int64_t at = b * a.P + f;
+        const float* v_cond = p.velocity + (p.first_group[b] * a.P + f) * p.state_row;
+        const float* v_null = v_cond + a.P * p.state_row;
+        const float* noise = a.noise + ((draw * a.B + b) * a.P + f) * a.C;
+        float *state = p.state + at * p.state_row, *base = p.base + at * p.state_row;
+        for (int64_t c = 0; c < a.C; c += W) {
+            const int n = (int)least(a.C - c, W);
+            F v = load(v_cond + c);
+            if (p.groups_of[b] == 2) v = fma(guidance, sub(v, load(v_null + c)), v);
+            F y = fma(dt, v, load(base + c));
+            if (scale != 0) y = fma(set1(scale), loadn(noise + c, n), y);
+            store(state + c, y);
+            if (a.advance[e]) store(base + c, y);
+            if (e + 1 == a.E) storen(a.out + at * a.C + c, y, n);
+        }
+    }
+    for (int64_t col = 0; col < a.C; col += PANEL)
+        put(p.current, (int)(a.B * a.P), b * a.P, (b + 1) * a.P, col, nullptr,
+            [&](int64_t i) { return p.state + i * p.state_row + col; });
+}
+
+void run(void* context, int id) {
+    Plan& p = *(Plan*)context;
+    float* scratch = p.scratch + id * p.scratch_each;
+    const Sums sums{scratch + PART_ROWS + W, scratch};
+    Phase now, next;
+    next.begin(p);
+    next.seek(p, 0);
+    now = next;
+    int64_t following = claim(p.next);
+    for (int64_t ticket; (ticket = following) < p.total;) {
+        following = claim(p.next);
+        if (ticket >= now.start + now.tasks) {
+            if (ticket >= next.start + next.tasks) next.seek(p, ticket);
+            now = next;
+        }
+        if (following < p.total) next.seek(p, following);
+        wait_until(p.done, now.start);
+        const int64_t task = ticket - now.start;
+        if (now.step == Step::embed) embed(p, now.e, task, sums);
+        else if (now.step == Step::step) advance(p, now.e, task);
+        else if (now.step == Step::attend)
+            attend(p, now.block ? p.qkv : p.first_qkv, now.block, p.is_last(now.block),
+                   task / p.a->heads, task % p.a->heads, scratch);
+        else
+            run_product(p, now, task, following < p.total ? next.weights(following) : nullptr,
+                        sums);
+        __atomic_fetch_add(&p.done.next, 1, __ATOMIC_RELEASE);
+    }
+}
+
+MC_INLINE int branches(const FlowSampleArgs& a, int64_t b) {
+    return a.guided && a.guidance[b] != 0 ? 2 : 1;
+}
+
+Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed) {
+    Operand o{m.take<float>(K * rows), K, nullptr, nullptr, (int)padded(rows, 16), normed};
+    o.squares = normed ? m.take<float>(pieces * o.rows16) : nullptr;
+    o.largest = m.take<float>(pieces * o.rows16);
+    return o;
+}
+
+// Everything the plan points to; returns the bytes.
+size_t lay_out(Plan& p, char* base) {
+    const FlowSampleArgs& a = *p.a;
+    Arena m{base};
+    const int64_t panels = up(a.H, PANEL), unique = 2 * a.B + a.B * (a.P + a.N), Hc = a.matrix[0].k;
+    p.group_request = m.take<int32_t>(p.G), p.unconditional = m.take<bool>(p.G);
+    p.first_group = m.take<int32_t>(a.B), p.groups_of = m.take<int32_t>(a.B);
+    p.copy = m.take<int32_t>(unique), p.second_copy = m.take<int32_t>(unique);
+    p.x = m.take<float>(panels * p.rows * PANEL);
+    p.qkv = m.take<float>(p.rows * p.qkv_row), p.first_qkv = m.take<float>(p.rows * p.qkv_row);
+    p.velocity = m.take<float>(p.G * a.P * p.state_row);
+    p.state = m.take<float>(a.B * a.P * p.state_row);
+    p.base = m.take<float>(a.B * a.P * p.state_row);
+    p.first = m.take<float>(panels * a.B * PANEL);
+    p.history = m.take<float>(panels * a.B * a.N * PANEL);
+    p.cos = m.take<float>(p.T * padded(p.D, W)), p.sin = m.take<float>(p.T * padded(p.D, W));
+    p.condition = operand(m, Hc, a.B, up(Hc, PANEL), false);
+    p.past = operand(m, a.C, a.B * a.N, up(a.C, PANEL), false);
+    p.current = operand(m, a.C, a.B * a.P, up(a.C, PANEL), false);
+    p.unique = operand(m, a.H, unique, panels, true);
+    p.every = operand(m, a.H, p.rows, panels, true);
+    p.last = operand(m, a.H, p.G * a.P, panels, true);
+    p.attended = operand(m, a.H, p.rows, a.heads, false);
+    p.hidden = operand(m, a.W, p.rows, up(a.W, PANEL), false);
+    int64_t each = PART_ROWS + W + PART_ROWS * PANEL;
+    if (each < attention_scratch(p.T, p.D)) each = attention_scratch(p.T, p.D);
+    p.scratch_each = padded(each, 16);
+    p.scratch = m.take<float>(p.scratch_each * p.threads);
+    return m.used;
+}
+
+template <class T>
+void pack_whole(const T* x, const Operand& o, int64_t count) {
+    if (count == 0) return;
+    const Rows rows = o.packed((int)count);
+    for (int t = 0; t < rows.tiles; ++t) {
+        const int r = rows.begin(t);
+        pack_tile(x + r * o.K, o.K, o.K, rows.begin(t + 1) - r, o.data + o.K * r);
+    }
+}
+void pack_whole(const void* x, Dtype dtype, const Operand& o, int64_t count) {
+    if (dtype == Dtype::f32) pack_whole((const float*)x, o, count);
+    else if (dtype == Dtype::bf16) pack_whole((const bf16*)x, o, count);
+    else pack_whole((const f16*)x, o, count);
+}
+
+// What is ready before the first task: maps, tables, packed arguments, the start.
+void prepare(Plan& p) {
+    const FlowSampleArgs& a = *p.a;
+    for (int32_t b = 0, g = 0; b < a.B; g += p.groups_of[b++]) {
+        p.first_group[b] = g, p.groups_of[b] = branches(a, b);
+        for (int i = 0; i < p.groups_of[b]; ++i)
+            p.group_request[g + i] = b, p.unconditional[g + i] = i == 1;
+    }
+    for (int64_t g = 0; g < p.G; ++g) p.copy[g] = (int32_t)(g * p.T), p.second_copy[g] = -1;
+    for (int64_t b = 0; b < a.B; ++b)
+        for (int64_t t = 1; t < p.T; ++t) {
+            const int64_t i = t > a.N ? p.G + b * a.P + t - 1 - a.N
+                                      : p.G + a.B * a.P + b * a.N + t - 1;
+            p.copy[i] = (int32_t)(p.first_group[b] * p.T + t);
+            p.second_copy[i] = p.groups_of[b] == 2 ? p.copy[i] + (int32_t)p.T : -1;
+        }
+    const int64_t Dp = padded(p.D, W);
+    for (int64_t t = 0; t < p.T; ++t)
+        for (int64_t d = 0; d < Dp; ++d) {
+            const bool real = d < p.D;
+            const float sin = real ? a.sin[t * (p.D / 2) + d / 2] : 0;
+            p.cos[t * Dp + d] = real ? a.cos[t * (p.D / 2) + d / 2] : 0;
+            p.sin[t * Dp + d] = d % 2 ? sin : -sin;
+        }
+    for (int64_t i = 0; i < a.B * a.P; ++i)
+        for (int64_t c = 0; c < p.state_row; ++c)
+            p.state[i * p.state_row + c] = p.base[i * p.state_row + c] =
+                c < a.C ? a.noise[i * a.C + c] : 0;
+    pack_whole(a.condition, a.condition_dtype, p.condition, a.B);
+    pack_whole(a.history, a.history_dtype, p.past, a.B * a.N);
+    pack_whole(a.noise, p.current, a.B * a.P);
+}
+
+int64_t tasks_until(const Plan& p, int e) {
+    Phase f;
+    f.begin(p);
+    while (f.e < e) f.forward(p);
+    return f.start;
+}
+
+}  // namespace
+
+void flow_sample(const FlowSampleArgs& a) {
+    Plan p{};
+    p.a = &a;
+    p.T = 1 + a.N + a.P, p.D = a.H / a.heads;
+    p.threads = a.threads < 1 ? 1 : a.threads;
+    p.qkv_row = 3 * a.H + 16;  // no power of two: the rows of a head must not share a set of L1
+    p.state_row = padded(a.C, PANEL);
+    for (int64_t b = 0; b < a.B; ++b) p.G += branches(a, b);
+    p.rows = p.G * p.T;
+    lay_out(p, (char*)workspace(lay_out(p, nullptr)));
+    prepare(p);
+    const int64_t first = tasks_until(p, 1), each = tasks_until(p, 2) - first;
+    p.total = first + (a.E - 1) * each;
+    parallel(p.threads, run, &p);
+}
+
+}  // namespace MC_ISA
+}  // namespace mingcore

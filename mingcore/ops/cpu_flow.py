@@ -1,0 +1,92 @@
+"""flow_sample on the `cpu` backend: one native call for all steps and blocks of the sampler."""
+
+import torch
+
+from .. import _cpu
+from .cpu_common import array, unfit
+from .registry import register
+
+_FORMATS = ("fp32", "bf16", "fp16")
+_FLOAT32 = ("noise", "guidance", "times", "dt", "noise_scale", "cos", "sin")
+_NAMES = ("condition", "history", *_FLOAT32)
+
+
+def _flow_sample_why_not(
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
+    if layout != "panels":
+        return f"the matrices are in layout {layout!r}; it takes panels (ops.pack_flow_head)"
+    if format not in _FORMATS:
+        return f"the matrices are {format}; it takes {', '.join(_FORMATS)}"
+    if times.shape[1] // heads % 2:
+        return f"heads are {times.shape[1] // heads} wide; it takes an even width"
+    tensors = condition, history, noise, guidance, times, dt, noise_scale, cos, sin
+    for name, t in zip(_NAMES, tensors):
+        if name in _FLOAT32 and t.dtype != torch.float32:
+            return f"{name} is {t.dtype}; it takes a float32 {name}"
+    vectors = (*matrices, *biases, *norms)
+    names = ("a matrix",) * 7 + ("a bias",) * 7 + ("a norm's weight",) * len(norms)
+    return unfit((*_NAMES, *names), (*tensors, *vectors))
+
+
+@register("flow_sample", "cpu", _flow_sample_why_not)
+def flow_sample(
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
+    out = torch.empty(noise.shape[1:])
+    # copies made here must live, by name, until the kernel has read them
+    tensors = condition, history, noise, guidance, times, dt, noise_scale, cos, sin
+    tensors = tuple(t.contiguous() for t in tensors)
+    biases, norms = [t.contiguous() for t in biases], [t.contiguous() for t in norms]
+    *arguments, cos, sin = map(array, tensors)
+    _cpu.flow_sample(
+        *arguments,
+        bytes(advance),
+        cos,
+        sin,
+        list(map(array, matrices)),
+        list(map(array, biases)),
+        list(map(array, norms)),
+        heads,
+        heads if rope_heads is None else rope_heads,
+        guided,
+        array(out),
+        torch.get_num_threads(),
+    )
+    return out
