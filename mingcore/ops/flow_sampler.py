@@ -10,7 +10,7 @@ from torch import Tensor
 from . import checks
 from .dense import native_packing, pack_linear, quantised, resolve_format
 from .dispatch import call
-from .packed import FORMATS, QUANTISED, PackedLinear, format_of
+from .packed import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of
 from .packed_flow import BLOCKS, MATRICES, NORMS, TIME_CHANNELS, PackedFlowHead
 from .schedule import FlowSchedule
 
@@ -45,7 +45,7 @@ def pack_flow_head(
     op = "pack_flow_head"
     _check_head(op, matrices, biases, norms, time, heads, rope_heads)
     format = resolve_format(op, matrices[2], format, (*FORMATS, *QUANTISED))
-    cpu = native_packing(op, matrices[2], format, backend)
+    cpu = native_packing(op, matrices[2], format, backend, CPU_FORMATS)
     packed, scales = [], []
     for i, weight in enumerate(w.detach() for w in matrices):
         own, ours, scale = format, overwrite, weight.new_empty(0, dtype=torch.float32)
@@ -71,7 +71,7 @@ def pack_flow_head(
 def _own_format(weight: Tensor, cpu: ModuleType | None) -> str:
     """Of a matrix that is not quantised: its type's, or the nearest that can be packed."""
     found = format_of(weight.dtype)
-    return found if cpu is None or found in cpu.PACKED_FORMATS else "fp32"
+    return found if cpu is None or found in CPU_FORMATS else "fp32"
 
 
 def _panels(cpu: ModuleType, weight: Tensor, format: str, overwrite: bool) -> Tensor:

@@ -23,7 +23,10 @@ CHECKS = [
     pytest.param(check, id=f"{backend}-{name}")
     for backend in BACKENDS
     for name, check in flow_harness.checks(
-        backend, dtypes=(torch.float32, torch.bfloat16), served=served(backend)
+        backend,
+        dtypes=(torch.float32, torch.bfloat16),
+        repeats=1000 if backend == "cpu" else 20,
+        served=served(backend),
     )
 ]
 
