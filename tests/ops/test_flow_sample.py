@@ -38,7 +38,10 @@ def test_holds(check):
 
 @pytest.mark.parametrize("name", SLOW)
 def test_reference_is_the_formula(name):
-    kwargs = flow_harness.make(name, device="cpu", dtype=torch.float32, rows=False)
+    small = {"L": 2, "H": 24, "W": 20, "C": 5, "Hc": 7, "heads": 2, "N": 2, "P": 2}
+    if name == "history_0":
+        del small["N"]
+    kwargs = flow_harness.make(name, device="cpu", dtype=torch.float32, rows=False, **small)
     with torch.no_grad():
         got = ops.flow_sample(**kwargs, backend="reference")
         assert max_relative(got, slow.flow_sample(**kwargs)) <= 1e-5
