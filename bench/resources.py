@@ -1,0 +1,172 @@
+"""What the CUDA kernels take when compiled: registers, shared memory, spills, and what they issue.
+
+Needs nvcc and no GPU. `python bench/resources.py` prints the table, `--keep` writes it to
+bench/results/cuda_resources.md, to which tests/native/test_cuda.py holds what it compiles;
+`--ops moe_decode` looks at some. Times are not measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from mingcore.ops import cuda_moe, cuda_moe_prefill, launch  # noqa: E402
+
+OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
+HEAD = ("target", "kernel", "threads", "registers", "shared bytes", "products", "copies")
+COPIES = {  # PTX to the column's words
+    "cp.async.bulk.tensor": "tensor boxes",
+    "cp.async.bulk.shared": "bulk",
+    "cp.async.c": "16 bytes",
+    "ldmatrix": "ldmatrix",
+    "stmatrix": "stmatrix",
+}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel of one target. spilled: bytes of stack, spill stores and spill loads together."""
+
+    target: str
+    name: str
+    threads: int
+    registers: int
+    moved: tuple[int, ...]  # registers after setmaxnreg, of each kind of warp
+    shared_bytes: int
+    spilled: int
+    local: bool
+    products: str
+    copies: str
+
+    def cells(self) -> tuple:
+        registers = str(self.registers)
+        if self.moved:
+            registers += f"; then {' and '.join(map(str, self.moved))}"
+        shared = self.shared_bytes
+        return (self.target, self.name, self.threads, registers, shared, self.products, self.copies)
+
+
+def targets(op: str) -> list[str]:
+    """Where an op's kernels are compiled for, of the GPUs that matter here."""
+    named = launch.architectures(op)
+    generic = any(target.startswith("compute_") for target in named)
+    return ["sm_80", "sm_90a", "sm_100"] if generic else [t for t in named if t.startswith("sm_")]
+
+
+def compiled(op: str, target: str) -> list[Compiled]:
+    """The kernels of an op, by nvcc with every warning an error; RuntimeError with what it says."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["nvcc", "-O3", "-std=c++17", "-cubin", f"-arch={target}", "-Xptxas", "-v"]
+        command += ["-Werror", "all-warnings", "--keep", "--keep-dir", folder]
+        command += ["-o", f"{folder}/{op}.cubin", str(launch.source(op))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        ptx = next(Path(folder).glob("*.ptx")).read_text()
+    bodies = {part[: part.index("(")]: part for part in ptx.split(".visible .entry ")[1:]}
+    said = re.split(r"Compiling entry function '(\w+)' for '\w+'", done.stderr)[1:]
+    found = zip(said[::2], said[1::2])
+    return sorted((_one(target, *pair, bodies[pair[0]]) for pair in found), key=lambda c: c.name)
+
+
+def _one(target: str, name: str, said: str, ptx: str) -> Compiled:
+    numbers = re.search(r"(\d+) bytes stack frame, (\d+) \D+ stores, (\d+) \D+ loads", said)
+    static = re.search(r"(\d+) bytes smem", said)
+    return Compiled(
+        target,
+        name,
+        threads=int(re.search(r"\.maxntid (\d+)", ptx)[1]),
+        registers=int(re.search(r"Used (\d+) registers", said)[1]),
+        moved=tuple(sorted({int(n) for n in re.findall(r"setmaxnreg\S+ (\d+)", ptx)})),
+        shared_bytes=(int(static[1]) if static else 0) + _dynamic(name, target),
+        spilled=sum(map(int, numbers.groups())),
+        local=".local" in ptx,
+        products=_products(ptx),
+        copies=", ".join(words for start, words in COPIES.items() if start in ptx) or "-",
+    )
+
+
+def _products(ptx: str) -> str:
+    """Such as "wgmma m64n16..192k16 bf16" of a kernel's PTX."""
+    shapes: dict[tuple[str, str, str, str], set[int]] = {}
+    shape = r"(wgmma|mma)\.\S*?\.m(\d+)n(\d+)k(\d+)(?:\.row\.col)?\.[fs]32\.(\w+)"
+    for unit, m, n, k, kind in re.findall(shape, ptx):
+        shapes.setdefault((unit, m, k, kind), set()).add(int(n))
+    found = []
+    for (unit, m, k, kind), widths in sorted(shapes.items()):
+        n = str(max(widths)) if len(widths) == 1 else f"{min(widths)}..{max(widths)}"
+        found.append(f"{unit} m{m}n{n}k{k} {kind}")
+    return ", ".join(found) or "-"
+
+
+def _dynamic(name: str, target: str) -> int:
+    """Dynamic shared memory that the adapter asks for."""
+    if name.startswith("moe_decode"):
+        return cuda_moe.shared_bytes(name.rsplit("_", 1)[1], target != "sm_80")
+    if name == "moe_prefill_sort":
+        return cuda_moe_prefill.SORT_BYTES
+    if name.startswith(("moe_prefill_up", "moe_prefill_down")):
+        return cuda_moe_prefill.SHARED_BYTES
+    return 0
+
+
+def version() -> str | None:
+    """nvcc's, such as "13.0", or None where there is none."""
+    if shutil.which("nvcc") is None:
+        return None
+    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release ([\d.]+)", said)[1]
+
+
+def rows(report: str) -> dict[tuple[str, str], tuple[str, ...]]:
+    """(target, kernel) to its cells, of a report's text."""
+    lines = [line[2:-2].split(" | ") for line in report.splitlines() if line[:5] == "| sm_"]
+    return {(cells[0], cells[1]): tuple(cells) for cells in lines}
+
+
+def text(kernels: list[Compiled]) -> str:
+    clean = sum(k.spilled == 0 and not k.local for k in kernels)
+    return (
+        "# Resources of the CUDA kernels\n\n"
+        f"Compiled, not run: their speed is **not measured**. nvcc {version()}; made by "
+        f"`python bench/resources.py --keep`. {clean} of {len(kernels)} kernels have no stack, no "
+        "spills and no local memory. Shared bytes are static and dynamic together. Where registers "
+        "move between warps, the numbers after setmaxnreg follow.\n\n"
+        + "".join(map(_line, (HEAD, ["---"] * len(HEAD), *(k.cells() for k in kernels))))
+    )
+
+
+def _line(cells: Iterable) -> str:
+    return f"| {' | '.join(map(str, cells))} |\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", type=lambda t: t.split(","), default=OPS)
+    parser.add_argument("--keep", action="store_true", help=f"write {REPORT.relative_to(ROOT)}")
+    options = parser.parse_args()
+    if version() is None:
+        print("resources: there is no nvcc here")
+        return 2
+    made = text([k for op in options.ops for target in targets(op) for k in compiled(op, target)])
+    print(made)
+    if options.keep:
+        if options.ops != OPS:
+            parser.error("--keep takes all ops")
+        REPORT.write_text(made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
