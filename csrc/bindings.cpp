@@ -343,6 +343,7 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
     current().flow_step(a);
 }
 
+#include "bind_audio.h"
 #include "bind_flow_sample.h"
 
 uint32_t read_probe(uintptr_t data, int64_t bytes, int threads) {
@@ -363,6 +364,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("moe_mlp", &moe_mlp, "Returns the first slot with an id out of range, or -1.");
     m.def("flow_step", &flow_step);
     m.def("flow_sample", &flow_sample);
+    m.def("causal_conv", &causal_conv);
+    m.def("overlap_add", &overlap_add);
+    m.def("spectrum_head", &spectrum_head);
     m.def("read_probe", &read_probe,
           "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");

@@ -7,16 +7,20 @@
 
 #include <cstring>
 
-#define MC_DECLARE(ISA)                                                                          \
-    namespace ISA {                                                                              \
-    void linear(const LinearArgs&);                                                              \
-    void silu_mul(const SiluMulArgs&);                                                           \
-    int64_t moe_mlp(const MoeArgs&);                                                             \
-    void flow_step(const FlowStepArgs&);                                                         \
-    void flow_sample(const FlowSampleArgs&);                                                     \
-    uint32_t read_probe(const void*, int64_t, int);                                              \
-    static const Kernels kernels = {#ISA,      linear,      silu_mul,  moe_mlp,                  \
-                                    flow_step, flow_sample, read_probe};                         \
+#define MC_DECLARE(ISA)                                                                        \
+    namespace ISA {                                                                            \
+    void linear(const LinearArgs&);                                                            \
+    void silu_mul(const SiluMulArgs&);                                                         \
+    int64_t moe_mlp(const MoeArgs&);                                                           \
+    void flow_step(const FlowStepArgs&);                                                       \
+    void flow_sample(const FlowSampleArgs&);                                                   \
+    uint32_t read_probe(const void*, int64_t, int);                                            \
+    void causal_conv(const ConvArgs&);                                                         \
+    void overlap_add(const OverlapArgs&);                                                      \
+    void spectrum_head(const SpectrumArgs&);                                                   \
+    static const Kernels kernels = {#ISA,        linear,     silu_mul,    moe_mlp,     flow_step, \
+                                    flow_sample, read_probe, causal_conv, overlap_add,         \
+                                    spectrum_head};                                            \
     }
 
 namespace mingcore {

@@ -120,6 +120,9 @@ struct FlowSampleArgs {
     float* out;  // [B, P, C]
     int threads;
 };
+}  // namespace mingcore
+#include "kernels_audio.h"
+namespace mingcore {
 
 struct Kernels {
     const char* isa;
@@ -131,6 +134,9 @@ struct Kernels {
     void (*flow_sample)(const FlowSampleArgs&);
     // Reads whole bfloat16 vectors of `bytes` at `data`; the result only keeps the reads alive.
     uint32_t (*read_probe)(const void* data, int64_t bytes, int threads);
+    void (*causal_conv)(const ConvArgs&);
+    void (*overlap_add)(const OverlapArgs&);
+    void (*spectrum_head)(const SpectrumArgs&);
 };
 
 // The variants that this build holds, best first, and the one in use.

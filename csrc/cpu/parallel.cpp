@@ -97,8 +97,9 @@ void parallel(int threads, void (*fn)(void*, int), void* context) {
     pool->run(region);
 }
 
-void* workspace(size_t bytes) {
-    static thread_local Scratch scratch;
+void* workspace(size_t bytes, int slot) {
+    static thread_local Scratch scratches[2];
+    Scratch& scratch = scratches[slot];
     if (scratch.bytes < bytes) {
         std::free(scratch.data);
         scratch.bytes = 0;

@@ -14,7 +14,8 @@ void parallel(int threads, void (*fn)(void* context, int id), void* context);
 
 // Scratch of the calling thread, 64-byte aligned, kept and reused between calls: valid until the
 // next call on this thread. Throws std::bad_alloc.
-void* workspace(size_t bytes);
+// There are two, so that a kernel that calls another keeps its own (slot 1).
+void* workspace(size_t bytes, int slot = 0);
 
 struct Counter {
     int64_t next;

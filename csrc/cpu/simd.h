@@ -53,6 +53,7 @@ MC_INLINE F round(F a) {
 }
 MC_INLINE M less(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 MC_INLINE F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
+MC_INLINE bool all(M m) { return m == 0xffff; }
 MC_INLINE F abs(F a) { return _mm512_abs_ps(a); }
 MC_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a); }
 MC_INLINE F swap_pairs(F a) { return _mm512_permute_ps(a, 0xB1); }  // lanes 1 0 3 2 ...
@@ -153,6 +154,7 @@ MC_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
 MC_INLINE F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 MC_INLINE M less(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 MC_INLINE F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
+MC_INLINE bool all(M m) { return _mm256_movemask_ps(m) == 0xff; }
 MC_INLINE F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 MC_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
 MC_INLINE F swap_pairs(F a) { return _mm256_permute_ps(a, 0xB1); }
@@ -262,6 +264,7 @@ MC_INLINE F div(F a, F b) { return a / b; }
 MC_INLINE F fma(F a, F b, F c) { return a * b + c; }
 MC_INLINE F select(M m, F yes, F no) { return floats((m & bits(yes)) | (~m & bits(no))); }
 MC_INLINE M less(F a, F b) { return a < b; }
+MC_INLINE bool all(M m) { return (m[0] & m[1] & m[2] & m[3]) != 0; }
 MC_INLINE F min(F a, F b) { return select(a < b, a, b); }
 MC_INLINE F max(F a, F b) { return select(a > b, a, b); }
 MC_INLINE F round(F a) {  // |a| < 2^22, to nearest even

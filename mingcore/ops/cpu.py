@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from . import cpu_flow, cpu_moe  # noqa: F401  register flow_sample, moe_mlp
+from . import cpu_audio, cpu_flow, cpu_moe  # noqa: F401  they register their ops
 from .cpu_common import array, array_or_none, rows, unfit
+from .cpu_conv import pack_conv_panels  # noqa: F401  for pack_conv
 from .packed import FORMATS, OFFSET, PANEL
-from .reference.audio import frames, inverse_spectrum, overlap_add
 from .registry import register
 
 
@@ -43,13 +43,6 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
         )
         out = out.unflatten(1, (-1, 4)).transpose(2, 3).contiguous()
     return out
-
-
-def pack_conv_panels(
-    weight: Tensor, format: str, stride: int, dilation: int, groups: int, transposed: bool
-) -> Tensor | None:
-    """A convolution's weight as "conv_panels" (packed_conv.py); None where rows serve better."""
-    return None
 
 
 def _linear_why_not(
@@ -162,23 +155,3 @@ def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
 @register("flow_step_", "cpu", _flow_step_in_place_why_not)
 def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     _step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)
-
-
-def _frame_embed_why_not(samples, weight, hop, layout, n):
-    return unfit(("samples", "weight"), (samples, weight))
-
-
-@register("frame_embed", "cpu", _frame_embed_why_not)
-def frame_embed(samples, weight, hop, layout, n):
-    return linear(frames(samples, hop), weight, None, None, "none", layout, n)
-
-
-def _spectrum_head_why_not(hidden, weight, bias, window, *_):
-    return unfit(("hidden", "weight", "bias", "window"), (hidden, weight, bias, window))
-
-
-@register("spectrum_head", "cpu", _spectrum_head_why_not)
-def spectrum_head(hidden, weight, bias, window, hop, *rest):
-    *carried, layout, n = rest
-    spectrum = linear(hidden.float(), weight, bias, None, "none", layout, n)
-    return overlap_add(inverse_spectrum(spectrum), window, hop, *carried)
