@@ -6,7 +6,8 @@
 // calls. Threads claim pieces of experts in memory order (see moe_plan.h) and never meet: a piece
 // of `down` waits for its own expert's hidden rows, and whoever brings the last result of 32 output
 // columns adds up those columns, slot by slot and the shared expert last. So the order of every sum
-// is fixed, and bits do not depend on threads, on chunks or on the batch. All in float32.
+// is fixed, and bits do not depend on threads, on chunks or on the batch. All in float32; quads
+// ("int8_dyn") multiply quantised rows of x and of hidden, exactly, in int32.
 #include "moe_plan.h"
 #include "vmath.h"
 
@@ -16,18 +17,19 @@ namespace {
 
 // Below both, one thread is done before a second one is awake.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
+constexpr int FIRST_BYTES = 4096;  // of the next piece's streams, fetched while a piece ends
 
 template <class X>
-void pack_row(const X* x, int64_t H, float* to) {
+void widen_row(const X* x, int64_t H, float* to) {
     int64_t k = 0;
     for (; k + W <= H; k += W) store(to + k, load(x + k));
     if (k < H) storen(to + k, loadn(x + k, (int)(H - k)), (int)(H - k));
 }
 
-// Rows of x, wherever they are, as one tile [H, n] (see Rows).
+// n rows of x, wherever they are, as one tile [H, n] (see Rows).
 template <class X>
-void gather_tile(const X* x, int64_t x_row, const int32_t* token, int n, int64_t H, float* to) {
-    if (n == 1) return pack_row(x + token[0] * x_row, H, to);
+void gather(const X* x, int64_t x_row, const int32_t* token, int n, int64_t H, float* to) {
+    if (n == 1) return widen_row(x + token[0] * x_row, H, to);
     for (int r0 = 0; r0 < n; r0 += W) {
         const int rn = n - r0 < W ? n - r0 : W;
         for (int64_t k = 0; k < H; k += W) {
@@ -41,50 +43,83 @@ void gather_tile(const X* x, int64_t x_row, const int32_t* token, int n, int64_t
     }
 }
 
-void gather_tile(const Plan& p, const int32_t* token, int n, float* to) {
-    const MoeArgs& a = *p.a;
-    const int64_t at = p.t0 * a.x_row;
-    if (a.x_dtype == Dtype::f32) gather_tile((const float*)a.x + at, a.x_row, token, n, a.H, to);
-    else if (a.x_dtype == Dtype::bf16) gather_tile((const bf16*)a.x + at, a.x_row, token, n, a.H, to);
-    else gather_tile((const f16*)a.x + at, a.x_row, token, n, a.H, to);
+// One quantised row of a tile of n, at q: in its place when it is alone, else in `memory`.
+int8_t* row_of_tile(int i, int n, int64_t K, float* memory, float* to) {
+    return (int8_t*)((n == 1 ? to : memory) + i * K);
 }
 
-void pack(Plan& p, Segment& s, const Item& item) {
-    const Rows x = s.x(p.a->H);
+template <class X>
+void gather_quantised(const X* x, int64_t x_row, const int32_t* token, int n, int64_t H,
+                      float* scale, int32_t* sum, float* memory, float* to) {
+    const int64_t K = quads(H);
+    for (int i = 0; i < n; ++i)
+        quantise_row(x + token[i] * x_row, H, row_of_tile(i, n, K, memory, to), scale + i, sum + i);
+    if (n > 1) pack_tile(memory, K, K, n, to);
+}
+
+template <class X>
+void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
+    const MoeArgs& a = *p.a;
+    const X* x = (const X*)a.x + p.t0 * a.x_row;
+    const int32_t* token = p.token + position;
+    if (p.quantised)
+        gather_quantised(x, a.x_row, token, n, a.H, p.x_scale + at, p.x_sum + at, memory, to);
+    else gather(x, a.x_row, token, n, a.H, to);
+}
+
+// The rows at `position`, ... as a tile; `at`: where their scales go.
+void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
+    if (p.a->x_dtype == Dtype::f32) pack_tile_of<float>(p, position, n, at, memory, to);
+    else if (p.a->x_dtype == Dtype::bf16) pack_tile_of<bf16>(p, position, n, at, memory, to);
+    else pack_tile_of<f16>(p, position, n, at, memory, to);
+}
+
+void pack(const Plan& p, Segment& s, const Item& item, float* memory) {
     for (int t = item.first; t < item.first + item.count; ++t) {
-        const int r = x.begin(t);
-        gather_tile(p, p.token + s.first + r, x.begin(t + 1) - r, s.input + p.a->H * r);
+        const int r = s.x.begin(t), n = s.x.begin(t + 1) - r;
+        pack_tile_of(p, s.first + r, n, s.first + r, memory, (float*)s.x.x + s.x.K * r);
     }
     finish(s.to_pack, item.count);
 }
 
-// Sums of gate_up, 16 gates and their 16 ups a row, to columns [col, col + n) of packed hidden rows.
-void gate(const Segment& s, int64_t col, int n, const float* sums) {
-    const Rows h = s.h();
-    F scale[PANEL / W];
-    for (int j = 0; j < 16 / W; ++j) {
-        const int m = n - j * W < W ? n - j * W : W;
-        const bool any = s.gate_up_scale && m > 0;
-        scale[j] = any ? loadn(s.gate_up_scale + col + j * W, m) : set1(1);
-        scale[j + 16 / W] = any ? loadn(s.gate_up_scale + s.width + col + j * W, m) : set1(1);
+// Hidden rows are quantised when they are whole.
+void repack(const Plan& p, Segment& s, const Item& item, float* memory) {
+    for (int t = item.first; t < item.first + item.count; ++t) {
+        const int r0 = s.h.begin(t), n = s.h.begin(t + 1) - r0;
+        float* to = (float*)s.h.x + s.h.K * r0;
+        for (int i = 0; i < n; ++i) {
+            const int64_t at = s.first + r0 + i;
+            quantise_row(s.gated + (r0 + i) * s.width, s.width,
+                         row_of_tile(i, n, s.h.K, memory, to), p.h_scale + at, p.h_sum + at);
+        }
+        if (n > 1) pack_tile(memory, s.h.K, s.h.K, n, to);
     }
-    for (int t = 0; t < h.tiles; ++t) {
-        const int r0 = h.begin(t), rows = h.begin(t + 1) - r0;
-        float* to = s.hidden + s.width * r0 + col * rows;
+    finish(s.to_repack, item.count);
+}
+
+// silu(gate) * up of W columns, from the sums of a row: 16 gates, then their 16 ups.
+MC_INLINE F gated(const float* sums) { return mul(silu(load(sums)), load(sums + 16)); }
+
+// Columns [col, col + n) of the hidden rows, as they come.
+void keep_gated(const Segment& s, int64_t col, int n, const float* sums) {
+    for (int r = 0; r < s.rows; ++r)
+        for (int j = 0; j < n; j += W)
+            storen(s.gated + r * s.width + col + j, gated(sums + (int64_t)r * PANEL + j),
+                   n - j < W ? n - j : W);
+}
+
+// Columns [col, col + n) of the packed hidden rows.
+void pack_gated(const Segment& s, int64_t col, int n, const float* sums) {
+    for (int t = 0; t < s.tiles; ++t) {
+        const int r0 = s.h.begin(t), rows = s.h.begin(t + 1) - r0;
+        float* to = (float*)s.h.x + s.width * r0 + col * rows;
         for (int j = 0; j < n; j += W) {
             const int m = n - j < W ? n - j : W;
             for (int r = 0; r < rows; r += W) {
                 const int rn = rows - r < W ? rows - r : W;
+                const float* from = sums + (int64_t)(r0 + r) * PANEL + j;
                 F v[W];
-                for (int i = 0; i < W; ++i) {
-                    if (i >= rn) {
-                        v[i] = zero();
-                        continue;
-                    }
-                    const float* from = sums + (int64_t)(r0 + r + i) * PANEL + j;
-                    const F g = mul(load(from), scale[j / W]);
-                    v[i] = mul(silu(g), mul(load(from + 16), scale[(j + 16) / W]));
-                }
+                for (int i = 0; i < W; ++i) v[i] = i < rn ? gated(from + i * PANEL) : zero();
                 if (rows == 1) {
                     storen(to + j, v[0], m);
                     continue;
@@ -97,14 +132,11 @@ void gate(const Segment& s, int64_t col, int n, const float* sums) {
 }
 
 // Sums of down to columns [col, col + n) of the segment's result rows.
-void keep(const Segment& s, int64_t H, int64_t col, int n, const float* sums) {
-    for (int j = 0; j < n; j += W) {
-        const int m = n - j < W ? n - j : W;
-        const F scale = s.down_scale ? loadn(s.down_scale + col + j, m) : set1(1);
-        float* to = s.result + col + j;
-        for (int r = 0; r < s.rows; ++r, to += H)
-            storen(to, mul(load(sums + (int64_t)r * PANEL + j), scale), m);
-    }
+void keep_result(const Segment& s, int64_t H, int64_t col, int n, const float* sums) {
+    for (int r = 0; r < s.rows; ++r)
+        for (int j = 0; j < n; j += W)
+            storen(s.result + r * H + col + j, load(sums + (int64_t)r * PANEL + j),
+                   n - j < W ? n - j : W);
 }
 
 template <class O>
@@ -135,52 +167,72 @@ void add_up(const Plan& p, int64_t panel) {
     else add_up(p, col, n, (f16*)a.out);
 }
 
-// The weights of panel `first` on, or null where there is nothing to fetch ahead.
 template <class T>
-const T* panel_at(const Plan& p, const Item& item) {
-    if (item.kind == Kind::pack || p.a->layout == Layout::rows) return nullptr;
+Matrix<T> matrix_of(const Plan& p, const Item& item) {
     const Segment& s = p.segments[item.segment];
-    if (item.kind == Kind::gate_up) return (const T*)s.gate_up + item.first * p.a->H * PANEL;
-    return (const T*)s.down + item.first * s.width * PANEL;
+    if (item.kind == Kind::gate_up)
+        return {(const T*)s.gate_up, s.x.K, s.gate_up_scale, s.width, true};
+    return {(const T*)s.down, s.h.K, s.down_scale, p.a->H, false};
 }
 
-// sums [count][rows][32] of panels first, first + 1, ... of either product.
+// What a thread multiplies with next: its first panels, to be fetched ahead; or null.
 template <class T>
-void multiply(const Plan& p, const Segment& s, const Item& item, const T* after, float* memory) {
+struct Next {
+    const T* panels;
+    int64_t step;
+    int count;
+};
+
+template <class T>
+Next<T> next_of(const Plan& p, const Item& item) {
+    const bool product = item.kind == Kind::gate_up || item.kind == Kind::down;
+    if (!product || p.a->layout == Layout::rows) return {nullptr, 0, 0};
+    const Matrix<T> m = matrix_of<T>(p, item);
+    return {m.panel(item.first), m.K * PANEL, item.count};
+}
+
+// Where a piece begins, several streams begin: so far ahead of a stream nothing else looks.
+template <class T>
+MC_INLINE void fetch(const Next<T>& next) {
+    for (int b = 0; b < FIRST_BYTES; b += 64)
+        for (int i = 0; i < next.count; ++i) prefetch((const char*)(next.panels + i * next.step) + b);
+}
+
+// The rows of raw weights that are the columns of one panel.
+template <class T>
+void multiply_rows(const Segment& s, const Rows& x, const Matrix<T>& m, int64_t panel,
+                   float* memory, float* sums) {
+    const int64_t col = panel * m.width(), row = m.swiglu ? s.gate_up_row : s.down_row;
+    const int64_t upper = m.swiglu ? m.outputs + col : col + 16;  // the row of column 16
+    const int n = (int)least(m.outputs - col, m.width()), low = n < 16 ? n : 16;
+    rows_gemm(x, 0, x.tiles, m.panels + col * row, low, m.panels + upper * row,
+              m.swiglu ? n : n - low, row, memory, sums);
+}
+
+template <class T>
+void run_product(Plan& p, Segment& s, const Item& item, const Next<T>& next, float* memory) {
     const bool gates = item.kind == Kind::gate_up;
-    const Rows x = gates ? s.x(p.a->H) : s.h();
-    float* sums = memory + KC * PANEL;
-    if (p.a->layout == Layout::rows) {
-        const int64_t width = gates ? 16 : PANEL, col = item.first * width;
-        const int n = (int)least((gates ? s.width : p.a->H) - col, width);
-        const T* w = (const T*)(gates ? s.gate_up : s.down);
-        const int64_t row = gates ? s.gate_up_row : s.down_row;
-        const int64_t upper = gates ? s.width + col : col + 16;  // the row of column 16
-        const int low = n < 16 ? n : 16;
-        rows_gemm(x, 0, x.tiles, w + col * row, low, w + upper * row, gates ? n : n - low, row,
-                  memory, sums);
-        return;
-    }
-    const T *w = panel_at<T>(p, item), *at[MAX_UNITS];
-    for (int i = 0; i < item.count; ++i) at[i] = w + i * x.K * PANEL;
-    panel_gemm(x, 0, x.tiles, at, item.count, after, sums);
-}
-
-template <class T>
-void run_item(Plan& p, const Item& item, const T* after, float* memory) {
-    Segment& s = p.segments[item.segment];
-    if (item.kind == Kind::pack) return pack(p, s, item);
-    wait_for(item.kind == Kind::gate_up ? s.to_pack : s.to_gate);
-    multiply(p, s, item, after, memory);
-    const float* sums = memory + KC * PANEL;
-    for (int i = 0; i < item.count; ++i, sums += (int64_t)s.rows * PANEL) {
-        const int64_t panel = item.first + i;
-        if (item.kind == Kind::gate_up)
-            gate(s, panel * 16, (int)least(s.width - panel * 16, 16), sums);
-        else
-            keep(s, p.a->H, panel * PANEL, (int)least(p.a->H - panel * PANEL, PANEL), sums);
-    }
-    if (item.kind == Kind::gate_up) {
+    wait_for(gates ? s.to_pack : p.quantised ? s.to_repack : s.to_gate);
+    const Rows& x = gates ? s.x : s.h;
+    const Matrix<T> m = matrix_of<T>(p, item);
+    float* sums = memory + UNPACKED;
+    const auto end = [&](int64_t panel, const float* of) {
+        if (panel == item.first) fetch(next);
+        const int64_t col = panel * m.width();
+        const int n = (int)least(m.outputs - col, m.width());
+        if (!gates) keep_result(s, p.a->H, col, n, of);
+        else if (p.quantised) keep_gated(s, col, n, of);
+        else pack_gated(s, col, n, of);
+    };
+    bool done = false;
+    if constexpr (sizeof(T) > 1 && !Sums<T>::quantised)
+        if (p.a->layout == Layout::rows) {
+            multiply_rows(s, x, m, item.first, memory, sums);
+            end(item.first, sums);
+            done = true;
+        }
+    if (!done) multiply(x, 0, x.tiles, m, item.first, item.first + item.count, next.panels, sums, end);
+    if (gates) {
         finish(s.to_gate, item.count);
         return;
     }
@@ -193,16 +245,29 @@ void run_item(Plan& p, const Item& item, const T* after, float* memory) {
 template <class T>
 void run_items(void* context, int id) {
     Plan& p = *(Plan*)context;
-    float* memory = p.sums + id * SUMS;
+    float *memory = p.memory + id * p.memory_each, *rows = memory + UNPACKED + SUMS;
     const int64_t near_end = p.item_count - 4 * p.threads;
-    int64_t item = claim(p.work);
-    while (item < p.item_count) {
-        const bool ahead = item < near_end;
-        int64_t next = ahead ? claim(p.work) : p.item_count;
-        const T* after = next < p.item_count ? panel_at<T>(p, p.items[next]) : nullptr;
-        run_item<T>(p, p.items[item], after, memory);
-        item = ahead ? next : claim(p.work);
+    for (int64_t at = claim(p.work); at < p.item_count;) {
+        const bool ahead = at < near_end;
+        const int64_t following = ahead ? claim(p.work) : p.item_count;
+        const Item& item = p.items[at];
+        Segment& s = p.segments[item.segment];
+        Next<T> next{nullptr, 0, 0};
+        if (following < p.item_count) next = next_of<T>(p, p.items[following]);
+        if (item.kind == Kind::pack) {
+            pack(p, s, item, rows);
+        } else if (item.kind == Kind::repack) {
+            wait_for(s.to_gate);
+            repack(p, s, item, rows);
+        } else {
+            run_product(p, s, item, next, memory);
+        }
+        at = ahead ? following : claim(p.work);
     }
+}
+
+int element_bytes(Dtype dtype) {
+    return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 || dtype == Dtype::u8 ? 1 : 2;
 }
 
 int64_t tokens_per_chunk(const MoeArgs& a) {
@@ -223,25 +288,25 @@ bool is_small(const MoeArgs& a, int64_t element) {
 int64_t moe_mlp(const MoeArgs& a) {
     const int64_t bad = first_bad_slot(a);
     if (bad >= 0 || a.T == 0) return bad;
-    const int64_t element = a.w_dtype == Dtype::f32 ? 4 : 2, chunk = tokens_per_chunk(a);
+    const int64_t element = element_bytes(a.w_dtype), chunk = tokens_per_chunk(a);
     for (int64_t t0 = 0; t0 < a.T; t0 += chunk) {
         Plan p{};
         p.a = &a;
         p.t0 = t0, p.T = least(a.T - t0, chunk);
         p.slots = p.T * a.K, p.positions = p.slots + (a.shared_gate_up.data ? p.T : 0);
         p.element = element;
+        p.quantised = a.w_dtype == Dtype::u8;
         p.threads = is_small(a, element) ? 1 : a.threads;
         lay_out(p, (char*)workspace(lay_out(p, nullptr)));
         make_plan(p);
-        if (p.T == 1) {
-            const int32_t first = 0;
-            gather_tile(p, &first, 1, p.one);
-        }
+        if (p.T == 1 && p.positions) pack_tile_of(p, 0, 1, p.positions, nullptr, p.one);
         if (p.segment_count == 0)  // no expert at all: sums of nothing
             for (int64_t panel = 0; panel < up(a.H, PANEL); ++panel) add_up(p, panel);
         void (*run)(void*, int) = a.w_dtype == Dtype::f32    ? run_items<float>
                                   : a.w_dtype == Dtype::bf16 ? run_items<bf16>
-                                                             : run_items<f16>;
+                              : a.w_dtype == Dtype::f16  ? run_items<f16>
+                              : a.w_dtype == Dtype::i8   ? run_items<int8_t>
+                                                         : run_items<quad>;
         parallel(p.threads, run, &p);
     }
     return -1;

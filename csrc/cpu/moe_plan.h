@@ -8,11 +8,12 @@
 //
 //   pack 0 | pack 1, gate_up 0 | pack 2, gate_up 1 | ... | down 0 | down 1 | ...
 //
-// so while the last pieces of gate_up are in the works other threads begin with down 0, which was
+// (with quads, hidden rows are packed as well, one expert after their gate_up). So while the last pieces of gate_up are in the works other threads begin with down 0, which was
 // done long ago, and memory is read without a gap from the first weight to the last.
 #pragma once
 #include "gemm.h"
 #include "kernels.h"
+#include "quantise.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -22,25 +23,23 @@ constexpr int ROW_BLOCK = 256;  // rows of a segment: their sums for one panel s
 constexpr int PACK_TILES = 4;   // row tiles that one item packs
 constexpr int64_t CHUNK_FLOATS = 24 << 20;  // of scratch per chunk of tokens, about
 
-enum class Kind : int32_t { pack, gate_up, down };
+enum class Kind : int32_t { pack, gate_up, repack, down };
 
 struct Segment {
     const char *gate_up, *down;  // this expert's matrices
     const float *gate_up_scale, *down_scale;
     int64_t width, gate_up_row, down_row;  // I, or the shared expert's; row lengths of layout rows
     int64_t first;                         // the position of its first row
-    float *input, *hidden, *result;        // packed [H], packed [width], [H] per row
+    Rows x, h;                             // the packed inputs of both products
+    float *gated, *result;                 // [width] of a row that is to be quantised, [H] of a row
     int rows, tiles;
-    Counter to_pack, to_gate;  // row tiles; panels of gate_up: not yet done
-
-    Rows x(int64_t H) const { return {input, H, rows, tiles}; }
-    Rows h() const { return {hidden, width, rows, tiles}; }
+    Counter to_pack, to_gate, to_repack;  // row tiles; panels of gate_up; row tiles: not yet done
 };
 
 struct Item {
     int32_t segment;
     Kind kind;
-    int32_t first, count;  // panels; for pack row tiles
+    int32_t first, count;  // panels; to pack and repack, row tiles
 };
 
 struct Plan {
@@ -48,10 +47,14 @@ struct Plan {
     int64_t t0, T;             // this chunk's tokens
     int64_t slots, positions;  // T K; with the shared expert's rows
     int64_t element;           // bytes of a weight
+    bool quantised;            // x and hidden rows are
     int threads, experts_hit;
     int32_t *token, *place;  // of a position: its token, from t0 on; of a slot: its position
     int32_t* start;          // of an expert: its first position; [E + 1]
-    float *rows, *hidden, *one, *sums;
+    float *rows, *hidden, *gated, *one, *memory;
+    float *x_scale, *h_scale;  // of quantised rows, by position; the last of x is for `one`
+    int32_t *x_sum, *h_sum;
+    int64_t memory_each;  // floats of a thread: unpacked weights, sums, rows before they are packed
     Segment* segments;
     Item* items;
     Counter* to_add;  // of 32 output columns: results that are not there yet
@@ -61,8 +64,10 @@ struct Plan {
 
 MC_INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
 MC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+MC_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
-constexpr int64_t SUMS = (KC + ROW_BLOCK) * PANEL;  // floats per thread: unpacked weights, sums
+constexpr int64_t SUMS = ROW_BLOCK * PANEL;  // sums_for of any segment
+constexpr int64_t UNPACKED = KC * PANEL;     // rows_gemm's scratch
 
 // Hands out pieces of one block; without a base it only counts.
 struct Arena {
@@ -83,13 +88,22 @@ size_t lay_out(Plan& p, char* base) {
     const int64_t segments = hit + p.slots / ROW_BLOCK + up(shared, ROW_BLOCK);
     const int64_t tiles = p.positions / ROWS + 2 * segments, columns = up(a.H, PANEL);
     const int64_t routed = segments - up(shared, ROW_BLOCK);
-    p.max_items = up(tiles, PACK_TILES) + segments + routed * (up(a.I, 16) + columns) +
+    p.max_items = 2 * (up(tiles, PACK_TILES) + segments) + routed * (up(a.I, 16) + columns) +
                   up(shared, ROW_BLOCK) * (up(a.shared_I, 16) + columns);
     Arena arena{base};
     p.rows = arena.take<float>(p.positions * a.H);
-    p.hidden = arena.take<float>(p.slots * a.I + shared * a.shared_I);
+    const int64_t all = p.slots * a.I + shared * a.shared_I, widest = most(a.I, a.shared_I);
+    p.hidden = arena.take<float>(p.quantised ? p.slots * quads(a.I) + shared * quads(a.shared_I) : all);
+    p.gated = arena.take<float>(p.quantised ? all : 0);
     p.one = arena.take<float>(p.T == 1 ? a.H : 0);
-    p.sums = arena.take<float>(p.threads * SUMS);
+    const int64_t scaled = p.quantised ? p.positions + 1 : 0;
+    p.x_scale = arena.take<float>(scaled);
+    p.h_scale = arena.take<float>(scaled);
+    p.x_sum = arena.take<int32_t>(scaled);
+    p.h_sum = arena.take<int32_t>(scaled);
+    const int64_t tile = p.quantised ? up(ROWS * quads(most(a.H, widest)), 16) * 16 : 0;
+    p.memory_each = UNPACKED + SUMS + tile;
+    p.memory = arena.take<float>(p.threads * p.memory_each);
     p.segments = arena.take<Segment>(segments);
     p.items = arena.take<Item>(p.max_items);
     p.to_add = arena.take<Counter>(columns);
@@ -130,8 +144,9 @@ void sort_slots(Plan& p) {
 
 // The segments of expert e, or of the shared one, at positions [begin, end).
 void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down, int64_t e,
-                  int64_t width, int64_t begin, int64_t end, float* hidden) {
+                  int64_t width, int64_t begin, int64_t end, float* hidden, float* gated) {
     const MoeArgs& a = *p.a;
+    const int64_t x_K = p.quantised ? quads(a.H) : a.H, h_K = p.quantised ? quads(width) : width;
     const int64_t blocks = up(end - begin, ROW_BLOCK), rows = end - begin;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = rows * b / blocks;
@@ -143,13 +158,16 @@ void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down
         s.width = width, s.gate_up_row = gate_up.row, s.down_row = down.row;
         s.first = begin + from;
         s.result = p.rows + s.first * a.H;
-        s.hidden = hidden + from * width;
+        s.gated = gated + from * width;
         s.rows = (int)(rows * (b + 1) / blocks - from);
         s.tiles = tiles_for(s.rows);
         const bool only = p.T == 1 && s.rows == 1;  // the one token: packed before all else
-        s.input = only ? p.one : s.result;
+        const int64_t at = only ? p.positions : s.first;
+        s.x = {only ? p.one : s.result, x_K, s.rows, s.tiles, p.x_scale + at, p.x_sum + at};
+        s.h = {hidden + from * h_K, h_K, s.rows, s.tiles, p.h_scale + s.first, p.h_sum + s.first};
         s.to_pack.next = only ? 0 : s.tiles;
         s.to_gate.next = up(width, 16);
+        s.to_repack.next = p.quantised ? s.tiles : 0;
     }
 }
 
@@ -157,12 +175,15 @@ MC_INLINE int64_t panels_of(const Plan& p, const Segment& s, Kind kind) {
     return kind == Kind::gate_up ? up(s.width, 16) : up(p.a->H, PANEL);
 }
 
-void add_packing(Plan& p, int64_t s0, int64_t s1) {
-    for (int64_t s = s0; s < s1; ++s)
-        for (int64_t t = 0, tiles = p.segments[s].to_pack.next; t < tiles; t += PACK_TILES) {
+void add_packing(Plan& p, int64_t s0, int64_t s1, Kind kind) {
+    for (int64_t s = s0; s < s1; ++s) {
+        const Segment& of = p.segments[s];
+        const int64_t tiles = kind == Kind::pack ? of.to_pack.next : of.to_repack.next;
+        for (int64_t t = 0; t < tiles; t += PACK_TILES) {
             const int32_t count = (int32_t)least(tiles - t, PACK_TILES);
-            p.items[p.item_count++] = {(int32_t)s, Kind::pack, (int32_t)t, count};
+            p.items[p.item_count++] = {(int32_t)s, kind, (int32_t)t, count};
         }
+    }
 }
 
 // One product of the segments s0..s1, which are of one expert: they take turns at its panels.
@@ -170,9 +191,9 @@ void add_packing(Plan& p, int64_t s0, int64_t s1) {
 // come to the end together.
 void add_product(Plan& p, int64_t s0, int64_t s1, Kind kind, int64_t& left) {
     const int64_t panels = panels_of(p, p.segments[s0], kind);
-    const int most = p.a->layout == Layout::rows ? 1 : panels_for(p.segments[s0].rows);
+    const int group = p.a->layout == Layout::rows ? 1 : panels_for(p.segments[s0].rows);
     for (int64_t first = 0; first < panels;) {
-        int64_t count = most;
+        int64_t count = group;
         while (count > 1 && (count * p.threads * 4 > left || count > panels - first)) count /= 2;
         for (int64_t s = s0; s < s1; ++s)
             p.items[p.item_count++] = {(int32_t)s, kind, (int32_t)first, (int32_t)count};
@@ -196,11 +217,13 @@ void make_plan(Plan& p) {
     p.work.next = 0;
     if (p.positions > p.slots)
         add_segments(p, a.shared_gate_up, a.shared_down, 0, a.shared_I, p.slots, p.positions,
-                     p.hidden + p.slots * a.I);
+                     p.hidden + p.slots * (p.quantised ? quads(a.I) : a.I),
+                     p.gated + p.slots * a.I);
     for (int64_t e = 0; e < a.E; ++e)
         if (p.start[e] < p.start[e + 1])
             add_segments(p, a.gate_up, a.down, e, a.I, p.start[e], p.start[e + 1],
-                         p.hidden + p.start[e] * a.I);
+                         p.hidden + p.start[e] * (p.quantised ? quads(a.I) : a.I),
+                         p.gated + p.start[e] * a.I);
 
     int64_t gates = 0;
     const int64_t columns = up(a.H, PANEL);
@@ -209,11 +232,13 @@ void make_plan(Plan& p) {
     int64_t downs = columns * p.segment_count;
     for (int64_t i = 0; i < columns; ++i) p.to_add[i].next = p.segment_count;
 
-    if (p.segment_count) add_packing(p, 0, same_expert(p, 0));
-    for (int64_t s = 0, end; s < p.segment_count; s = end) {
+    if (p.segment_count) add_packing(p, 0, same_expert(p, 0), Kind::pack);
+    for (int64_t before = 0, s = 0, end; s < p.segment_count; before = s, s = end) {
         end = same_expert(p, s);
-        if (end < p.segment_count) add_packing(p, end, same_expert(p, end));
+        if (end < p.segment_count) add_packing(p, end, same_expert(p, end), Kind::pack);
         add_product(p, s, end, Kind::gate_up, gates);
+        add_packing(p, before, s, Kind::repack);
+        if (end == p.segment_count) add_packing(p, s, end, Kind::repack);
     }
     for (int64_t s = 0, end; s < p.segment_count; s = end) {
         end = same_expert(p, s);

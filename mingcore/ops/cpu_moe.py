@@ -5,17 +5,27 @@ import torch
 from .. import _cpu
 from . import checks
 from .cpu_common import array, array_or_none, rows, unfit
+from .packed import CPU_FORMATS
 from .registry import register
 
-FORMATS = ("fp32", "bf16", "fp16")
 _WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
+_STORED = {"int8": torch.int8, "int8_dyn": torch.uint8}  # in panels
+_LARGEST = 1 << 17  # columns that int32 sums of quads can take
 
 
 def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
-    *_, format = rest
-    if format not in FORMATS:
-        return f"the experts are {format}; it takes {', '.join(FORMATS)}"
-    if x.shape[1] == 0 or down.shape[0] == 0 or down.shape[2] == 0:
+    *scales, layout, format = rest
+    if format not in CPU_FORMATS:
+        return f"the experts are {format}; it takes {', '.join(CPU_FORMATS)}"
+    if format in _STORED:
+        if layout != "panels" or gate_up.dtype != _STORED[format]:
+            return f"the {format} experts are {gate_up.dtype} in {layout}; it takes panels"
+        width = scales[0].shape[1] // 2
+        if format == "int8_dyn" and max(x.shape[1], width) > _LARGEST:
+            return f"H is {x.shape[1]} and I {width}; in int8_dyn it takes up to {_LARGEST}"
+        if any(s is not None and (s.dtype, s.stride(-1)) != (torch.float32, 1) for s in scales):
+            return "a scale is not dense float32"
+    if x.shape[1] == 0 or down.shape[0] == 0 or 0 in down.shape:
         return f"H is {x.shape[1]} and down {list(down.shape)}; it takes E, H, I >= 1"
     matrices = gate_up, down, shared_gate_up, shared_down
     for name, t in zip(_WEIGHTS, matrices):
@@ -27,13 +37,13 @@ def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest)
             return f"{name} has strides {tuple(t.stride())}; it takes a dense last dimension"
     if weights.requires_grad and torch.is_grad_enabled():
         return "weights requires a gradient; it computes none (torch.no_grad() or reference)"
-    return unfit(("x", *_WEIGHTS), (x, *matrices))
+    return unfit(("x",), (x,)) if format in _STORED else unfit(("x", *_WEIGHTS), (x, *matrices))
 
 
 @register("moe_mlp", "cpu", _why_not)
 def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     """Raises InputError when an id is not in 0..E-1."""
-    *_, layout, _ = rest
+    *scales, layout, _ = rest
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x, weights = rows(x), weights.float()  # by name: copies must live until the kernel is done
     bad = _cpu.moe_mlp(
@@ -44,6 +54,7 @@ def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
         array(ids),
         array_or_none(shared_gate_up),
         array_or_none(shared_down),
+        [array_or_none(scale) for scale in scales],
         array(out),
         layout,
         torch.get_num_threads(),

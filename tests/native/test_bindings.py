@@ -88,6 +88,58 @@ def test_silu_mul_and_flow_step_name_the_tensor():
             _cpu.flow_step(*{**step, **changed}.values(), state, 1)
 
 
+def moe_mlp(**changed):
+    """E = 3 experts of width 5 on 2 tokens of 7, K = 2, and a shared one of width 4, as rows."""
+    given = {
+        "x": array(2, 7),
+        "gate_up": array(3, 10, 7),
+        "down": array(3, 7, 5),
+        "weights": array(2, 2),
+        "ids": (array(2, 2)[0], 5, (2, 2), (2, 1)),
+        "shared_gate_up": array(8, 7),
+        "shared_down": array(7, 4),
+        "scales": [None] * 4,
+        "out": array(2, 7),
+        "layout": "rows",
+        "threads": 1,
+    }
+    return _cpu.moe_mlp(*{**given, **changed}.values())
+
+
+PANELS = {
+    "gate_up": array(3, 1, 7, 32),
+    "down": array(3, 1, 5, 32),
+    "shared_gate_up": array(1, 7, 32),
+    "shared_down": array(1, 4, 32),
+    "layout": "panels",
+}
+MOE = (
+    ({"x": array(2, 0)}, r"x must be \[T, H\] with H >= 1, got \[2, 0\]"),
+    ({"gate_up": array(3, 9, 7)}, r"gate_up must be rows = 10 in dimension 1, got \[3, 9, 7\]"),
+    ({"gate_up": None}, "gate_up and down must be tensors, got None"),
+    ({"down": array(2, 7, 5)}, r"down must be E = 3 in dimension 0, got \[2, 7, 5\]"),
+    ({"down": array(3, 7, 5, code=BF16)}, "down must be of gate_up's dtype"),
+    ({"weights": array(2, 3)}, r"weights must be K = 2 in dimension 1, got \[2, 3\]"),
+    ({"weights": array(2, 2, code=BF16)}, "weights must be float32, got bfloat16"),
+    ({"ids": array(2, 2)}, r"ids must be int32 \(5\), got code 0"),
+    ({"shared_down": array(6, 4)}, r"shared_down must be rows = 7 in dimension 0, got \[6, 4\]"),
+    ({"shared_down": None}, "shared_down must be given with shared_gate_up, got None"),
+    ({"scales": [None]}, "scales must be 4, got 1"),
+    ({"out": array(2, 6)}, r"out must be H = 7 in dimension 1, got \[2, 6\]"),
+    ({"layout": "panels_swiglu"}, "layout must be rows or panels, got panels_swiglu"),
+    ({**PANELS, "gate_up": array(3, 2, 7, 32)}, "gate_up must be panels = 1 in dimension 1"),
+    ({**PANELS, "shared_gate_up": array(1, 7, 16)}, "shared_gate_up must be rows of a panel = 32"),
+    ({"gate_up": (array(3, 3, 7)[0], 3, (3, 10, 7), (70, 7, 1))}, "gate_up must be panels where"),
+)
+
+
+@pytest.mark.parametrize("changed, message", MOE)
+def test_moe_mlp_names_the_tensor_and_the_dimension(changed, message):
+    assert moe_mlp() == moe_mlp(**PANELS) == -1
+    with pytest.raises(ValueError, match=f"^moe_mlp: {message}"):
+        moe_mlp(**changed)
+
+
 def test_isa_selection():
     assert _cpu.isas()[-1] == "scalar" and _cpu.isa() == _cpu.isas()[0]
     with pytest.raises(ValueError, match="this build on this CPU has no 'sse9'"):

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from mingcore import InputError, ops
+from mingcore import InputError, _cpu, ops
 from mingcore.ops import cpu_moe
 from mingcore.testing import compare
 from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+FORMATS = (*DTYPES, "int8", "int8_dyn")
 TOKENS = (0, 1, 3, 16, 65)
 # E, K, H, I, Is: whole panels; all odd; narrower than a panel; no shared expert; rounds of K blocks
 SIZES = (
@@ -39,11 +40,11 @@ def experts(size: tuple, format: str, seed: int = 0, layout: str = "panels") -> 
     shared = None
     if S:
         shared = draw(2 * S, H, seed=seed + 2, dtype=dtype), draw(H, S, seed=seed + 3, dtype=dtype)
-    if layout == "rows" and format in DTYPES:
+    if layout == "rows":
         return {"experts": pair, "shared": shared}
     packed = ops.pack_experts(*pair, shared=shared, format=format, backend="cpu")
-    assert packed.layout == "panels"
-    return {"experts": packed if layout == "panels" else packed.as_rows()}
+    assert packed.layout == "panels" and packed.hidden == H
+    return {"experts": packed}
 
 
 def tokens(
@@ -64,25 +65,35 @@ def got(kwargs: dict) -> Tensor:
         return compare.run("moe_mlp", kwargs, backend="cpu")[0]
 
 
-@pytest.mark.parametrize("format", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("size", SIZES)
 def test_matches_the_oracle(isa, format, size):
     for T in TOKENS:
-        x_dtype = torch.float32 if T % 2 else DTYPES[format]
-        for layout in ("panels", "rows"):
+        x_dtype = torch.float32 if T % 2 else DTYPES.get(format, torch.bfloat16)
+        for layout in ("panels", "rows") if format in DTYPES else ("panels",):
             kwargs = {**tokens(size, T, x_dtype), **experts(size, format, layout=layout)}
             compare.check_op("moe_mlp", kwargs, (got(kwargs),))
 
 
+@pytest.mark.parametrize("format", ("bf16", "int8_dyn"))
 @pytest.mark.parametrize("only", (1, 2))
-def test_every_token_to_one_expert_and_to_two(isa, threads, only):
+def test_every_token_to_one_expert_and_to_two(isa, threads, format, only):
     for T in (1, 2, 5, 17, 600):  # 600 rows are several segments
-        kwargs = {**tokens(SIZES[1], T, only=only), **experts(SIZES[1], "bf16")}
+        kwargs = {**tokens(SIZES[1], T, only=only), **experts(SIZES[1], format)}
         compare.check_op("moe_mlp", kwargs, (got(kwargs),))
 
 
+def test_int8_dyn_is_the_same_with_and_without_vnni(isa):
+    kwargs = {**tokens(SIZES[1], 20), **experts(SIZES[1], "int8_dyn")}
+    expected = got(kwargs)
+    if _cpu.vnni():
+        _cpu.set_vnni(False)
+        assert torch.equal(got(kwargs), expected)
+        _cpu.set_vnni(True)
+
+
 @pytest.mark.parametrize("x_dtype", DTYPES.values())
-@pytest.mark.parametrize("format", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
 def test_any_activations_with_any_weights(isa, format, x_dtype):
     kwargs = {**tokens(SIZES[1], 9, x_dtype), **experts(SIZES[1], format)}
     result, wide = got(kwargs), dict(kwargs, x=kwargs["x"].float())
@@ -91,7 +102,7 @@ def test_any_activations_with_any_weights(isa, format, x_dtype):
     compare.check_op("moe_mlp", wide, (got(wide),))
 
 
-@pytest.mark.parametrize("format", DTYPES)
+@pytest.mark.parametrize("format", FORMATS)
 def test_bits_depend_on_nothing_but_the_token(isa, format):
     """Neither on threads, nor layout, nor run, nor which other tokens there are."""
     size = (6, 3, 200, 70, 90)
@@ -101,16 +112,18 @@ def test_bits_depend_on_nothing_but_the_token(isa, format):
         torch.set_num_threads(count)
         assert torch.equal(got(kwargs), expected), count
     torch.set_num_threads(before)
-    assert torch.equal(got({**kwargs, **experts(size, format, layout="rows")}), expected)
+    if format in DTYPES:
+        assert torch.equal(got({**kwargs, **experts(size, format, layout="rows")}), expected)
     for first, count in ((0, 1), (17, 2), (40, 15), (3, 80)):
         rows = slice(first, first + count)
         part = {name: kwargs[name][rows] for name in ("x", "weights", "ids")}
         assert torch.equal(got({**kwargs, **part}), expected[rows]), (first, count)
 
 
-def test_many_tokens_go_in_chunks(isa):
+@pytest.mark.parametrize("format", ("bf16", "int8_dyn"))
+def test_many_tokens_go_in_chunks(isa, format):
     size = (3, 6, 4096, 8, 0)
-    kwargs = {**tokens(size, 1100), **experts(size, "bf16")}
+    kwargs = {**tokens(size, 1100), **experts(size, format)}
     result = got(kwargs)
     for rows in (slice(0, 9), slice(545, 560), slice(1091, 1100)):  # the middle has the boundary
         part = {name: kwargs[name][rows] for name in ("x", "weights", "ids")}
@@ -201,6 +214,10 @@ def test_why_not_names_the_reason():
     assert "dense last dimension" in reason(down=transposed(down))
     assert "E, H, I >= 1" in reason(gate_up=gate_up[:, :0], down=down[:, :, :0])
     assert "gradient" in reason(down=down.clone().requires_grad_())
+    kwargs = experts(SIZES[1], "int8_dyn")["experts"]
+    flat = (*kwargs.matrices[:2], weights, ids, *kwargs.matrices[2:], *kwargs.scales)
+    assert cpu_moe._why_not(x, *flat, "panels", "int8_dyn") is None
+    assert "it takes panels" in cpu_moe._why_not(x, *flat, "rows", "int8_dyn")
 
 
 def test_fewer_threads_than_asked():
