@@ -33,7 +33,7 @@ from mingcore import ops  # noqa: E402
 from mingcore.ops import dispatch, registry  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.cost import Cost, cost  # noqa: E402
-from mingcore.testing.roofline import Ceilings, ceilings  # noqa: E402
+from mingcore.testing.roofline import Ceilings, ceilings, fastest_read  # noqa: E402
 from mingcore.testing.timing import (  # noqa: E402
     Comparison,
     events_interleaved,
@@ -109,10 +109,8 @@ def point(
 @lru_cache(maxsize=1)
 def _probe(nbytes: int) -> tuple[Calls, int]:
     """The read probe of the ceilings as one more call, and the bytes that it reads."""
-    from mingcore import _cpu
-
-    x, n = torch.randn(nbytes // 2, dtype=torch.bfloat16), torch.get_num_threads()
-    return {PROBE: lambda: _cpu.read_probe(x.data_ptr(), x.nbytes, n)}, x.nbytes
+    x = torch.randn(nbytes // 2, dtype=torch.bfloat16)
+    return {PROBE: fastest_read(x)}, x.nbytes
 
 
 def _name(layers: Layers) -> str:

@@ -375,13 +375,13 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
 #include "bind_audio.h"
 #include "bind_flow_sample.h"
 
-uint32_t read_probe(uintptr_t data, int64_t bytes, int threads) {
+uint32_t read_probe(uintptr_t data, int64_t bytes, int threads, int streams, int64_t ahead) {
     const Args args("read_probe");
     if (!data) args.reject("data", "an address", "0");
     if (bytes < 0) args.reject("bytes", ">= 0", std::to_string(bytes));
     args.threads(threads);
     py::gil_scoped_release release;
-    return current().read_probe(reinterpret_cast<const void*>(data), bytes, threads);
+    return current().read_probe(reinterpret_cast<const void*>(data), bytes, threads, streams, ahead);
 }
 
 }  // namespace
@@ -396,8 +396,13 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("causal_conv", &causal_conv);
     m.def("overlap_add", &overlap_add);
     m.def("spectrum_head", &spectrum_head);
-    m.def("read_probe", &read_probe,
+    m.def("read_probe", &read_probe, py::arg("data"), py::arg("bytes"), py::arg("threads"),
+          py::arg("streams") = 1, py::arg("ahead") = 4096,
           "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");
+    m.def(
+        "ask_for_huge_pages",
+        [](uintptr_t data, size_t bytes) { ask_for_huge_pages(reinterpret_cast<void*>(data), bytes); },
+        "Back this new memory with huge pages, where the system gives them when asked.");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");
     m.def(
         "isas",

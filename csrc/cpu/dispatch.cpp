@@ -14,7 +14,7 @@
     int64_t moe_mlp(const MoeArgs&);                                                           \
     void flow_step(const FlowStepArgs&);                                                       \
     void flow_sample(const FlowSampleArgs&);                                                   \
-    uint32_t read_probe(const void*, int64_t, int);                                            \
+    uint32_t read_probe(const void*, int64_t, int, int, int64_t);                              \
     void causal_conv(const ConvArgs&);                                                         \
     void overlap_add(const OverlapArgs&);                                                      \
     void spectrum_head(const SpectrumArgs&);                                                   \

@@ -27,7 +27,7 @@ constexpr int ROWS = 6;
 constexpr int MAX_SUMS = 12;
 #endif
 constexpr int MAX_UNITS = 4;  // slices that advance together
-constexpr int NEAR = 1024;    // bytes that each of them fetches ahead
+constexpr int NEAR = 8192;    // bytes that they fetch ahead together
 
 // The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
 MC_INLINE void load_slice(const float* p, F& a, F& b) {
@@ -83,10 +83,10 @@ MC_INLINE I multiply_add(I x, I w, I sum) {
 MC_INLINE void put(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
 MC_INLINE void put(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
 
-// What a tile fetches ahead: `bytes` per k, from at[u] on. Never read, so it may point anywhere.
+// What a tile fetches ahead: `bytes` per k, from at[u] on, and from k = turn on from then[u] on.
 struct Ahead {
-    const char* at[MAX_UNITS];
-    int64_t bytes;
+    const char *at[MAX_UNITS], *then[MAX_UNITS];
+    int64_t bytes, turn;
 };
 
 // c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances PANEL per k.
@@ -107,6 +107,8 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
         }
     }
     for (int64_t k = 0; k < kc; ++k, x += MR) {
+        if (NU > 1 && k == ahead.turn)
+            for (int u = 0; u < NU; ++u) fetch[u] = ahead.then[u];
         for (int u = 0; u < NU; ++u) {
             V p, q;
             load_slice(w[u], p, q);
@@ -183,7 +185,7 @@ MC_INLINE int panels_for(int rows) {
 // One K block for the tiles t0..t1. They share the fetching of `next`, the block that will be needed
 // after this one: the memory is busy all the time, not during the first tile only, and a task's
 // first block is on its way before the task starts. With few rows several streams run at the
-// memory's own pace, and looking a little ahead in each is better.
+// memory's own pace, and looking a little ahead in each is better, at its end into `next`.
 template <class T, int NU>
 static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next,
                     int64_t k0, int64_t kc, float* const* c) {
@@ -193,10 +195,14 @@ static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* c
         float* ct[NU];
         Ahead ahead;
         ahead.bytes = PANEL * sizeof(T) / (t1 - t0);
+        ahead.turn = kc;
+        if (NU > 1 && k0 + kc == x.K)
+            ahead.turn = kc > NEAR / NU / ahead.bytes ? kc - NEAR / NU / ahead.bytes : 0;
         for (int u = 0; u < NU; ++u) {
             ct[u] = c[u] + (int64_t)(r - base) * PANEL;
-            ahead.at[u] = NU > 1 ? (const char*)w[u] + NEAR
+            ahead.at[u] = NU > 1 ? (const char*)w[u] + NEAR / NU
                                  : (const char*)next[u] + (t - t0) * kc * ahead.bytes;
+            ahead.then[u] = (const char*)next[u];
         }
         tile_of<T, NU, rows_for(NU)>(n, x.x + x.K * r + k0 * n, w, kc, ct, k0 == 0, ahead);
     }
@@ -240,7 +246,7 @@ static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, in
             at[i] = panels[i] + k0 * PANEL;
             next[i] = k0 + kc < x.K ? at[i] + kc * PANEL
                       : after       ? after + i * x.K * PANEL
-                                    : nullptr;
+                                    : at[i];  // nothing: what is there already
         }
         panel_block(x, t0, t1, at, next, count, k0, kc, c);
     }
@@ -265,9 +271,10 @@ template <class T>
 static void panel_scale(const Matrix<T>& m, int64_t panel, float* to) {
     const int width = m.width();
     const int64_t col = panel * width, left = m.outputs - col;
-    for (int j = 0; j < PANEL; ++j) {
-        const int of = j % width;
-        to[j] = of < left ? m.scale[(j < width ? 0 : m.outputs) + col + of] : 0.0f;
+    for (int j = 0; j < PANEL; j += W) {
+        const int64_t n = left - j % width;
+        const float* from = m.scale + (j < width ? 0 : m.outputs) + col + j % width;
+        store(to + j, n >= W ? load(from) : n > 0 ? loadn(from, (int)n) : zero());
     }
 }
 

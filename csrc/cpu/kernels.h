@@ -132,8 +132,10 @@ struct Kernels {
     int64_t (*moe_mlp)(const MoeArgs&);
     void (*flow_step)(const FlowStepArgs&);
     void (*flow_sample)(const FlowSampleArgs&);
-    // Reads whole bfloat16 vectors of `bytes` at `data`; the result only keeps the reads alive.
-    uint32_t (*read_probe)(const void* data, int64_t bytes, int threads);
+    // Reads bfloat16 vectors of `bytes` at `data`, in 1, 2, 4 or 8 streams per thread, `ahead`
+    // bytes ahead; the result only keeps the reads alive.
+    uint32_t (*read_probe)(const void* data, int64_t bytes, int threads, int streams,
+                           int64_t ahead);
     void (*causal_conv)(const ConvArgs&);
     void (*overlap_add)(const OverlapArgs&);
     void (*spectrum_head)(const SpectrumArgs&);

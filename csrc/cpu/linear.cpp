@@ -115,7 +115,7 @@ void linear(const LinearArgs& a) {
     const bool to_pack = !one_row || (!quantised && a.x_dtype != Dtype::f32);
 
     int group = a.layout == Layout::rows ? 1 : panels_for(block);
-    while (group > 1 && panels < (int64_t)group * threads * 4) group /= 2;
+    while (group > 1 && threads > 1 && panels < (int64_t)group * threads * 4) group /= 2;
     const int64_t scratch_each = KC * PANEL + (int64_t)group * block * PANEL;
     const int64_t packed = to_pack ? block * K : 0, kept = quantised ? block : 0;
     const int64_t floats = packed + threads * scratch_each + (K + 2) * kept;

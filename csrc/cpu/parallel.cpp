@@ -1,6 +1,7 @@
 #include "parallel.h"
 
 #include <dlfcn.h>
+#include <sys/mman.h>
 #include <sched.h>
 
 #include <condition_variable>
@@ -124,6 +125,14 @@ void wait_longer(const Counter& left) {
 
 void wait_until(const Counter& counter, int64_t at_least) {
     for (int i = 0; __atomic_load_n(&counter.next, __ATOMIC_ACQUIRE) < at_least; ++i) rest(i);
+}
+
+void ask_for_huge_pages(void* data, size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t page = 2 << 20, from = (reinterpret_cast<uintptr_t>(data) + page - 1) / page;
+    const uintptr_t to = (reinterpret_cast<uintptr_t>(data) + bytes) / page;
+    if (from < to) madvise(reinterpret_cast<void*>(from * page), (to - from) * page, MADV_HUGEPAGE);
+#endif
 }
 
 const char* thread_pool() { return gomp() ? "openmp" : "std::thread"; }

@@ -42,6 +42,9 @@ static inline __attribute__((always_inline)) void wait_for(const Counter& left) 
 // while, then lets other threads have the core.
 void wait_until(const Counter& counter, int64_t at_least);
 
+// Asks for huge pages behind the whole ones in this range; nothing happens where there are none.
+void ask_for_huge_pages(void* data, size_t bytes);
+
 const char* thread_pool();  // "openmp" or "std::thread"
 
 }  // namespace mingcore

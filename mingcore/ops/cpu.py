@@ -9,10 +9,22 @@ from torch import Tensor
 
 from .. import _cpu
 from . import cpu_audio, cpu_flow, cpu_moe  # noqa: F401  they register their ops
-from .cpu_common import array, array_or_none, rows, unfit
+from .cpu_common import array, array_or_none, on_huge_pages, rows, unfit
 from .cpu_conv import pack_conv_panels  # noqa: F401  for pack_conv
 from .packed import FORMATS, OFFSET, PANEL
 from .registry import register
+
+
+def panels_shape(N: int, K: int, format: str, swiglu: bool = False) -> tuple[int, ...]:
+    """Of a [N, K] matrix as `pack_panels` gives it."""
+    panels = -(-(N // 2) // (PANEL // 2)) if swiglu else -(-N // PANEL)
+    return (panels, -(-K // 4), PANEL, 4) if format == "int8_dyn" else (panels, K, PANEL)
+
+
+def new_panels(count: int, N: int, K: int, format: str, swiglu: bool = False) -> Tensor:
+    """Memory for the panels of `count` matrices [N, K]: [count, *panels_shape]."""
+    dtype = torch.uint8 if format == "int8_dyn" else FORMATS.get(format, torch.int8)
+    return on_huge_pages(torch.empty(count, *panels_shape(N, K, format, swiglu), dtype=dtype))
 
 
 def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
@@ -30,9 +42,8 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
     if short:
         halves = torch.nn.functional.pad(halves, (0, 0, 0, short))
     panels = halves.unflatten(1, (-1, block)).permute(1, 3, 0, 2)  # [P, K, halves, block]
-    dtype = FORMATS.get(format, torch.int8)
-    out = torch.empty(panels.shape[0], K, PANEL, dtype=dtype)
-    if dtype == torch.bfloat16:
+    out = new_panels(1, N, K, "int8" if format == "int8_dyn" else format, swiglu)[0]
+    if out.dtype == torch.bfloat16:
         view = out.view(-1, K, PANEL // 2, 2)
         view.copy_(panels.reshape(-1, K, 2, PANEL // 2).transpose(2, 3))
     else:
@@ -41,7 +52,8 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
         out = torch.nn.functional.pad(
             out.view(torch.uint8) ^ OFFSET, (0, 0, 0, -K % 4), value=OFFSET
         )
-        out = out.unflatten(1, (-1, 4)).transpose(2, 3).contiguous()
+        fours = out.unflatten(1, (-1, 4)).transpose(2, 3)
+        out = new_panels(1, N, K, format, swiglu)[0].copy_(fours)
     return out
 
 

@@ -6,6 +6,8 @@ A tensor crosses as (data_ptr, dtype code, sizes, strides).
 import torch
 from torch import Tensor
 
+from .. import _cpu
+
 CODES = {
     torch.float32: 0,
     torch.bfloat16: 1,
@@ -14,6 +16,7 @@ CODES = {
     torch.uint8: 4,
     torch.int32: 5,
 }
+LARGE_BYTES = 4 << 20
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -45,3 +48,14 @@ def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | N
         if grad and t.requires_grad:
             return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
     return None
+
+
+def on_huge_pages(t: Tensor) -> Tensor:
+    """t, new and not yet written, backed by huge pages where the system gives them when asked.
+
+    Weights are read in several streams at once, each of which meets a new page every few
+    microseconds.
+    """
+    if t.nbytes >= LARGE_BYTES:
+        _cpu.ask_for_huge_pages(t.data_ptr(), t.nbytes)
+    return t

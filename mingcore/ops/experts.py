@@ -9,7 +9,7 @@ from torch import Tensor
 from . import checks
 from .dense import native_packing, quantised, resolve_format
 from .dispatch import call
-from .packed import CPU_FORMATS, FORMATS, PANEL, QUANTISED, PackedExperts, format_of
+from .packed import CPU_FORMATS, FORMATS, QUANTISED, PackedExperts, format_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -118,22 +118,24 @@ def _quantised_panels(
     op: str, cpu: ModuleType, stack: Tensor, format: str, swiglu: bool
 ) -> tuple[Tensor, Tensor]:
     """A stack [E, N, K] quantised, one matrix at a time: panels [E, ...] and scale [E, N]."""
-    panels, scales = [], []
-    for matrix in stack.detach():
-        stored, scale = quantised(op, matrix, format)
-        panels.append(cpu.pack_panels(stored, format, swiglu=swiglu))
-        scales.append(scale)
-    return torch.stack(panels), torch.stack(scales)
+    E, N, K = stack.shape
+    panels = cpu.new_panels(E, N, K, format, swiglu)
+    scale = stack.new_empty(E, N, dtype=torch.float32)
+    for e, matrix in enumerate(stack.detach()):
+        stored, scale[e] = quantised(op, matrix, format)
+        panels[e] = cpu.pack_panels(stored, format, swiglu=swiglu)
+    return panels, scale
 
 
 def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:
     """A stack of matrices [E, N, K] as panels [E, P, K, 32], one expert at a time."""
     E, N, K = stack.shape
-    block = PANEL // 2 if swiglu else PANEL
-    shape = E, -(-(N // 2 if swiglu else N) // block), K, PANEL
-    dtype = FORMATS[format]
-    whole = math.prod(shape) == stack.numel() and stack.dtype == dtype and stack.is_contiguous()
-    out = stack.view(shape) if overwrite and whole else stack.new_empty(shape, dtype=dtype)
+    shape = (E, *cpu.panels_shape(N, K, format, swiglu))
+    whole = math.prod(shape) == stack.numel() and stack.dtype == FORMATS[format]
+    if overwrite and whole and stack.is_contiguous():
+        out = stack.view(shape)
+    else:
+        out = cpu.new_panels(E, N, K, format, swiglu)
     for e in range(E):
         out[e] = cpu.pack_panels(stack[e], format, swiglu=swiglu)
     return out
