@@ -49,8 +49,8 @@ struct MoeDecodeTraits {
     }
 };
 
-// An entry is an expert with up to 16 of the slots t * K + k that chose it. The last entries, from
-// `routed` on, are the shared expert's, with slots T * K + t.
+// An entry is an expert with up to 16 of the slots t * K + k that chose it; entries of one expert are
+// neighbours. The last entries, from `routed` on, are the shared expert's, with slots T * K + t.
 struct Plan {
     int expert[MAX_ENTRIES];
     short start[MAX_ENTRIES + 1];  // into slots
@@ -59,25 +59,28 @@ struct Plan {
     int on;  // the exchange succeeded
 };
 
-// The entries of this launch's ids, in the order of their first slots.
+// The entries of this launch's ids; experts in the order of their first slots.
 __device__ void make_plan(const MoeDecodeParams& p, Plan& plan, short* leader, int* ids) {
     const int slots = p.T * p.K;
+    short* const first = leader + MAX_SLOTS;  // of the expert; leader: of the entry
     for (int s = threadIdx.x; s < slots; s += THREADS) ids[s] = p.ids[s];
     __syncthreads();
     for (int s = threadIdx.x; s < slots; s += THREADS) {
-        int before = 0, first = s;
-        for (int i = 0; i <= s; ++i)
-            if (ids[i] == ids[s] && before++ % TOKENS == 0) first = i;
-        leader[s] = first;
+        int before = 0;
+        for (int i = 0; i <= s; ++i) {
+            if (ids[i] != ids[s]) continue;
+            if (before == 0) first[s] = i;
+            if (before++ % TOKENS == 0) leader[s] = i;
+        }
     }
     __syncthreads();
     for (int s = threadIdx.x; s < slots; s += THREADS) {
         int entry = 0, entries = 0, place = 0;
         for (int i = 0; i < slots; ++i) {
-            const bool leads = leader[i] == i;
+            const bool leads = leader[i] == i, of_it = first[i] == first[s];
             entries += leads;
-            entry += leads && i < leader[s];
-            place += leader[i] < leader[s] || (leader[i] == leader[s] && i < s);
+            entry += leads && (of_it ? i < leader[s] : first[i] < first[s]);
+            place += of_it ? i < s : first[i] < first[s];
         }
         plan.slots[place] = s;
         if (leader[s] == s) {
@@ -102,14 +105,16 @@ __device__ void make_plan(const MoeDecodeParams& p, Plan& plan, short* leader, i
     __syncthreads();
 }
 
-// A run of units of one phase, and a place in it: what a block computes, or a warp copies. Going on
-// costs no division: it happens every few copies.
+// A run of units of one phase, and a place in it: what a block computes, or a warp copies. Entries of
+// one expert take turns at each tile, so that its weights come from memory once, then from L2. Going
+// on costs no division: it happens every few copies.
 struct Units {
     bool second;           // gate and up, or down
     int left;              // units, with the present one
     int entry, tile;       // of the present unit
     int K;                 // its summed elements
     int of_routed, tiles;  // of the first phase: tiles of an expert, of this entry
+    int lead, end;         // of the first phase: the entries of this expert
 
     __device__ void start(const MoeDecodeParams& p, const Plan& plan, bool second_) {
         second = second_;
@@ -126,23 +131,39 @@ struct Units {
             const int first = (int)(all * block / blocks);
             left = (int)(all * (block + 1) / blocks) - first;
             const bool shared = first >= routed && of_shared;
-            entry = shared ? plan.routed + (first - routed) / of_shared : first / of_routed;
-            tile = shared ? (first - routed) % of_shared : first % of_routed;
+            find(plan, shared ? plan.routed : first / of_routed);
+            const int within = first - (shared ? routed : lead * of_routed);
+            const int turns = max(end - lead, 1);
+            tile = within / turns;
+            entry = lead + within % turns;
         }
         look(p, plan);
     }
     __device__ void next(const MoeDecodeParams& p, const Plan& plan) {
         --left;
+        ++entry;
         if (second) {
-            if (++entry == plan.entries) {
+            if (entry == plan.entries) {
                 entry = 0;
                 tile += gridDim.x;
             }
-        } else if (++tile == tiles) {
-            tile = 0;
-            ++entry;
+        } else if (entry == end) {
+            if (++tile < tiles) {
+                entry = lead;
+            } else {
+                tile = 0;
+                find(plan, entry);
+            }
         }
         look(p, plan);
+    }
+    // the entries of the expert that has entry `of`
+    __device__ void find(const Plan& plan, int of) {
+        lead = min(of, plan.routed);
+        end = of < plan.routed ? of + 1 : plan.entries;
+        if (of >= plan.routed) return;
+        while (lead > 0 && plan.expert[lead - 1] == plan.expert[of]) --lead;
+        while (end < plan.routed && plan.expert[end] == plan.expert[of]) ++end;
     }
     __device__ void look(const MoeDecodeParams& p, const Plan& plan) {
         const bool routed = entry < plan.routed;

@@ -32,6 +32,12 @@ def pretend(capability: int, blocks: int) -> SimpleNamespace:
     return gpu
 
 
+def as_rows(kwargs: dict) -> dict:
+    """Arguments of moe_mlp with experts in the layout that a GPU takes."""
+    experts = kwargs["experts"]
+    return {**kwargs, "experts": getattr(experts, "as_rows", lambda: experts)()}
+
+
 def draw(seed, T, K, E, H, I, shared, dtype, format=None, ids=None) -> dict:
     """Arguments of moe_mlp; ids may repeat within a token."""
     d = cases.Draw("cpu", dtype, seed)

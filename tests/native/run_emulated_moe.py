@@ -7,7 +7,7 @@ import ctypes
 import sys
 
 import torch
-from emulated_device import draw, pretend
+from emulated_device import as_rows, draw, pretend
 
 from mingcore.errors import BackendError
 from mingcore.ops import cuda_moe, launch
@@ -40,7 +40,7 @@ def named_cases():
         if cases.LARGE in case.tags or case.dims.get("T", 0) > cuda_moe.MAX_TOKENS:
             continue
         for dtype in (torch.bfloat16, torch.float32):
-            kwargs = case.make("cpu", dtype, seed=done)
+            kwargs = as_rows(case.make("cpu", dtype, seed=done))
             try:
                 check(kwargs, twice=False)
                 done += 1

@@ -6,7 +6,7 @@ Arguments: the numbers of multiprocessors to try; the first one gets every shape
 import sys
 
 import torch
-from emulated_device import draw, pretend
+from emulated_device import as_rows, draw, pretend
 
 from mingcore.errors import BackendError
 from mingcore.ops import cuda_moe
@@ -28,7 +28,7 @@ def check(kwargs):
 def named_cases():
     named = [case for case in cases.for_op("moe_mlp") if case.dims["T"] > cuda_moe.MAX_TOKENS]
     for case in named:
-        kwargs = case.make("cpu", torch.bfloat16, seed=1)
+        kwargs = as_rows(case.make("cpu", torch.bfloat16, seed=1))
         if "format" in case.dims:  # 8 bits: Triton's
             why = ""
             try:
