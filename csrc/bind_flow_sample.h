@@ -21,14 +21,16 @@ FlowVector flow_vector(const Args& args, const py::handle& value, const char* na
 FlowMatrix flow_matrix(const Args& args, const py::handle& value, const char* name, int64_t layers,
                        int64_t n, int64_t k) {
     const bool blocks = layers > 0;
-    const Array w = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 4 : 3);
+    const Array w = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 4 : 3,
+                              true, Args::Takes::weights);
     const int64_t panels = (n + 31) / 32;
     if (blocks) args.size(w, name, 0, layers, "L");
     args.size(w, name, blocks, panels, "panels");
-    if (k > 0) args.size(w, name, blocks + 1, k, "K");
-    args.size(w, name, blocks + 2, 32, "columns");
+    const bool quads = w.dtype == Dtype::u8;
+    args.size(w, name, blocks + 1, quads ? (k + 3) / 4 : k, "K");
+    args.size(w, name, blocks + 2, quads ? 4 * 32 : 32, "columns");
     flow_dense(args, w, name);
-    return {w.data, w.dtype, n, w.size[blocks + 1], nullptr};
+    return {w.data, w.dtype, n, k, nullptr};
 }
 
 const float* flow_floats(const Args& args, const py::object& value, const char* name,
@@ -44,7 +46,7 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
                  const py::object& guidance, const py::object& times_, const py::object& dt,
                  const py::object& noise_scale, const py::bytes& advance, const py::object& cos,
                  const py::object& sin, const py::list& matrices, const py::list& biases,
-                 const py::list& norms, int64_t heads, int64_t rope_heads, bool guided,
+                 const py::list& norms, const py::list& scales, int64_t heads, int64_t rope_heads, bool guided,
                  const py::object& out_, int threads) {
     const Args args("flow_sample");
     static const char* const names[] = {"cond", "x", "qkv", "out", "up", "down", "final"};
@@ -58,14 +60,15 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
     const Array times = args.read(times_, "times", 2), noise = args.read(noise_, "noise", 4);
     const Array condition = args.read(condition_, "condition", 2);
     const Array history = args.read(history_, "history", 3);
-    const Array down = args.read(py::object(matrices[5]), "down", 4);
-    a.E = times.size[0], a.H = times.size[1], a.L = down.size[0], a.W = down.size[2];
+    const Array norm1 = args.read(py::object(norms[0]), "norm1", 2);
+    const Array up_bias = args.read(py::object(biases[4]), "bias of up", 2);
+    a.E = times.size[0], a.H = times.size[1], a.L = norm1.size[0], a.W = up_bias.size[1];
     a.B = noise.size[1], a.P = noise.size[2], a.C = noise.size[3], a.N = history.size[1];
     a.heads = heads, a.rope_heads = rope_heads, a.guided = guided;
     if (a.E < 1) args.reject("times", "[E, H] with E >= 1", times.shape());
     if (a.H < 1 || heads < 1 || a.H % heads || a.H / heads % 2)
         args.reject("heads", "so many that H / heads is whole and even", std::to_string(heads));
-    if (a.L < 1 || a.W < 1) args.reject("down", "[L, panels, W, 32] with L, W >= 1", down.shape());
+    if (a.L < 1 || a.W < 1) args.reject("bias of up", "[L, W], both >= 1", up_bias.shape());
     if (a.P < 1 || a.C < 1) args.reject("noise", "[draws, B, P, C] with P, C >= 1", noise.shape());
     if (static_cast<int64_t>(flags.size()) != a.E)
         args.reject("advance", "E = " + std::to_string(a.E) + " flags", std::to_string(flags.size()));
@@ -76,7 +79,15 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
         const int64_t layers = i >= 2 && i < 6 ? a.L : 0;
         a.matrix[i] = flow_matrix(args, matrices[i], names[i], layers, n[i], k[i]);
         a.bias[i] = flow_vector(args, biases[i], names[i], layers, n[i]);
+        const bool scaled = a.matrix[i].dtype == Dtype::i8 || a.matrix[i].dtype == Dtype::u8;
+        if (scaled && !layers) args.reject(names[i], "float32, bfloat16 or float16", "int8");
+        if (scaled && a.matrix[i].dtype != a.matrix[2].dtype)
+            args.reject(names[i], "of the type of qkv", "another");
+        if (scaled && scales.size() != 7) args.reject("scales", "7", std::to_string(scales.size()));
+        if (scaled)
+            a.matrix[i].scale = flow_floats(args, py::object(scales[i]), "scales", {layers, n[i]});
     }
+    a.quantised = a.matrix[2].dtype == Dtype::u8;
     for (size_t i = 0; i < norms.size(); ++i)
         a.norm[i] = flow_vector(args, norms[i], "norms", i == 2 ? 0 : a.L, i < 3 ? H : H / heads);
 

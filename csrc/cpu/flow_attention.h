@@ -65,7 +65,7 @@ static void scores(int count, const float* k, int64_t k_row, const float* q, int
 // out[i] = scale * sum over t of v[t][i] s[t], for n columns i; each is `lanes` long.
 template <int n>
 static void weigh(int count, const float* v, int64_t v_row, const float* s, int64_t T, F scale,
-                  float* out, int64_t out_row, int lanes, F& largest) {
+                  float* out, int64_t out_row, int lanes, I& largest) {
     if (count < n) {
         if constexpr (n > 1)
             weigh<n - 1>(count, v, v_row, s, T, scale, out, out_row, lanes, largest);
@@ -79,7 +79,7 @@ static void weigh(int count, const float* v, int64_t v_row, const float* s, int6
     }
     for (int i = 0; i < n; ++i) {
         const F y = mul(sum[i], scale);
-        largest = max(largest, abs(y));
+        largest = max(largest, as_int(abs(y)));
         storen(out + i * out_row, y, lanes);
     }
 }
@@ -134,7 +134,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
             store(s + t * W, e);
         }
         const F inverse = div(set1(1), sum);
-        F largest = zero();
+        I largest = zero_int();
         float* out = p.attended.data + rows.K * from + head * D * (to - from) + (i - from);
         const int64_t pieces = up(D, MANY);
         for (int64_t b = 0; b < pieces; ++b) {
@@ -142,7 +142,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
             weigh<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse, out + d0 * (to - from),
                         to - from, n, largest);
         }
-        storen(p.attended.largest + head * p.attended.rows16 + i, largest, n);
+        storen(p.attended.largest + head * p.attended.rows16 + i, as_float(largest), n);
         if (i + n == to) ++tile;
     }
 }

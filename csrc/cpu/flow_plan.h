@@ -17,12 +17,14 @@
 #pragma once
 #include "gemm.h"
 #include "kernels.h"
+#include "quantise.h"
 
 namespace mingcore {
 namespace MC_ISA {
 namespace {
 
 constexpr float EPS = 1e-6f;
+constexpr int64_t CHUNK = 1024;  // columns that one task quantises
 constexpr int PART_TILES = 16;  // row tiles of one task: their sums for one panel stay in L1/L2
 
 MC_INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
@@ -43,20 +45,30 @@ struct Arena {
 
 // The left side of a product, packed in row tiles (see Rows), as it is written by the phase before:
 // 32 columns at a time. A normed operand holds x * norm weight; 1 / rms(x) is applied to the
-// product's rows, by the squares summed per 32 columns.
+// product's rows, by the squares summed per 32 columns. Where activations are quantised, a phase of
+// its own makes quads of it (see gemm.h) before the product.
 struct Operand {
     float* data;
     int64_t K;
-    float *squares, *largest;  // [columns / 32][rows16]: sums of x^2; max |data|
-    int rows16;                // the row stride of those: a multiple of 16
+    float *squares, *largest;  // [pieces][rows16]: sums of x^2; max |data|, of 32 columns (a head)
+    int64_t rows16, pieces;    // rows16: a multiple of 16
     bool normed;
+    float *quads, *scale;  // quads null: not quantised; scale [rows16]
+    int32_t* sums;         // of the integers: [ceil(K / CHUNK)][rows16]
 
-    Rows packed(int rows) const { return {data, K, rows, tiles_for(rows)}; }
+    Rows packed(int rows) const { return {data, K, rows, tiles_for(rows), nullptr, nullptr}; }
+    Rows operand(int rows) const {
+        if (!quads) return packed(rows);
+        return {quads, MC_ISA::quads(K), rows, tiles_for(rows), nullptr, nullptr};
+    }
+    int64_t chunks() const { return up(K, CHUNK); }
 };
 
 enum class Set : int32_t { every, last, unique };
-enum class Step : int32_t { embed, qkv, attend, out, up, down, final, step };
-constexpr int BLOCK_STEPS = 5;  // qkv .. down
+enum class Step : int32_t {
+    embed, quantise_qkv, qkv, attend, quantise_out, out, quantise_up, up, quantise_down, down, final,
+    step
+};
 
 struct Plan {
     const FlowSampleArgs* a;
@@ -96,9 +108,12 @@ struct Plan {
     }
 };
 
-MC_INLINE int64_t bytes_of(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 MC_INLINE const char* panel_of(const FlowMatrix& w, int layer, int64_t i) {
-    return (const char*)w.data + (layer * up(w.n, PANEL) + i) * w.k * PANEL * bytes_of(w.dtype);
+    const int64_t column = w.dtype == Dtype::f32  ? 4 * w.k
+                           : w.dtype == Dtype::i8 ? w.k
+                           : w.dtype == Dtype::u8 ? 4 * quads(w.k)
+                                                  : 2 * w.k;
+    return (const char*)w.data + (layer * up(w.n, PANEL) + i) * column * PANEL;
 }
 
 // The tile of `rows` that row i is in.
@@ -137,7 +152,8 @@ struct Product {
 static Product product_of(const Plan& p, const Operand& x, Set set, int e, int matrix, int layer,
                           int64_t first, int64_t panels) {
     const FlowMatrix& w = p.a->matrix[matrix];
-    Product m{&x, set, &w, layer, x.packed(p.count(set, e)), first, panels, 1, 1, 0};
+    Product m{&x, set, &w, layer, w.dtype == Dtype::u8 ? x.operand(p.count(set, e)) : x.packed(p.count(set, e)),
+              first, panels, 1, 1, 0};
     m.group = panels_for(m.rows.rows);
     while (m.group > 1 && panels < (int64_t)m.group * p.threads * 4) m.group /= 2;
     m.parts = (int)up(m.rows.tiles, PART_TILES);
@@ -151,7 +167,7 @@ struct Phase {
     int e, block;
     Step step;
     int64_t start, tasks;  // number of its first task, how many
-    int count;             // of its products
+    int count;             // of its products, or of operands to quantise
     Product product[2];
 
     void set(int i, const Plan& p, const Operand& x, Set rows, int matrix, int64_t first,
@@ -159,6 +175,18 @@ struct Phase {
         product[i] = product_of(p, x, rows, e, matrix, matrix < 6 ? block : 0, first, panels);
         count = i + 1;
         tasks += product[i].tasks;
+    }
+
+    // The operands of the products of `of`, to be quantised: a task is a tile of CHUNK columns.
+    void quantise(const Plan& p, Step of) {
+        if (!p.a->quantised) return;
+        const Step here = step;
+        step = of;
+        measure(p);
+        step = here;
+        tasks = 0;
+        for (int i = 0; i < count; ++i)
+            tasks += product[i].tasks = product[i].rows.tiles * product[i].x->chunks();
     }
 
     void measure(const Plan& p) {
@@ -175,6 +203,12 @@ struct Phase {
                 if (block == 0) set(0, p, p.unique, Set::unique, 2, 0, qkv);
                 else set(0, p, p.every, Set::every, 2, last ? q : 0, qkv - (last ? q : 0));
                 if (block > 0 && last) set(1, p, p.last, Set::last, 2, 0, q);
+                break;
+            case Step::quantise_qkv:
+            case Step::quantise_out:
+            case Step::quantise_up:
+            case Step::quantise_down:
+                quantise(p, (Step)((int)step + 1));
                 break;
             case Step::attend:
                 tasks = (int64_t)p.G * a.heads;
@@ -204,7 +238,7 @@ struct Phase {
     void forward(const Plan& p) {
         start += tasks;
         if (step == Step::step) ++e, block = 0, step = Step::embed;
-        else if (step == Step::down && !p.is_last(block)) ++block, step = Step::qkv;
+        else if (step == Step::down && !p.is_last(block)) ++block, step = Step::quantise_qkv;
         else step = (Step)((int)step + 1);
         measure(p);
     }
@@ -212,6 +246,11 @@ struct Phase {
     // On to the phase of task number `ticket`.
     void seek(const Plan& p, int64_t ticket) {
         while (ticket >= start + tasks) forward(p);
+    }
+
+    bool quantises() const {
+        return step == Step::quantise_qkv || step == Step::quantise_out ||
+               step == Step::quantise_up || step == Step::quantise_down;
     }
 
     // The product that task number `task` of this phase is in; `task` becomes its number there.
@@ -223,7 +262,7 @@ struct Phase {
 
     // The weights that task number `ticket` reads first; null where it reads none.
     const char* weights(int64_t ticket) const {
-        if (count == 0) return nullptr;
+        if (count == 0 || quantises()) return nullptr;
         int64_t task = ticket - start;
         const Product& m = product_at(task);
         return m.panel(m.first + task / m.parts * m.group);

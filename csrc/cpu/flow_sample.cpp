@@ -23,8 +23,9 @@ namespace {
 constexpr int64_t PART_ROWS = PART_TILES * ROWS;
 
 struct Sums {  // one thread's, for the task in hand
-    float* c;       // [panels][rows][32]
-    float* factor;  // [rows]: of the operand's rows
+    float* c;         // [panels][rows][32]
+    float* factor;    // [rows]: of the operand's rows
+    int32_t* offset;  // [rows]: what the int32 sums are too large by
 };
 
 template <class T>
@@ -40,29 +41,83 @@ void multiply(Dtype dtype, const Rows& x, int t0, int t1, const char* panel, int
               const char* after, float* c) {
     if (dtype == Dtype::f32) multiply<float>(x, t0, t1, panel, count, after, c);
     else if (dtype == Dtype::bf16) multiply<bf16>(x, t0, t1, panel, count, after, c);
-    else multiply<f16>(x, t0, t1, panel, count, after, c);
+    else if (dtype == Dtype::f16) multiply<f16>(x, t0, t1, panel, count, after, c);
+    else if (dtype == Dtype::i8) multiply<int8_t>(x, t0, t1, panel, count, after, c);
+    else multiply<quad>(x, t0, t1, panel, count, after, c);
 }
 
-// What the rows i0.. of a product must be multiplied with: 1 / rms(x), or nothing.
-void factors(const Operand& o, int64_t i0, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; i += W) {
-        const int m = (int)least(n - i, W);
-        F s = zero();
-        for (int64_t part = 0; o.normed && part < up(o.K, PANEL); ++part)
-            s = add(s, loadn(o.squares + part * o.rows16 + i0 + i, m));
-        const F mean = div(s, set1((float)o.K));
-        store(to + i, o.normed ? div(set1(1), sqrt(add(mean, set1(EPS)))) : set1(1));
+// 1 / rms(x) of the members i.. of a normed operand, at most W of them; else 1.
+MC_INLINE F inverse_rms(const Operand& o, int64_t i, int n) {
+    if (!o.normed) return set1(1);
+    F s = zero();
+    for (int64_t part = 0; part < o.pieces; ++part)
+        s = add(s, loadn(o.squares + part * o.rows16 + i, n));
+    return div(set1(1), sqrt(add(div(s, set1((float)o.K)), set1(EPS))));
+}
+
+// What is to be applied to the rows i0.. of a product's sums.
+void row_factors(const Product& m, int64_t i0, int64_t rows, const Sums& s) {
+    const Operand& o = *m.x;
+    const bool quantised = m.w->dtype == Dtype::u8;
+    for (int64_t i = 0; i < rows; i += W) {
+        const int n = (int)least(rows - i, W);
+        store(s.factor + i, quantised ? loadn(o.scale + i0 + i, n) : inverse_rms(o, i0 + i, n));
+    }
+    for (int64_t i = 0; quantised && i < rows; ++i) {
+        int32_t sum = 0;
+        for (int64_t c = 0; c < o.chunks(); ++c) sum += o.sums[c * o.rows16 + i0 + i];
+        s.offset[i] = cpu_vnni ? 128 * sum : 0;
     }
 }
 
-// c = c * factor of its row + bias, for columns col.. of a product.
-void add_bias(const FlowVector& v, int layer, int64_t col, int64_t rows, const float* factor,
-              float* c) {
-    float bias[PANEL] = {0};
-    read_vector(v, layer, col, least(v.n - col, PANEL), bias);
+// c = the product from its sums, with the bias, for columns col.. .
+void finish_sums(const FlowMatrix& w, const FlowVector& v, int layer, int64_t col, int64_t rows,
+                 const Sums& s, float* c) {
+    float bias[PANEL] = {0}, scale[PANEL];
+    const int64_t n = least(v.n - col, PANEL);
+    read_vector(v, layer, col, n, bias);
+    for (int64_t j = 0; j < PANEL; ++j) scale[j] = 1;
+    if (w.scale) read_values(w.scale + layer * w.n + col, n, scale);
     for (int64_t r = 0; r < rows; ++r, c += PANEL)
-        for (int j = 0; j < PANEL; j += W)
-            store(c + j, fma(load(c + j), set1(factor ? factor[r] : 1), load(bias + j)));
+        for (int j = 0; j < PANEL; j += W) {
+            F y = load(c + j);
+            if (w.dtype == Dtype::u8) y = to_float(add(load_int(c + j), set1_int(-s.offset[r])));
+            store(c + j, fma(mul(y, set1(s.factor[r])), load(scale + j), load(bias + j)));
+        }
+}
+
+// Quads of the tile `tile` of an operand, columns from chunk * CHUNK on: q = to_even(y (127 / a)) for
+// a = max|y| of the row, as quantise_row() does it.
+void quantise(const Operand& o, int count, int tile, int64_t chunk) {
+    const Rows rows = o.packed(count);
+    const int from = rows.begin(tile), height = rows.begin(tile + 1) - from;
+    const int64_t k0 = chunk * CHUNK, k1 = least(k0 + CHUNK, o.K);
+    for (int r = 0; r < height; r += W) {
+        const int n = (int)least(height - r, W);
+        const int64_t i = from + r;
+        const F norm = inverse_rms(o, i, n);
+        I most = zero_int();  // bits, so that a NaN shows
+        for (int64_t piece = 0; piece < o.pieces; ++piece)
+            most = max(most, as_int(loadn(o.largest + piece * o.rows16 + i, n)));
+        const F a = mul(as_float(most), norm);
+        if (chunk == 0) storen(o.scale + i, div(a, set1(127)), n);
+        const F by = select(less(zero(), a), div(set1(127), a), zero());
+        const float* x = o.data + o.K * from + r;
+        float* out = o.quads + quads(o.K) * from + r;
+        I sum = zero_int();
+        for (int64_t k = k0; k < k1; k += 4) {
+            I q[4];
+            for (int j = 0; j < 4; ++j) {
+                q[j] = zero_int();
+                if (k + j >= k1) continue;
+                const F y = mul(mul(loadn(x + (k + j) * height, n), norm), by);
+                q[j] = to_int(select(less(abs(y), set1(128)), y, zero()));
+                sum = add(sum, q[j]);
+            }
+            storen(out + k / 4 * height, as_float(four(q[0], q[1], q[2], q[3])), n);
+        }
+        storen((float*)o.sums + chunk * o.rows16 + i, as_float(sum), n);
+    }
 }
 
 // Columns col.. (at most 32) of members i0..i1 of an operand, from 32 floats at source(i) each.
@@ -77,7 +132,8 @@ MC_INLINE void put(const Operand& o, int count, int64_t i0, int64_t i1, int64_t 
         const int from = rows.begin(tile), to = rows.begin(tile + 1), height = to - from;
         n = (int)least(W, least(i1, to) - i);
         float* out = o.data + o.K * from + col * height + (i - from);
-        F squares = zero(), largest = zero();
+        F squares = zero();
+        I largest = zero_int();
         for (int j = 0; j < columns; j += W) {
             F v[W];
             for (int r = 0; r < W; ++r) v[r] = r < n ? load(source(i + r) + j) : zero();
@@ -85,13 +141,13 @@ MC_INLINE void put(const Operand& o, int count, int64_t i0, int64_t i1, int64_t 
             for (int k = 0; k < W && j + k < columns; ++k) {
                 const F y = norm ? mul(v[k], set1(norm[j + k])) : v[k];
                 squares = fma(v[k], v[k], squares);
-                largest = max(largest, abs(y));
+                largest = max(largest, as_int(abs(y)));
                 storen(out + (j + k) * height, y, n);
             }
         }
         const int64_t at = col / PANEL * o.rows16 + i;
         if (o.normed) storen(o.squares + at, squares, n);
-        storen(o.largest + at, largest, n);
+        storen(o.largest + at, as_float(largest), n);
         if (i + n == to) ++tile;
     }
 }
@@ -132,10 +188,10 @@ void store_qkv(const Plan& p, const Product& m, int layer, int64_t i0, int64_t n
 
 // One panel of a product: members i0..i0+n of its rows, sums in c.
 void finish(const Plan& p, const Phase& f, const Product& m, int64_t panel, int64_t i0, int64_t n,
-            const float* factor, float* c) {
+            const Sums& s, float* c) {
     const FlowSampleArgs& a = *p.a;
     const int64_t col = panel * PANEL, i1 = i0 + n;
-    add_bias(a.bias[m.w - a.matrix], m.layer, col, n, factor, c);
+    finish_sums(*m.w, a.bias[m.w - a.matrix], m.layer, col, n, s, c);
     if (f.step == Step::qkv) return store_qkv(p, m, m.layer, i0, n, col, c);
     if (f.step == Step::up) {
         for (float* y = c; y < c + n * PANEL; y += W) store(y, gelu_tanh(load(y)));
@@ -161,6 +217,11 @@ void finish(const Plan& p, const Phase& f, const Product& m, int64_t panel, int6
                    f.block + 1);
 }
 
+void run_quantise(const Plan& p, const Phase& f, int64_t task) {
+    const Product& m = f.product_at(task);
+    quantise(*m.x, m.rows.rows, (int)(task % m.rows.tiles), task / m.rows.tiles);
+}
+
 void run_product(const Plan& p, const Phase& f, int64_t task, const char* after, const Sums& s) {
     const Product& m = f.product_at(task);
     const int64_t panel = task / m.parts * m.group;
@@ -168,9 +229,9 @@ void run_product(const Plan& p, const Phase& f, int64_t task, const char* after,
     const int t0 = m.rows.tiles * part / m.parts, t1 = m.rows.tiles * (part + 1) / m.parts;
     const int64_t i0 = m.rows.begin(t0), n = m.rows.begin(t1) - i0;
     multiply(m.w->dtype, m.rows, t0, t1, m.panel(m.first + panel), count, after, s.c);
-    factors(*m.x, i0, n, s.factor);
+    row_factors(m, i0, n, s);
     for (int i = 0; i < count; ++i)
-        finish(p, f, m, m.first + panel + i, i0, n, s.factor, s.c + i * n * PANEL);
+        finish(p, f, m, m.first + panel + i, i0, n, s, s.c + i * n * PANEL);
 }
 
 // A whole panel of an embedding: done(i, sums of row i with the bias).
@@ -180,10 +241,11 @@ MC_INLINE void embed_rows(const Plan& p, const Operand& x, int64_t count, int ma
     if (count == 0) return;
     const Rows rows = x.packed((int)count);
     const FlowMatrix& w = p.a->matrix[matrix];
+    for (int64_t i = 0; i < PART_ROWS; ++i) s.factor[i] = 1;
     for (int t0 = 0; t0 < rows.tiles; t0 += PART_TILES) {
         const int t1 = (int)least(t0 + PART_TILES, rows.tiles), i0 = rows.begin(t0);
         multiply(w.dtype, rows, t0, t1, panel_of(w, 0, panel), 1, nullptr, s.c);
-        add_bias(p.a->bias[matrix], 0, panel * PANEL, rows.begin(t1) - i0, nullptr, s.c);
+        finish_sums(w, p.a->bias[matrix], 0, panel * PANEL, rows.begin(t1) - i0, s, s.c);
         for (int i = i0; i < rows.begin(t1); ++i) done(i, s.c + (i - i0) * PANEL);
     }
 }
@@ -257,7 +319,7 @@ void advance(const Plan& p, int e, int64_t b) {
 void run(void* context, int id) {
     Plan& p = *(Plan*)context;
     float* scratch = p.scratch + id * p.scratch_each;
-    const Sums sums{scratch + PART_ROWS + W, scratch};
+    const Sums sums{scratch + 2 * (PART_ROWS + W), scratch, (int32_t*)scratch + PART_ROWS + W};
     Phase now, next;
     next.begin(p);
     next.seek(p, 0);
@@ -274,6 +336,7 @@ void run(void* context, int id) {
         const int64_t task = ticket - now.start;
         if (now.step == Step::embed) embed(p, now.e, task, sums);
         else if (now.step == Step::step) advance(p, now.e, task);
+        else if (now.quantises()) run_quantise(p, now, task);
         else if (now.step == Step::attend)
             attend(p, now.block ? p.qkv : p.first_qkv, now.block, p.is_last(now.block),
                    task / p.a->heads, task % p.a->heads, scratch);
@@ -288,10 +351,14 @@ MC_INLINE int branches(const FlowSampleArgs& a, int64_t b) {
     return a.guided && a.guidance[b] != 0 ? 2 : 1;
 }
 
-Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed) {
-    Operand o{m.take<float>(K * rows), K, nullptr, nullptr, (int)padded(rows, 16), normed};
+Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed, bool quantised) {
+    Operand o{m.take<float>(K * rows), K, nullptr, nullptr, padded(rows, 16), pieces, normed};
     o.squares = normed ? m.take<float>(pieces * o.rows16) : nullptr;
     o.largest = m.take<float>(pieces * o.rows16);
+    if (!quantised) return o;
+    o.quads = m.take<float>(quads(K) * rows);
+    o.scale = m.take<float>(o.rows16);
+    o.sums = m.take<int32_t>(o.chunks() * o.rows16);
     return o;
 }
 
@@ -311,15 +378,15 @@ size_t lay_out(Plan& p, char* base) {
     p.first = m.take<float>(panels * a.B * PANEL);
     p.history = m.take<float>(panels * a.B * a.N * PANEL);
     p.cos = m.take<float>(p.T * padded(p.D, W)), p.sin = m.take<float>(p.T * padded(p.D, W));
-    p.condition = operand(m, Hc, a.B, up(Hc, PANEL), false);
-    p.past = operand(m, a.C, a.B * a.N, up(a.C, PANEL), false);
-    p.current = operand(m, a.C, a.B * a.P, up(a.C, PANEL), false);
-    p.unique = operand(m, a.H, unique, panels, true);
-    p.every = operand(m, a.H, p.rows, panels, true);
-    p.last = operand(m, a.H, p.G * a.P, panels, true);
-    p.attended = operand(m, a.H, p.rows, a.heads, false);
-    p.hidden = operand(m, a.W, p.rows, up(a.W, PANEL), false);
-    int64_t each = PART_ROWS + W + PART_ROWS * PANEL;
+    p.condition = operand(m, Hc, a.B, up(Hc, PANEL), false, false);
+    p.past = operand(m, a.C, a.B * a.N, up(a.C, PANEL), false, false);
+    p.current = operand(m, a.C, a.B * a.P, up(a.C, PANEL), false, false);
+    p.unique = operand(m, a.H, unique, panels, true, a.quantised);
+    p.every = operand(m, a.H, p.rows, panels, true, a.quantised);
+    p.last = operand(m, a.H, p.G * a.P, panels, true, a.quantised);
+    p.attended = operand(m, a.H, p.rows, a.heads, false, a.quantised);
+    p.hidden = operand(m, a.W, p.rows, up(a.W, PANEL), false, a.quantised);
+    int64_t each = 2 * (PART_ROWS + W) + PART_ROWS * PANEL;
     if (each < attention_scratch(p.T, p.D)) each = attention_scratch(p.T, p.D);
     p.scratch_each = padded(each, 16);
     p.scratch = m.take<float>(p.scratch_each * p.threads);

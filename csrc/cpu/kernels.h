@@ -91,7 +91,7 @@ struct FlowStepArgs {  // out = x + dt * (v_c + g * (v_c - v_u)) + noise_scale *
     int threads;
 };
 
-struct FlowMatrix {  // [layers][ceil(n / 32)] panels of [k, 32]
+struct FlowMatrix {  // [layers][ceil(n / 32)] panels, see Layout
     const void* data;
     Dtype dtype;
     int64_t n, k;
@@ -104,7 +104,7 @@ struct FlowVector {  // [layers][n]; data is null when absent
     int64_t n;
 };
 
-// The sampler: E evaluations of the velocity, and the step after each. See ops/flow_sample.py.
+// The sampler: E evaluations of the velocity, and the step after each. See ops/flow_sampler.py.
 struct FlowSampleArgs {
     int64_t B, N, P, C, L, H, W, E, heads, rope_heads;  // W: width of the MLP
     const void *condition, *history;  // [B, matrix[0].k], [B, N, C], dense
@@ -116,8 +116,8 @@ struct FlowSampleArgs {
     FlowMatrix matrix[7];                   // cond, x, qkv, out, up, down, final
     FlowVector bias[7];                     // of those
     FlowVector norm[5];                     // norm1, norm2, final; q, k or absent
-    bool guided;
-    float* out;  // [B, P, C]
+    bool guided, quantised;                 // quantised: the matrices of the blocks are u8
+    float* out;                             // [B, P, C]
     int threads;
 };
 }  // namespace mingcore

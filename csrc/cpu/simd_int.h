@@ -1,6 +1,7 @@
 // int8 and int32 lanes, and the four-way products of "int8_dyn".
 //
 //   I           W int32 lanes                  quad   four int8 weights of one column, each + 128
+//   four        the low bytes of four, side by side: a quad of activations
 //   dot4<VNNI>  acc + the four products of each quad and four int8 activations, in int32, exactly
 //
 // With VNNI the weights are taken as they are stored, unsigned, and the sum comes out larger by 128 *
@@ -37,6 +38,13 @@ MC_INLINE I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to nearest even
 MC_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 MC_INLINE void storen(int8_t* p, I a, int n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, first(n), a);
+}
+MC_INLINE I four(I a, I b, I c, I d) {
+    const I low = _mm512_set1_epi32(255);
+    const I ab = _mm512_or_si512(_mm512_and_si512(a, low),
+                                 _mm512_slli_epi32(_mm512_and_si512(b, low), 8));
+    const I c2 = _mm512_slli_epi32(_mm512_and_si512(c, low), 16);
+    return _mm512_or_si512(ab, _mm512_or_si512(c2, _mm512_slli_epi32(d, 24)));
 }
 template <bool VNNI>
 MC_INLINE I dot4(I acc, I w, I x) {
@@ -75,6 +83,13 @@ MC_INLINE void storen(int8_t* p, I a, int n) {
     store_int(t, a);
     for (int i = 0; i < n; ++i) p[i] = (int8_t)t[i];
 }
+MC_INLINE I four(I a, I b, I c, I d) {
+    const I low = _mm256_set1_epi32(255);
+    const I ab = _mm256_or_si256(_mm256_and_si256(a, low),
+                                 _mm256_slli_epi32(_mm256_and_si256(b, low), 8));
+    const I c2 = _mm256_slli_epi32(_mm256_and_si256(c, low), 16);
+    return _mm256_or_si256(ab, _mm256_or_si256(c2, _mm256_slli_epi32(d, 24)));
+}
 template <bool VNNI>
 MC_INLINE I dot4(I acc, I w, I x) {
 #if defined(MC_AVX_VNNI)
@@ -109,6 +124,9 @@ MC_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
 MC_INLINE void storen(int8_t* p, I a, int n) {
     for (int i = 0; i < n; ++i) p[i] = (int8_t)a[i];
 }
+MC_INLINE I four(I a, I b, I c, I d) {
+    return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
+}
 template <bool VNNI>
 MC_INLINE I dot4(I acc, I w, I x) {
     for (int i = 0; i < 32; i += 8) acc += ((w >> i & 255) - 128) * (x << (24 - i) >> 24);
@@ -116,6 +134,12 @@ MC_INLINE I dot4(I acc, I w, I x) {
 }
 
 #endif
+
+MC_INLINE F as_float(I a) {
+    F f;
+    memcpy(&f, &a, sizeof f);
+    return f;
+}
 
 }  // namespace MC_ISA
 }  // namespace mingcore

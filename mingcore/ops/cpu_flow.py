@@ -6,7 +6,7 @@ from .. import _cpu
 from .cpu_common import array, unfit
 from .registry import register
 
-_FORMATS = ("fp32", "bf16", "fp16")
+_FORMATS = ("fp32", "bf16", "fp16", "int8", "int8_dyn")
 _FLOAT32 = ("noise", "guidance", "times", "dt", "noise_scale", "cos", "sin")
 _NAMES = ("condition", "history", *_FLOAT32)
 
@@ -42,7 +42,8 @@ def _flow_sample_why_not(
     for name, t in zip(_NAMES, tensors):
         if name in _FLOAT32 and t.dtype != torch.float32:
             return f"{name} is {t.dtype}; it takes a float32 {name}"
-    vectors = (*matrices, *biases, *norms)
+    floats = [None if t.dtype in (torch.int8, torch.uint8) else t for t in matrices]
+    vectors = (*floats, *biases, *norms)
     names = ("a matrix",) * 7 + ("a bias",) * 7 + ("a norm's weight",) * len(norms)
     return unfit((*_NAMES, *names), (*tensors, *vectors))
 
@@ -80,9 +81,11 @@ def flow_sample(
         bytes(advance),
         cos,
         sin,
-        list(map(array, matrices)),
+        # quads [.., ceil(K/4), 32, 4] as [.., ceil(K/4), 128]
+        [array(w.flatten(-2) if w.dtype == torch.uint8 else w) for w in matrices],
         list(map(array, biases)),
         list(map(array, norms)),
+        list(map(array, scales)),
         heads,
         heads if rope_heads is None else rope_heads,
         guided,

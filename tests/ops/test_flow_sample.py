@@ -12,7 +12,7 @@ BACKENDS = [
     e.backend for e in entries() if e.op == "flow_sample" and e.backend in ("reference", "cpu")
 ]
 SLOW = ("odd_qk_norm", "temperature_mixed", "midpoint", "history_0", "rope_heads", "fp8_odd_sizes")
-UNSERVED = {"cpu": ("int8", "int8_dyn", "fp8")}  # formats
+UNSERVED = {"cpu": ("fp8",)}  # formats
 
 
 def served(backend):
