@@ -8,31 +8,39 @@ product for q, k and v, the last block's last rows only; on a CPU with weights p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mingcore.ops import PackedFlowHead
 from mingcore.testing.eager.flow import EagerFlow
 
 Way = Callable[[], Tensor]
-Linear = Callable[..., Tensor]
 EPS = 1e-6
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
 
-def ways(kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], compiled: bool) -> Iterator[tuple]:
-    """Every way by name, in each dtype; `compiled`: the hoisted step by torch.compile as well."""
+WAYS = ("eager", "hoisted", "prepacked", "compiled")
+
+
+def ways(
+    kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection[str]
+) -> Iterator[tuple[str, Way]]:
+    """The `wanted` of WAYS, in each dtype. "compiled": the hoisted step by torch.compile, its
+    weights frozen on a CPU; that takes minutes."""
     for dtype in dtypes:
         name = SHORT[dtype]
-        yield f"eager, {name}", Eager(kw, dtype)
-        yield f"hoisted, {name}", Hoisted(kw, dtype, prepack=False)
-        if not kw["noise"].is_cuda:
+        if "eager" in wanted:
+            yield f"eager, {name}", Eager(kw, dtype)
+        if "hoisted" in wanted:
+            yield f"hoisted, {name}", Hoisted(kw, dtype, prepack=False)
+        if "prepacked" in wanted and not kw["noise"].is_cuda:
             yield f"hoisted and prepacked, {name}", Hoisted(kw, dtype, prepack=True)
-        if compiled:
+        if "compiled" in wanted:
+            torch._inductor.config.freezing = not kw["noise"].is_cuda
             yield f"torch.compile of hoisted, {name}", Hoisted(kw, dtype, False, compiled=True)
 
 
@@ -95,18 +103,19 @@ class Eager:
         return x
 
 
-class Hoisted:
+class Hoisted(nn.Module):
     """The same numbers with as little work as PyTorch's own operators allow."""
 
     def __init__(
         self, kw: dict[str, Any], dtype: torch.dtype, prepack: bool, compiled: bool = False
     ):
+        super().__init__()
         head, self.kw, self.dtype = kw["head"], kw, dtype
         B, P = kw["noise"].shape[1:3]
         self.guided = kw["guidance"] != 0
         R, T = B * (2 if self.guided else 1), 1 + kw["history"].shape[1] + P
         self.heads, self.rope_heads, self.P = head.heads, head.rope_heads, P
-        make = _prepacked if prepack else _plain
+        make = Prepacked if prepack else Plain
 
         def linear(i: int, rows: int, block: int | None = None, part: slice = slice(None)):
             w, b = head.matrices[i], head.biases[i]
@@ -116,23 +125,25 @@ class Hoisted:
         H, last = head.hidden, head.depth - 1
         self.cond, self.x = linear(0, B), linear(1, B * P)
         self.past = make(head.matrices[1].to(dtype), head.biases[1].to(dtype), B * (T - 1 - P))
-        self.blocks = []
+        self.blocks = nn.ModuleList()
         for i in range(head.depth):
             rows = R * (P if i == last else T)
             qkv = (linear(2, R * T, i),)
             if i == last:
                 qkv = linear(2, R * P, i, slice(0, H)), linear(2, R * T, i, slice(H, None))
             rest = (linear(3, rows, i), linear(4, rows, i), linear(5, rows, i))
-            self.blocks.append((qkv, rest, [n[i].to(dtype) for n in head.norms[:2]]))
-        self.qk_norms = [n.to(dtype) for n in head.norms[3:]]
-        self.final_norm, self.final = head.norms[2].to(dtype), linear(6, R * P)
+            norms = Norm(head.norms[0][i].to(dtype)), Norm(head.norms[1][i].to(dtype))
+            self.blocks.append(nn.ModuleList([*rest, *norms, *qkv]))
+        self.qk_norms = nn.ModuleList(Norm(n.to(dtype)) for n in head.norms[3:])
+        self.final_norm, self.final = Norm(head.norms[2].to(dtype)), linear(6, R * P)
         self.times = head.times(kw["schedule"]).to(dtype)
         self.null = head.biases[0].to(dtype)
         cos, sin = head.rope(T)
-        self.rope = torch.complex(cos, sin)[:, None]
+        self.rope, self.cos, self.sin = torch.complex(cos, sin)[:, None], cos[:, None], sin[:, None]
+        self.compiled = compiled
         self.step = torch.compile(self._step) if compiled else self._step
 
-    def __call__(self) -> Tensor:
+    def forward(self) -> Tensor:
         kw, dtype = self.kw, self.dtype
         noise, B = kw["noise"], kw["noise"].shape[1]
         first = self.cond(kw["condition"].to(dtype))
@@ -155,8 +166,8 @@ class Hoisted:
         if self.guided:
             embedded = torch.cat((embedded, embedded))
         h = torch.cat((first, past, embedded), dim=1)
-        for qkv, (out, up, down), (norm1, norm2) in self.blocks:
-            n = F.rms_norm(h, norm1.shape, norm1, EPS)
+        for out, up, down, norm1, norm2, *qkv in self.blocks:
+            n = norm1(h)
             if len(qkv) == 1:
                 q, k, v = self._heads(qkv[0](n), 3)
             else:
@@ -165,39 +176,53 @@ class Hoisted:
             q, k = self._turned(q, 0), self._turned(k, 1)
             a = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
             h = h + out(a.transpose(1, 2).flatten(2))
-            h = h + down(up(F.rms_norm(h, norm2.shape, norm2, EPS), gelu=True))
-        return self.final(F.rms_norm(h, self.final_norm.shape, self.final_norm, EPS))
+            h = h + down(up(norm2(h), gelu=True))
+        return self.final(self.final_norm(h))
 
     def _heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
         return x.unflatten(-1, (n, self.heads, -1)).unbind(2)
 
     def _turned(self, x: Tensor, which: int) -> Tensor:
         if self.qk_norms:
-            norm = self.qk_norms[which]
-            x = F.rms_norm(x, norm.shape, norm, EPS)
+            x = self.qk_norms[which](x)
         n = self.rope_heads
         turned = x if n is None else x[:, :, :n]
-        pairs = torch.view_as_complex(turned.float().unflatten(-1, (-1, 2)).contiguous())
-        turned = torch.view_as_real(pairs * self.rope[-x.shape[1] :]).flatten(-2).to(x.dtype)
+        pairs, last = turned.float().unflatten(-1, (-1, 2)), slice(-x.shape[1], None)
+        if self.compiled:  # which knows no complex numbers
+            (a, b), cos, sin = pairs.unbind(-1), self.cos[last], self.sin[last]
+            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        else:
+            turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * self.rope[last])
+        turned = turned.flatten(-2).to(x.dtype)
         return turned if n is None else torch.cat((turned, x[:, :, n:]), dim=2)
 
 
-def _plain(w: Tensor, b: Tensor, rows: int) -> Linear:
-    def linear(x: Tensor, gelu: bool = False) -> Tensor:
-        y = F.linear(x, w, b)
+class Norm(nn.Module):
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, EPS)
+
+
+class Plain(nn.Module):
+    def __init__(self, w: Tensor, b: Tensor, rows: int):
+        super().__init__()
+        self.weight, self.bias = (nn.Parameter(t, requires_grad=False) for t in (w, b))
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
+        y = F.linear(x, self.weight, self.bias)
         return F.gelu(y, approximate="tanh") if gelu else y
 
-    return linear
 
-
-def _prepacked(w: Tensor, b: Tensor, rows: int) -> Linear:
+class Prepacked(Plain):
     """oneDNN's own order of the weight for so many rows; GELU fused behind the product."""
-    if rows == 0:
-        return _plain(w, b, rows)
-    packed = torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), rows)
 
-    def linear(x: Tensor, gelu: bool = False) -> Tensor:
+    def __init__(self, w: Tensor, b: Tensor, rows: int):
+        super().__init__(w, b, rows)
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(w.contiguous(), max(rows, 1))
+
+    def forward(self, x: Tensor, gelu: bool = False) -> Tensor:
         fused = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        return torch.ops.mkldnn._linear_pointwise(x, packed, b, *fused)
-
-    return linear
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, *fused)

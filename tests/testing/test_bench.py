@@ -199,7 +199,7 @@ def test_flow_bench_measures_every_format_way_and_phase(tmp_path):
     common = ("--size", "tiny", "--quick", "--budget", "0.2", "--reference", "--keep", tmp_path)
     done = start(BENCH / "bench_flow.py", *common, "--tokens", "11", "--batches", "1")
     assert done.returncode == 0, done.stderr
-    formats = ("--formats", "bf16", "--no-ways", "--no-phases", "--add")
+    formats = ("--formats", "bf16", "--ways", "none", "--no-phases", "--add")
     done = start(BENCH / "bench_flow.py", *common, "--batches", "3", "--tokens", "37", *formats)
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
@@ -220,7 +220,7 @@ def test_flow_bench_measures_every_format_way_and_phase(tmp_path):
 def test_flow_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
     import bench_flow
 
-    options = bench_flow._options(["--size", "tiny", "--quick", "--no-ways", "--reference"])
+    options = bench_flow._options(["--size", "tiny", "--quick", "--ways", "none", "--reference"])
     heads = bench_flow.Heads("tiny", "cpu", ("bf16",))
     right = bench_flow.ops.flow_sample
 
