@@ -12,13 +12,13 @@
 //   elements), the tokens as the one of 16 rows: 1 to 16 tokens cost the same, none is padding in
 //   memory. The order of the summed elements is ours, so a lane takes 16 successive bytes of one
 //   row, which is how it copies them from memory.
+// - So every lane reads exactly the bytes that it copied itself: a private ring of asynchronous
+//   copies per lane, without a barrier between copy and use. x takes the same way.
 // - A unit takes up to 16 tokens of an expert. Where one has more, its units at the same rows of
 //   weights follow each other in the same block: the rows come from memory once, then from L2. (In
 //   the order of slots instead, they came from memory each time: at T = 63 four times for the
 //   shared expert, 104 MB more.) Up to 63 tokens in one unit would want four times the room for x
 //   in every stage of the ring, and leave two stages of five.
-// - So every lane reads exactly the bytes that it copied itself: a private ring of asynchronous
-//   copies per lane, without a barrier between copy and use. x takes the same way.
 // - Blocks, one per multiprocessor, are dealt equal runs of units: 8 gate rows and their 8 up rows,
 //   then rows of down. A unit's summed elements are dealt to the 8 warps in turn, over the ends
 //   of units, so that all warps stream to the end; the warps' sums meet in shared memory.
@@ -34,7 +34,7 @@
 // Two launches would cost a drained and a refilled ring, about 1.5 us, and the gap between them.
 // Where a unit begins is kept, not computed anew (divisions, 64-bit products, the expert's place):
 // the loop around the products went from 600 to 465 instructions, 140 of them on its usual way.
-// Resources: 256 threads of 101 to 147 registers, nothing spilled, one block per multiprocessor with
+// Resources: 256 threads of 101 to 147 registers, nothing spilled (sm_90), a block per multiprocessor with
 // 221,296 bytes of shared memory (8-bit weights 204,912; on sm_80 155,760).
 // Times are estimates until a GPU has measured them: so far it was compiled and emulated only.
 #include "moe_decode_sums.cuh"

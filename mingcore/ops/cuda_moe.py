@@ -1,5 +1,5 @@
-"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens, and for more
-`cuda_moe_prefill`.
+"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens and 512 slots,
+and for more `cuda_moe_prefill`.
 """
 
 import math
@@ -7,7 +7,7 @@ import struct
 
 import torch
 
-from . import cuda_moe_prefill, launch
+from . import cuda_common, cuda_moe_prefill, launch
 from .cuda_common import TYPES, rows_of_copies, unfit_experts
 from .registry import register
 
@@ -49,17 +49,19 @@ def _lacks_shared_memory(device: torch.device, format: str) -> str | None:
 
 def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     *scales, layout, format = rest
-    T, K = ids.shape
     matrices = (gate_up, down, shared_gate_up, shared_down)
-    many = T > MAX_TOKENS
-    if not many and T * K > MAX_SLOTS:
-        return f"T is {T} and T * K {T * K}; up to {MAX_TOKENS} tokens it takes {MAX_SLOTS} slots"
+    many = _are_many(ids)
     formats = cuda_moe_prefill.FORMATS if many else _FORMATS
     reason = unfit_experts(x, matrices, scales, weights, ids, layout, format, formats)
     if many:
         return cuda_moe_prefill.why_not(x, gate_up, down, ids) or reason
     reason = reason or launch.why_not("moe_decode", x.device)
     return reason or _lacks_shared_memory(x.device, format)
+
+
+def _are_many(ids) -> bool:
+    """Whether tokens and slots are too many for moe_decode."""
+    return ids.shape[0] > MAX_TOKENS or ids.numel() > MAX_SLOTS
 
 
 def rows_per_unit(H: int, blocks: int) -> int:
@@ -79,6 +81,7 @@ def rows_per_unit(H: int, blocks: int) -> int:
         launch.source("moe_prefill"),
         __file__,
         cuda_moe_prefill.__file__,
+        cuda_common.__file__,
     ),
     flags=launch.FLAGS,
 )
@@ -88,7 +91,7 @@ def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     out = torch.empty((T, H), dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
-    if T > MAX_TOKENS:
+    if _are_many(ids):
         cuda_moe_prefill.run(x, gate_up, down, weights, ids, shared_gate_up, shared_down, out)
         return out
     device = x.device.index

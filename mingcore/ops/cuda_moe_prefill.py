@@ -24,7 +24,7 @@ def why_not(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor) -> str | None
     """Why moe_prefill cannot serve these sizes or this GPU, or None."""
     reason = launch.why_not(OP, x.device)
     if reason is not None:
-        return f"T is {x.shape[0]} and {reason}"
+        return f"T is {x.shape[0]}, T * K {ids.numel()}; {reason}"
     if gate_up.shape[0] > MAX_EXPERTS:
         return f"there are {gate_up.shape[0]} experts; it takes up to {MAX_EXPERTS}"
     if gate_up.numel() == 0:

@@ -45,6 +45,7 @@ SHAPES = [  # T, K, E, H, I, Is: off every tile, box and step
     (65, 2, 3, 136, 72, 40),
     (64, 3, 9, 72, 136, 0),
     (130, 1, 1, 8, 8, 8),
+    (27, 19, 9, 40, 16, 24),  # few tokens, many slots
     (64, 1, 40, 264, 16, 136),
 ]
 

@@ -42,6 +42,9 @@ def test_nvcc_compiles_without_spills_or_local_memory(op):
     assert made
     for kernel in made:
         assert kernel.spilled == 0 and not kernel.local, kernel
+        if kernel.name.startswith(("moe_prefill_up", "moe_prefill_down")):
+            assert kernel.products.startswith("wgmma m64n16..192k16 "), kernel
+            assert {"tensor boxes", "stmatrix"} <= set(kernel.copies.split(", ")), kernel
     report = resources.REPORT.read_text()
     if f"nvcc {resources.version()};" not in report:
         pytest.skip(f"the report was not made with nvcc {resources.version()}")

@@ -97,7 +97,7 @@ def test_what_it_takes(any_device):
 @pytest.mark.parametrize(
     "change, format, reason",
     [
-        ({"T": 60, "K": 9}, "bf16", r"T \* K 540; up to 63 tokens it takes 512 slots"),
+        ({"T": 60, "K": 9, "stored": torch.int8}, "int8", "int8 .* it takes bf16 with bfloat16"),
         ({"H": 36}, "bf16", "H is 36; in bf16 it takes multiples of 8"),
         ({"I": 20}, "bf16", "I is 20; in bf16 it takes multiples of 8"),
         ({"shared": 24, "stored": torch.int8}, "int8", "Is is 24; in int8 .* multiples of 16"),

@@ -61,6 +61,7 @@ def any_device(monkeypatch):
 def test_what_it_takes(any_device):
     for T in (64, 65, 4096):
         assert cuda_moe._why_not(*operands(T=T), "bf16") is None
+    assert cuda_moe._why_not(*operands(T=60, K=9), "bf16") is None
     assert cuda_moe._why_not(*operands(dtype=torch.float16, shared=0), "fp16") is None
     assert cuda_moe._why_not(*operands(E=256, H=8, I=8), "bf16") is None
 
@@ -89,4 +90,4 @@ def test_other_gpus_are_declined(monkeypatch):
         lambda op, device, real=launch.why_not.__wrapped__: real(op, SimpleNamespace(type="cuda")),
     )
     reason = cuda_moe._why_not(*operands(), "bf16")
-    assert reason == "T is 64 and its kernel is made for sm_90a; this GPU is sm_80"
+    assert reason == "T is 64, T * K 128; its kernel is made for sm_90a; this GPU is sm_80"
