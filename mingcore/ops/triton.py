@@ -9,7 +9,7 @@ import torch
 from mingcore_kernels import flow_step as flow_kernels
 from mingcore_kernels import silu_mul as silu_kernels
 
-from . import triton_moe  # noqa: F401  registers the routing and expert kernels
+from . import triton_flow, triton_moe  # noqa: F401  register the sampler, routing and experts
 from .registry import register
 from .triton_common import KERNELS, unfit
 

@@ -117,7 +117,8 @@ def for_op(op: str, *, tag: str | None = None, large: bool = False) -> list[Case
     """The cases of an op, without those of more than about 64 MB unless `large`.
 
     `tag` keeps those with one tag: "real" (the released model's shapes), "mid" (the middle size),
-    "odd", "strided", "edge". Raises ValueError for an op without cases.
+    "odd", "strided", "edge"; "verify": the ones that prove a GPU kernel, of ops where not all do.
+    Raises ValueError for an op without cases.
     """
     _load()
     if op not in _CASES:

@@ -86,38 +86,46 @@ for _tokens, _n, _p in ((11, 5, 5), (37, 32, 4)):
         _s = {"steps": 10}
         add(f"real_{_tokens}_b{_b}", "real", LARGE, B=_b, N=_n, P=_p, schedule=_s, **_REAL)
     add(f"mid_{_tokens}", "mid", B=1, N=_n, P=_p, L=2, H=256, W=1024, C=64, Hc=512, heads=4)
+# what a GPU kernel is proven by: two blocks of the real width, for the tiles that those take, and
+# those below that reach every branch; all of the others would keep `mingcore verify` waiting
+_PROOF = {**_REAL, "L": 2, "schedule": {"steps": 2}}
+for _b, _n, _p in ((1, 5, 5), (2, 32, 4), (4, 5, 5), (32, 5, 5)):
+    add(f"proof_b{_b}", "verify", LARGE, B=_b, N=_n, P=_p, **_PROOF)
+for _format in ("int8", "fp8"):
+    for _b in (1, 8):
+        add(f"proof_{_format}_b{_b}", "verify", LARGE, B=_b, format=_format, **_PROOF)
 add("b1", B=1)
-add("b3", B=3)
+add("b3", "verify", B=3)
 add("b8", B=8)
 add("odd_sizes", "odd", B=3, N=3, P=2, **_ODD)
-add("odd_qk_norm", "odd", B=2, N=1, P=3, qk_norm=True, rope_heads=2, **_ODD)
+add("odd_qk_norm", "odd", "verify", B=2, N=1, P=3, qk_norm=True, rope_heads=2, **_ODD)
 add("one_token_of_each", "edge", B=1, N=1, P=1, L=1)
 for _n in (0, 1, 2, 7):
-    add(f"history_{_n}", "edge", N=_n)
+    add(f"history_{_n}", "edge", *(["verify"] if _n == 0 else []), N=_n)
 add("tokens_37", B=2, N=32, P=4)
-add("long_patch", B=1, N=2, P=23)
+add("long_patch", "verify", B=1, N=2, P=23)
 for _g in (0, 1, 7):
     add(f"guidance_{_g}", guidance=float(_g))
 add("guidance_on_the_device", B=2, guidance=(2.0, 2.0))
-add("guidance_mixed", B=4, guidance=(0.0, 1.0, 2.0, 7.0))
+add("guidance_mixed", "verify", B=4, guidance=(0.0, 1.0, 2.0, 7.0))
 for _steps in (1, 8, 10, 16):
     add(f"steps_{_steps}", B=1, schedule={"steps": _steps})
 add("temperature_0", schedule={"steps": 4, "temperature": 0.0})
-add("temperature_mixed", B=3, noise_scale=(1.0, 0.0, 0.5))
-add("no_last_draw", last_draw=False)
+add("temperature_mixed", "verify", B=3, noise_scale=(1.0, 0.0, 0.5))
+add("no_last_draw", "verify", last_draw=False)
 add("euler", schedule={"steps": 4, "solver": "euler"})
-add("midpoint", schedule={"steps": 3, "solver": "midpoint"})
+add("midpoint", "verify", schedule={"steps": 3, "solver": "midpoint"})
 add("own_grid", schedule={"t": (0.0, 0.05, 0.3, 0.55, 1.0)})
 add("equal_steps", schedule={"steps": 5, "epss": False, "sway": None})
 add("shifted", schedule={"steps": 4, "shift_dims": 16384})
-add("rope_heads", rope_heads=1)
+add("rope_heads", "verify", rope_heads=1)
 add("no_rope", "edge", rope_heads=0)
 add("qk_norm", qk_norm=True)
 add("one_head", "edge", heads=1)
-add("wide_heads", H=128, heads=1)
+add("wide_heads", "verify", H=128, heads=1)
 add("strided", "strided", B=3, layout=strided)
 add("float_input", float_input=True)
-add("large_input", "edge", scale=1e3, schedule={"steps": 4, "temperature": 0.0})
+add("large_input", "edge", "verify", scale=1e3, schedule={"steps": 4, "temperature": 0.0})
 for _format in ("bf16", "fp16", "int8", "int8_dyn", "fp8"):
     _f = {"format": _format, "float_input": True}
     add(f"{_format}_b1", B=1, **_f)

@@ -14,6 +14,7 @@ if sys.argv[1] == "interpret":
 
 import torch
 from run_triton import resources, say
+from triton_launches import binary, loops_with_new_numpy, meta, recorded
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -51,19 +52,6 @@ def interpret(step: int) -> None:
         say(refused=str(error))
 
 
-def loops_with_new_numpy() -> None:
-    """Triton 3.6 interprets a loop's bound as int(array of one), which numpy 2.4 refuses."""
-    from triton.runtime import interpreter
-
-    patch = interpreter._patch_lang_tensor
-
-    def patched(tensor, scope):
-        patch(tensor, scope)
-        tensor.__index__ = lambda self: self.handle.data.item()
-
-    interpreter._patch_lang_tensor = patched
-
-
 def cases_moe(draw: cases.Draw, T: int, only: int | None) -> dict:
     """Five experts, H and I no multiples of anything, blocks of every kind only partly filled."""
     from mingcore.testing.cases_moe import _moe
@@ -80,10 +68,6 @@ def check(op: str, kwargs: dict, again: bool = False, **said) -> None:
     compare.check_op(op, kwargs, got)
     assert all(torch.equal(a, b) for a, b in zip(got, twice)), f"{op} {said}: two runs differ"
     say(op=op, **said)
-
-
-def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def moe(T: int, format: str, x: torch.dtype = torch.bfloat16) -> None:
@@ -121,49 +105,13 @@ def launches(capability: int, everything: bool) -> None:
     grouped_gemm.grouped_gemm(meta(4096, 2048), w, offsets, meta(4096, 1408))
 
 
-TYPES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
-    torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
-}  # fmt: skip
-
-
 def compile_all(everything: bool = False) -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from triton.runtime.jit import JITFunction
-
-    recorded = {}
-
-    def record(kernel, *args, grid, warmup, **named):
-        options = {name: named.pop(name) for name in ("num_warps", "num_stages") if name in named}
-        given = dict(zip(kernel.arg_names, args)) | named
-        signature, constants, divisible = {}, {}, {}
-        for i, name in enumerate(kernel.arg_names):
-            value = given[name]
-            if isinstance(value, torch.Tensor):
-                signature[name] = "*" + TYPES[value.dtype]
-                divisible[(i,)] = [["tt.divisibility", 16]]
-                continue
-            plain = kernel.params[i].do_not_specialize
-            if value is None or (value == 1 and not plain) or kernel.params[i].is_constexpr:
-                signature[name], constants[name] = "constexpr", value
-                continue
-            signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
-            if value % 16 == 0 and not plain:
-                divisible[(i,)] = [["tt.divisibility", 16]]
-        key = kernel.__name__, str(signature), str(constants), str(divisible), str(options)
-        recorded[key] = (kernel, signature, constants, divisible, options)
-
-    JITFunction.run, original = record, JITFunction.run
     for capability in CAPABILITIES:
-        recorded.clear()
         grouped_gemm.capability_of = lambda index, found=capability: found
-        launches(capability, everything)
-        JITFunction.run = original
-        for kernel, signature, constants, divisible, options in recorded.values():
-            source = ASTSource(kernel, signature, constants, divisible)
-            made = triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+        for kernel, signature, constants, *rest in recorded(
+            lambda found=capability: launches(found, everything)
+        ):
+            made = binary(kernel, signature, constants, *rest, capability)
             ptx = made.asm["ptx"]
             say(
                 kernel=kernel.__name__,
@@ -176,7 +124,6 @@ def compile_all(everything: bool = False) -> None:
                 copies16=ptx.count("cp.async.cg.shared.global"),
                 loads16=ptx.count("ld.global.v4"),
             )
-        JITFunction.run = record
 
 
 if __name__ == "__main__":

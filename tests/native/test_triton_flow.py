@@ -1,0 +1,118 @@
+"""Triton's flow sampler without a GPU: against the oracle, and as binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from mingcore_kernels import configs, flow_configs
+
+ROOT = Path(__file__).parents[2]
+OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+
+
+@pytest.fixture(scope="module", params=("installed", "oldest"))
+def triton_folder(request) -> Path | None:
+    if request.param == "installed":
+        return None
+    if not (OLDEST / "triton" / "backends").is_dir():
+        pytest.skip("the oldest supported Triton is not beside the environment")
+    return OLDEST
+
+
+def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
+    here = Path(__file__).parent
+    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(here / "run_triton_flow.py"), *mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=600 if "all" in mode else 280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_interpreted_sampler_matches_the_oracle(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "interpret", *(["few"] if triton_folder else []))
+    done = [line["case"] for line in lines if "case" in line]
+    assert len(done) == (3 if triton_folder else 15), done
+    refused = [line["refused"] for line in lines if "refused" in line]
+    assert "quantises activations" in refused[0] and "it takes one type" in refused[1]
+
+
+def check_binaries(lines: list[dict]) -> None:
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert line["shared"] <= configs.shared_bytes(line["sm"]), line
+        # a launch that starts early touches nothing before the one in front of it is complete
+        assert (line["waits"] == 1) == (line["sm"] >= 90) and line["early"] == 0, line
+        if line["kernel"] == "_flow_product_kernel" and line["types"][0] != "*fp32":
+            assert line["matrix"] and line["copies16"], line  # the matrix unit, copies in bulk
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "compile", *(["few"] if triton_folder else []))
+    check_binaries(lines)
+    ends = {"_flow_embed_kernel", "_flow_step_out_kernel"}
+    kernels = {line["kernel"] for line in lines}
+    assert kernels >= {"_flow_product_kernel", "_flow_attention_kernel"} | (
+        set() if triton_folder else ends
+    )
+
+
+@pytest.mark.slow
+def test_every_format_and_batch_compiles(triton_folder, tmp_path):
+    check_binaries(run(tmp_path, triton_folder, "compile", "all"))
+
+
+@pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))
+@pytest.mark.parametrize("kind", flow_configs.KINDS)
+def test_every_choice_is_valid(kind, capability):
+    for rows in (1, 10, 22, 33, 74, 176, 704, 2368, 20000):
+        for columns, depth in ((3072, 1024), (1024, 4096), (4096, 1024), (36, 52), (7, 13)):
+            for processors in (1, 132):
+                config = flow_configs.choose(
+                    kind, rows=rows, columns=columns, depth=depth,
+                    processors=processors, capability=capability,
+                )  # fmt: skip
+                assert flow_configs.why_invalid(config, kind, capability) is None
+                assert config.parts == 1 or depth % config.parts == 0
+
+
+def test_a_choice_prints_itself():
+    config = flow_configs.choose("16", rows=22, columns=4096, depth=1024)
+    assert str(config) in flow_configs.__doc__
+
+
+def test_the_real_shapes_fill_the_processors():
+    for columns, depth in ((3072, 1024), (1024, 1024), (4096, 1024), (1024, 4096)):
+        config = flow_configs.choose("16", rows=22, columns=columns, depth=depth)
+        assert 90 <= columns // config.block_n * config.parts <= 132, config
+
+
+def test_the_predicate_names_what_is_wrong():
+    good = {"block_m": 32, "block_n": 32, "block_k": 64, "split": 4, "parts": 1}
+    for change, expected in (
+        ({"block_n": 24}, "powers of two"),
+        ({"split": 1, "block_n": 8}, "16 is the least"),
+        ({"split": 2}, "2 shares for 4 warps"),
+        ({"parts": 3}, "3 parts"),
+        ({"block_m": 256, "split": 4, "block_n": 256}, "sums per thread"),
+        ({"stages": 12}, "bytes of tiles"),
+    ):
+        config = flow_configs.Config(**{**good, "warps": 4, "stages": 3, **change})
+        assert expected in flow_configs.why_invalid(config, "16", 90)

@@ -1,0 +1,74 @@
+"""What the scripts that check Triton kernels without a GPU share: launches recorded, not run."""
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+TYPES = {
+    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
+    torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
+}  # fmt: skip
+
+
+def recorded(launch) -> list[tuple]:
+    """The distinct kernels that launch(), called with meta tensors, would start: as `binary` takes
+    them, specialised as Triton specialises its arguments."""
+    found = {}
+
+    def record(kernel, *args, grid, warmup, **named):
+        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        given = dict(zip(kernel.arg_names, args)) | named
+        signature, constants, divisible = {}, {}, {}
+        for i, name in enumerate(kernel.arg_names):
+            value = given[name]
+            if isinstance(value, torch.Tensor):
+                signature[name] = "*" + TYPES[value.dtype]
+                divisible[(i,)] = [["tt.divisibility", 16]]
+                continue
+            plain = kernel.params[i].do_not_specialize
+            if value is None or (value == 1 and not plain) or kernel.params[i].is_constexpr:
+                signature[name], constants[name] = "constexpr", value
+                continue
+            if isinstance(value, float):
+                signature[name] = "fp32"
+                continue
+            signature[name] = "i32" if abs(value) < 1 << 31 else "i64"
+            if value % 16 == 0 and not plain:
+                divisible[(i,)] = [["tt.divisibility", 16]]
+        key = kernel.__name__, str(signature), str(constants), str(divisible), str(options)
+        found[key] = (kernel, signature, constants, divisible, options)
+
+    JITFunction.run, original = record, JITFunction.run
+    try:
+        launch()
+    finally:
+        JITFunction.run = original
+    return list(found.values())
+
+
+def binary(
+    kernel, signature: dict, constants: dict, divisible: dict, options: dict, capability: int
+):
+    """A recorded kernel, compiled for a GPU such as 90."""
+    source = ASTSource(kernel, signature, constants, divisible)
+    return triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def loops_with_new_numpy() -> None:
+    """Triton 3.6 interprets a loop's bound as int(array of one), which numpy 2.4 refuses."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor, scope):
+        patch(tensor, scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patched
