@@ -1,5 +1,7 @@
 """The `triton` backend's flow sampler."""
 
+from pathlib import Path
+
 import torch
 
 from mingcore_kernels import flow_sample as flow_kernels
@@ -61,7 +63,10 @@ def _heads(w, heads):
     return None if D <= _MAX_HEAD else f"heads are {D} wide; it takes up to {_MAX_HEAD}"
 
 
-@register("flow_sample", "triton", _why_not, sources=(KERNELS / "flow_sample.py", __file__))
+_SOURCES = (KERNELS / "flow_sample.py", __file__, Path(__file__).with_name("packed_flow.py"))
+
+
+@register("flow_sample", "triton", _why_not, sources=_SOURCES)
 def flow_sample(condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
                 matrices, biases, norms, scales, heads, rope_heads, guided, layout,
                 format):  # fmt: skip
