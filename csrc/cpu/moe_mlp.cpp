@@ -17,7 +17,6 @@ namespace {
 
 // Below both, one thread is done before a second one is awake.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
-constexpr int FIRST_BYTES = 4096;  // of the next piece's streams, fetched while a piece ends
 
 template <class X>
 void widen_row(const X* x, int64_t H, float* to) {
@@ -175,27 +174,11 @@ Matrix<T> matrix_of(const Plan& p, const Item& item) {
     return {(const T*)s.down, s.h.K, s.down_scale, p.a->H, false};
 }
 
-// What a thread multiplies with next: its first panels, to be fetched ahead; or null.
+// The panels that an item begins with, or null: fetched while the thread's last item ends.
 template <class T>
-struct Next {
-    const T* panels;
-    int64_t step;
-    int count;
-};
-
-template <class T>
-Next<T> next_of(const Plan& p, const Item& item) {
+const T* first_panel(const Plan& p, const Item& item) {
     const bool product = item.kind == Kind::gate_up || item.kind == Kind::down;
-    if (!product || p.a->layout == Layout::rows) return {nullptr, 0, 0};
-    const Matrix<T> m = matrix_of<T>(p, item);
-    return {m.panel(item.first), m.K * PANEL, item.count};
-}
-
-// Where a piece begins, several streams begin: so far ahead of a stream nothing else looks.
-template <class T>
-MC_INLINE void fetch(const Next<T>& next) {
-    for (int b = 0; b < FIRST_BYTES; b += 64)
-        for (int i = 0; i < next.count; ++i) prefetch((const char*)(next.panels + i * next.step) + b);
+    return product && p.a->layout != Layout::rows ? matrix_of<T>(p, item).panel(item.first) : nullptr;
 }
 
 // The rows of raw weights that are the columns of one panel.
@@ -210,14 +193,13 @@ void multiply_rows(const Segment& s, const Rows& x, const Matrix<T>& m, int64_t 
 }
 
 template <class T>
-void run_product(Plan& p, Segment& s, const Item& item, const Next<T>& next, float* memory) {
+void run_product(Plan& p, Segment& s, const Item& item, const T* after, float* memory) {
     const bool gates = item.kind == Kind::gate_up;
     wait_for(gates ? s.to_pack : p.quantised ? s.to_repack : s.to_gate);
     const Rows& x = gates ? s.x : s.h;
     const Matrix<T> m = matrix_of<T>(p, item);
     float* sums = memory + UNPACKED;
     const auto end = [&](int64_t panel, const float* of) {
-        if (panel == item.first) fetch(next);
         const int64_t col = panel * m.width();
         const int n = (int)least(m.outputs - col, m.width());
         if (!gates) keep_result(s, p.a->H, col, n, of);
@@ -231,7 +213,7 @@ void run_product(Plan& p, Segment& s, const Item& item, const Next<T>& next, flo
             end(item.first, sums);
             done = true;
         }
-    if (!done) multiply(x, 0, x.tiles, m, item.first, item.first + item.count, next.panels, sums, end);
+    if (!done) multiply(x, 0, x.tiles, m, item.first, item.first + item.count, after, sums, end);
     if (gates) {
         finish(s.to_gate, item.count);
         return;
@@ -252,15 +234,15 @@ void run_items(void* context, int id) {
         const int64_t following = ahead ? claim(p.work) : p.item_count;
         const Item& item = p.items[at];
         Segment& s = p.segments[item.segment];
-        Next<T> next{nullptr, 0, 0};
-        if (following < p.item_count) next = next_of<T>(p, p.items[following]);
+        const T* after = nullptr;
+        if (following < p.item_count) after = first_panel<T>(p, p.items[following]);
         if (item.kind == Kind::pack) {
             pack(p, s, item, rows);
         } else if (item.kind == Kind::repack) {
             wait_for(s.to_gate);
             repack(p, s, item, rows);
         } else {
-            run_product(p, s, item, next, memory);
+            run_product(p, s, item, after, memory);
         }
         at = ahead ? following : claim(p.work);
     }
