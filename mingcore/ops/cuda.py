@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import (
+    cuda_flow,  # noqa: F401  registers the flow sampler
     cuda_moe,  # noqa: F401  registers the expert kernels
     launch,
 )

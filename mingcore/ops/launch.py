@@ -28,13 +28,14 @@ FLAGS = ("--std=c++17", "--extra-device-vectorization")
 DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
 _MAP_BYTES, _ENCODE = 128, b"cuTensorMapEncodeTiled"
 EXCHANGE_BYTES = 128
-EXCHANGES = 8192  # of a device
+EXCHANGES = 8192  # of EXCHANGE_BYTES, of a device
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
 _libraries: list = []  # loaded libraries, alive as long as their kernels
 _lock = threading.Lock()
-_exchanges: dict[tuple, int] = {}  # (device, op, stream, capture) to a row of _exchange_words
+# (device, size) to (op, stream, capture) to a row of _exchange_words
+_exchanges: dict[tuple, dict[tuple, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -189,32 +190,45 @@ def _library(op: str, device: int):
     return library
 
 
-def exchange(op: str, device: int) -> Tensor:
-    """The words [EXCHANGE_BYTES / 8] int64 through which the blocks of a launch of `op` wait for
-    each other: zero at first, then left to the kernel. Launches that may overlap have different
-    ones: every stream has its own, and every graph capture on it. Raises BackendError when the
-    device's are used up, or when the first is asked for inside a capture.
+def exchange(op: str, device: int, size: int = EXCHANGE_BYTES) -> Tensor:
+    """The words [size / 8] int64 through which the blocks of a launch of `op` wait for each other:
+    zero at first, then left to the kernel. Launches that may overlap have different ones: every
+    stream has its own, and every graph capture on it. Raises BackendError when the device's are
+    used up, or when the first is asked for inside a capture.
     """
-    words = _exchange_words(device)
+    words = _exchange_words(device, size)
     stream = torch.cuda.current_stream(device).cuda_stream
     capture = 0
     if torch.cuda.is_current_stream_capturing():
         answer = _driver(driver.cuStreamGetCaptureInfo(driver.CUstream(stream)), op)
         capture = int(answer[2])
     with _lock:
-        row = _exchanges.setdefault((device, op, stream, capture), len(_exchanges))
-    if row >= EXCHANGES:
-        raise BackendError(f"{op}: more than {EXCHANGES} streams and graphs in one process")
+        rows = _exchanges.setdefault((device, size), {})
+        row = rows.setdefault((op, stream, capture), len(rows))
+    if row >= EXCHANGES * EXCHANGE_BYTES // size:
+        raise BackendError(
+            f"{op}: more than {EXCHANGES * EXCHANGE_BYTES // size} streams and graphs in one "
+            "process"
+        )
     return words[row]
 
 
 @cache
-def _exchange_words(device: int) -> Tensor:
+def _exchange_words(device: int, size: int) -> Tensor:
     if torch.cuda.is_current_stream_capturing():
         raise BackendError("run the op once before capturing, so that its memory is there")
-    words = torch.zeros(EXCHANGES, EXCHANGE_BYTES // 8, dtype=torch.int64, device=_torch(device))
+    shape = EXCHANGES * EXCHANGE_BYTES // size, size // 8
+    words = torch.zeros(shape, dtype=torch.int64, device=_torch(device))
     torch.cuda.synchronize(device)  # other streams use it too
     return words
+
+
+@cache
+def fault(op: str, device: int) -> Tensor:
+    """A word [1] int64 in pinned host memory that the kernels of `op` on a device set when their
+    blocks have lost each other: the host can look at it without waiting for the device.
+    """
+    return torch.zeros(1, dtype=torch.int64, pin_memory=True)
 
 
 def _torch(device: int) -> torch.device:
