@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from mingcore.ops import cuda_moe, cuda_moe_prefill, launch  # noqa: E402
+from mingcore.ops import cuda_flow, cuda_moe, cuda_moe_prefill, launch  # noqa: E402
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
@@ -111,13 +111,19 @@ def _products(ptx: str) -> str:
 
 
 def _dynamic(name: str, target: str) -> int:
-    """Dynamic shared memory that the adapter asks for."""
+    """Dynamic shared memory that the adapter asks for; flow_sample's is for a head 1024 wide, one
+    patch of 5 frames of 64 channels, on 132 multiprocessors.
+    """
     if name.startswith("moe_decode"):
         return cuda_moe.shared_bytes(name.rsplit("_", 1)[1], target != "sm_80")
     if name == "moe_prefill_sort":
         return cuda_moe_prefill.SORT_BYTES
     if name.startswith(("moe_prefill_up", "moe_prefill_down")):
         return cuda_moe_prefill.SHARED_BYTES
+    if name.startswith("flow_sample"):
+        _, _, format, tiles = name.split("_")
+        sizes = (1024, 5 * 64, 132, int(tiles), format)
+        return cuda_flow.shared_bytes(*sizes, cuda_flow.ring_pages(*sizes, 227 * 1024))
     return 0
 
 

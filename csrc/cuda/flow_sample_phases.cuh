@@ -44,9 +44,11 @@ struct Consumer {
 
     // Until the block of this thread's number has ended as many phases as came before this one.
     __device__ __forceinline__ void watch(const Phase& phase) {
-        const u64 least = *shared.epoch + phase.index, since = now_ns();
+        const u64 least = *shared.epoch + phase.index;
+        u64 since = 0;  // the clock is looked at when this takes long
         for (unsigned spins = 1; peek(p.flags + FLAGS + tid) < least; ++spins) {
             if (spins % 256) continue;
+            if (since == 0) since = now_ns();
             if (now_ns() - since > PATIENCE_NS) {
                 put(p.flags + ABORTED, 1);
                 tell_host(p.fault, 1);

@@ -15,7 +15,7 @@ import torch
 
 pytest.importorskip("cuda.bindings")
 
-from mingcore.ops import cuda_flow, launch
+from mingcore.ops import cuda_flow, flow_sampler, launch
 from tests.ops import flow_harness
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -120,6 +120,7 @@ def test_the_model_sees_what_is_wrong(tmp_path, text, instead):
                 walk(broken, sizes, 0, seeds=8, blocks=blocks)
 
 
+@pytest.mark.slow  # the resource report holds most of it: test_cuda.py
 def test_ptx_has_matrix_products_and_bulk_copies():
     ptx = launch._compile(launch.source("flow_sample"), "compute_90a", "ptx").decode()
     kernels = re.split(r"\.visible \.entry ", ptx)[1:]
@@ -148,8 +149,7 @@ def reason(name="b1", dtype=torch.bfloat16, rows=True, **change) -> str | None:
     kwargs = flow_harness.make(name, device="cpu", dtype=dtype, rows=rows, **change)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        module = sys.modules["mingcore.ops.flow_sample"]
-        patch.setattr(module, "call", lambda op, backend, *args: seen.extend(args))
+        patch.setattr(flow_sampler, "call", lambda op, backend, *args: seen.extend(args))
         flow_harness.run(kwargs, "cuda")
     return cuda_flow._why_not(*seen)
 
