@@ -1,6 +1,7 @@
 """flow_sample on the `cuda` backend: one launch of `flow_sample.cu` for up to 96 rows of tokens."""
 
 import struct
+from pathlib import Path
 
 import torch
 
@@ -148,7 +149,7 @@ def workspace(rows: int, H: int, W: int, splits: int, velocities: int) -> list[i
     "flow_sample",
     "cuda",
     _why_not,
-    sources=(launch.source("flow_sample"), __file__),
+    sources=(launch.source("flow_sample"), __file__, Path(__file__).with_name("packed_flow.py")),
     flags=launch.FLAGS,
 )
 def flow_sample(
