@@ -1,7 +1,8 @@
-"""What the Triton expert kernels take when compiled: registers, shared memory, the matrix unit.
+"""What Triton's kernels take when compiled: registers, shared memory, the matrix unit.
 
-Needs no GPU, and some minutes. `python bench/resources_triton.py` prints the table, `--keep` writes
-it to bench/results/triton_moe_resources.md. Times are not measured here.
+Needs no GPU, and some minutes. `python bench/resources_triton.py moe_mlp` (or flow_sample) prints
+the table, `--keep` writes it to bench/results/; `--lines FILE` takes what a compile test has
+printed before. Times are not measured here.
 """
 
 from __future__ import annotations
@@ -12,23 +13,57 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPT = ROOT / "tests" / "native" / "run_triton_moe.py"
-REPORT = ROOT / "bench" / "results" / "triton_moe_resources.md"
+SCRIPTS = ROOT / "tests" / "native"
+RESULTS = ROOT / "bench" / "results"
 HEAD = ("sm", "kernel", "types", "blocks", "registers", "shared bytes", "matrix unit")
 
 
-def compiled() -> list[dict]:
-    """What the compile test records of every launch of one layer of the released model."""
+@dataclass(frozen=True)
+class Op:
+    """Which test compiles its launches, what the report is called, and what the launches are."""
+
+    script: str
+    report: str
+    title: str
+    launches: str
+
+
+OPS = {
+    "moe_mlp": Op(
+        "run_triton_moe.py",
+        "triton_moe_resources.md",
+        "Resources of the Triton expert kernels",
+        "the launches of one layer of the released model (E 64, K 6, H 2048, I 1408, shared 2816) "
+        "for 1, 2, 17, 300, 640 and 4096 tokens. Blocks are M N K",
+    ),
+    "flow_sample": Op(
+        "run_triton_flow.py",
+        "triton_flow_resources.md",
+        "Resources of the Triton flow sampler",
+        "the launches of the released head (H 1024, W 4096, 16 heads) for 1 to 32 requests of 11 "
+        "tokens, and of 37, with guidance. Blocks are M N K, the warps' shares of a step and the "
+        "parts of K; of attention queries, keys and D",
+    ),
+}
+
+
+def compiled(op: Op) -> list[dict]:
+    """What the compile test records of every launch."""
     with tempfile.TemporaryDirectory() as cache:
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", SCRIPT.parent)))
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", SCRIPTS)))
         environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": cache}
         environment.pop("TRITON_INTERPRET", None)
-        command = [sys.executable, str(SCRIPT), "compile", "all"]
+        command = [sys.executable, str(SCRIPTS / op.script), "compile", "all"]
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return parsed(done.stdout)
+
+
+def parsed(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def rows(binaries: list[dict]) -> list[tuple]:
@@ -46,29 +81,32 @@ def rows(binaries: list[dict]) -> list[tuple]:
     return [key + value for key, value in sorted(found.items())]
 
 
-def text(binaries: list[dict]) -> str:
+def text(op: Op, name: str, binaries: list[dict]) -> str:
     clean = sum(each["usage"]["STACK"] == each["usage"]["LOCAL"] == 0 for each in binaries)
     lines = (HEAD, ["---"] * len(HEAD), *rows(binaries))
     return (
-        "# Resources of the Triton expert kernels\n\n"
+        f"# {op.title}\n\n"
         "Compiled, not run: their speed is **not measured**. "
         f"Triton {binaries[0]['triton']}, ptxas that it ships; made by "
-        "`python bench/resources_triton.py --keep`, which compiles the launches of one layer of "
-        "the released model (E 64, K 6, H 2048, I 1408, shared 2816) for 1, 2, 17, 300, 640 and "
-        f"4096 tokens. {clean} of {len(binaries)} binaries have no stack and no local memory. Per "
-        "row the largest of its launches. Types are those of x and of the weights, blocks are "
-        "M N K.\n\n" + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
+        f"`python bench/resources_triton.py {name} --keep`, which compiles {op.launches}. "
+        f"{clean} of {len(binaries)} binaries have no stack and no local memory. Per row the "
+        "largest of its launches. Types are those of x and of the weights.\n\n"
+        + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", action="store_true", help=f"write {REPORT.relative_to(ROOT)}")
+    parser.add_argument("op", choices=OPS)
+    parser.add_argument("--keep", action="store_true", help="write the report")
+    parser.add_argument("--lines", type=Path, help="lines of a compile test instead of compiling")
     options = parser.parse_args()
-    made = text(compiled())
+    op = OPS[options.op]
+    binaries = parsed(options.lines.read_text()) if options.lines else compiled(op)
+    made = text(op, options.op, binaries)
     print(made)
     if options.keep:
-        REPORT.write_text(made)
+        (RESULTS / op.report).write_text(made)
     return 0
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .flow_product import EPS, TYPES, wait_for_previous
 
-BLOCK = 64  # tokens, of queries and of keys
+BLOCK = 4096  # tokens, of queries or of keys, times the head's width: what the registers hold
 
 
 @triton.jit
@@ -99,8 +99,10 @@ def launch(
     [T, D / 2] float32; qk_norm: two [D] of any float type."""
     R, H = qkv.shape[0] // T, out.shape[1]
     D = H // heads
-    block_q = min(BLOCK, max(16, triton.next_power_of_2(rows)))
-    block_s = min(BLOCK, max(16, triton.next_power_of_2(T)))
+    block_d = max(16, triton.next_power_of_2(D))
+    most = min(64, max(16, BLOCK // block_d))
+    block_q = min(most, max(16, triton.next_power_of_2(rows)))
+    block_s = min(most, max(16, triton.next_power_of_2(T)))
     q_norm, k_norm = qk_norm or (cos, cos)
     _flow_attention_kernel[(heads, R, triton.cdiv(rows, block_q))](
         qkv, cos, sin, q_norm, k_norm, out, T, rows, H, D, rope_heads, D**-0.5,
@@ -109,8 +111,8 @@ def launch(
         OVERLAP=overlap,
         BLOCK_Q=block_q,
         BLOCK_S=block_s,
-        BLOCK_D=max(16, triton.next_power_of_2(D)),
-        num_warps=2 if block_q <= 16 and block_s <= 16 else 4,
+        BLOCK_D=block_d,
+        num_warps=8 if block_d > 128 else 2 if block_q <= 16 and block_s <= 16 else 4,
         num_stages=1,
         **({"launch_pdl": True} if overlap else {}),
     )  # fmt: skip

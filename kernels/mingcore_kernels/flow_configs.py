@@ -84,6 +84,10 @@ _TILES = {
 }
 
 
+# (block_m, block_n) that spill on what came before Hopper
+_BEFORE_90 = {"16": {(128, 128)}, "w8": {(16, 32), (32, 16), (32, 32), (64, 32), (64, 128)}}
+
+
 def kind_of(operand_bytes: int, weight_bytes: int, stored_bytes: int) -> str:
     """Which tiles hold for operands and weights of so many bytes, activations stored in so many."""
     if operand_bytes == 4:
@@ -182,7 +186,11 @@ def candidates(kind: str, depth: int, capability: int) -> Iterator[Config]:
     Few stages where the shared memory holds no more, and where more would keep the next launch's
     programs off the SM.
     """
-    for m, n, k, split, warps, stages in _TILES[kind.removesuffix("z")]:
+    table = kind.removesuffix("z")
+    spilling = _BEFORE_90.get(table, set()) if capability < 90 else set()
+    for m, n, k, split, warps, stages in _TILES[table]:
+        if (m, n) in spilling:
+            continue
         for parts in PARTS:
             if parts > 1 and (depth < parts * LEAST_DEPTH or depth % (parts * split * k)):
                 continue

@@ -23,6 +23,7 @@ from mingcore_kernels import flow_configs, flow_sample
 
 CAPABILITIES = (80, 90, 100)
 L, H, W, C, HC, HEADS = 2, 1024, 4096, 64, 2048, 16  # the released head, of two blocks
+BLOCKS = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "SPLIT", "PARTS", "BLOCK_Q", "BLOCK_S", "BLOCK_D")
 STORED = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 
 
@@ -162,8 +163,7 @@ def compile_all(mode: str) -> None:
                 kernel=kernel.__name__,
                 sm=capability,
                 types=[x or signature.get("qkv"), w],
-                blocks=[constants.get(f"BLOCK_{letter}") for letter in "MNKQSD"],
-                split=[constants.get("SPLIT"), constants.get("PARTS")],
+                blocks=[constants[name] for name in BLOCKS if name in constants],
                 usage=resources(made.asm["cubin"]),
                 shared=made.metadata.shared,
                 matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
