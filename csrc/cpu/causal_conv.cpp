@@ -19,7 +19,7 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t FEW = 3 * W < 32 ? 32 : 3 * W;  // times from which they fill the lanes
+constexpr int64_t FEW = 2 * W;     // times from which they fill the lanes
 constexpr int TC = 96;                            // times of a direct task: its sums stay in L1
 constexpr int64_t STAGED = 1 << 18;               // floats staged at once: stays in L2
 constexpr int64_t ROW_BLOCK = 256;                // rows of a panels task
@@ -37,7 +37,7 @@ struct Plan {
     int64_t* taps;  // where tap i of a channel lies
     float* scratch;
     int64_t scratch_each;
-    int64_t tasks, panels, pieces, row0, row1;
+    int64_t tasks, bundle, panels, pieces, row0, row1;
     Rows packed;
     float* packed_at;
     int group;
@@ -92,7 +92,13 @@ void rows_tasks(void* context, int id) {
     float* sums = wide + p.outputs * p.K;
     float* line = sums + p.outputs * p.t1;
     float* staged = line + (p.t1 - 1) * a.stride + p.span + 1 + MANY;
-    for (int64_t task; (task = claim(p.work)) < p.tasks;) {
+    int64_t task = 0, until = 0;
+    for (;; ++task) {
+        if (task == until) {  // channels of little work are taken several at a time
+            task = claim(p.work) * p.bundle;
+            until = least(task + p.bundle, p.tasks);
+            if (task >= p.tasks) return;
+        }
         const int64_t piece = task % p.pieces, g = task / p.pieces % a.groups;
         const int64_t b = task / p.pieces / a.groups;
         const int64_t t = piece * p.t1, times = least(p.rows[b].times - t, p.t1);
@@ -274,6 +280,30 @@ void run_direct(Plan& p, int threads, int64_t longest) {
         }
 }
 
+// Kernel 1 on inputs that need nothing done to them: they serve where they are. Whole vectors only,
+// so that no load leaves the tensor.
+bool ready(const Plan& p, int64_t longest) {
+    const ConvArgs& a = p.a;
+    return p.span == 0 && a.stride == 1 && a.before.act == ConvAct::none && !a.rows.valid &&
+           a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0;
+}
+
+void run_ready(Plan& p, int threads) {
+    const ConvArgs& a = p.a;
+    p.channel_ld = a.x.channel;
+    p.scratch_each = lines(KC * PANEL + TC * PANEL);
+    Arena arena = begin(p, threads * p.scratch_each);
+    p.scratch = arena.take(threads * p.scratch_each);
+    p.t1 = a.L;
+    p.pieces = ceil_div(a.L, TC);
+    p.tasks = a.groups * p.panels * p.pieces;
+    for (p.b = 0; p.b < a.B; ++p.b) {
+        p.staged = (float*)a.x.data + p.b * a.x.batch;
+        p.work = {};
+        parallel(threads, MC_BY_WEIGHT(direct_tasks, a.w_dtype), &p);
+    }
+}
+
 void run_rows(Plan& p, int threads, int64_t longest) {
     const ConvArgs& a = p.a;
     const int64_t fit = OWN / (p.inputs * a.stride) / MANY * MANY;
@@ -285,6 +315,7 @@ void run_rows(Plan& p, int threads, int64_t longest) {
     p.scratch = arena.take(threads * p.scratch_each);
     p.pieces = ceil_div(longest, p.t1);
     p.tasks = a.B * a.groups * p.pieces;
+    p.bundle = most(p.tasks / (threads * 8), 1);
     parallel(threads, MC_BY_WEIGHT(rows_tasks, a.w_dtype), &p);
 }
 
@@ -367,6 +398,7 @@ void causal_conv(const ConvArgs& a) {
     const int threads = products + moved < SERIAL && bytes < SERIAL ? 1 : a.threads;
     if (longest == 0) begin(p, 0);
     else if (a.layout == Layout::rows) run_rows(p, threads, longest);
+    else if (longest >= FEW && a.out.time == 1 && ready(p, longest)) run_ready(p, threads);
     else if (longest >= FEW && a.out.time == 1) run_direct(p, threads, longest);
     else run_panels(p, threads, longest);
     const bool wide = a.out.dtype == Dtype::f32;

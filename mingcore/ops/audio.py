@@ -210,17 +210,18 @@ def _head(op, hidden, weight, bias, window, hop) -> tuple[Tensor, str, int, int]
 
 def _frames(op: str, frames: Tensor, window: Tensor, hop: int) -> int:
     size = _window(op, frames, window, hop)
-    checks.rank(op, "frames", frames, "[B, T, F]", 3)
-    checks.floating(op, "frames", frames)
-    B, T, _ = frames.shape
-    checks.shape(op, "frames", frames, "[B, T, F]", (B, T, size))
+    if not (frames.dim() == 3 and frames.dtype in checks.FLOATS and frames.shape[2] == size):
+        checks.rank(op, "frames", frames, "[B, T, F]", 3)
+        checks.floating(op, "frames", frames)
+        checks.shape(op, "frames", frames, "[B, T, F]", (*frames.shape[:2], size))
     return size
 
 
 def _window(op: str, x: Tensor, window: Tensor, hop: int) -> int:
-    checks.rank(op, "window", window, "[F]", 1)
-    checks.floating(op, "window", window)
-    checks.device(op, x, "window", window)
+    if not (window.dim() == 1 and window.dtype in checks.FLOATS and window.device == x.device):
+        checks.rank(op, "window", window, "[F]", 1)
+        checks.floating(op, "window", window)
+        checks.device(op, x, "window", window)
     size = window.shape[0]
     if not 1 <= hop <= size:
         checks.fail(op, "hop", f"in 1..F = 1..{size}", hop)
@@ -236,10 +237,17 @@ def _carry(op, state, x, size, hop, valid, last):
     if state is None:
         tensors, skip = (None, None), trim
     else:
-        checks.shape(op, "state.numerator", state.numerator, "[B, F - hop]", (B, carried))
-        checks.wide(op, "state.numerator", state.numerator)
-        checks.device(op, x, "state.numerator", state.numerator)
-        checks.shape(op, "state.lengths", state.lengths, "[B]", (B,))
+        numerator, lengths = state.numerator, state.lengths
+        if not (
+            numerator.shape == (B, carried)
+            and numerator.dtype in checks.WIDE
+            and numerator.device == x.device
+            and lengths.shape == (B,)
+        ):
+            checks.shape(op, "state.numerator", numerator, "[B, F - hop]", (B, carried))
+            checks.wide(op, "state.numerator", numerator)
+            checks.device(op, x, "state.numerator", numerator)
+            checks.shape(op, "state.lengths", lengths, "[B]", (B,))
         tensors, skip = (state.numerator, state.lengths), state.skip
     if skip is None or valid is not None or isinstance(last, Tensor):
         return tensors, end, None

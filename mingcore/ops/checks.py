@@ -72,6 +72,8 @@ def stream_rows(
     op: str, x: Tensor, valid: Tensor | None, last: bool | Tensor
 ) -> tuple[Tensor | None, Tensor | None, bool]:
     """The flat form of which rows of x [B, ...] take part and end: valid, ended, last."""
+    if valid is None and not isinstance(last, Tensor):
+        return None, None, bool(last)
     B = x.shape[0]
     if valid is not None:
         shape(op, "valid", valid, "[B]", (B,))

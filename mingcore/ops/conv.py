@@ -7,6 +7,7 @@ Any split of the inputs into chunks gives the same outputs.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -284,8 +285,7 @@ def pack_conv(
     return PackedConv(packed, layout, format, *shape)
 
 
-@dataclass(frozen=True)
-class _Flat:
+class _Flat(NamedTuple):
     """A weight taken apart: the tensor, its layout, the number of outputs, inputs and taps."""
 
     matrix: Tensor
@@ -296,10 +296,13 @@ class _Flat:
 
 
 def _flatten(op, x, weight, bias, stride, dilation, groups, transposed, residual) -> _Flat:
-    checks.rank(op, "x", x, "[B, C_in, L]", 3)
-    checks.floating(op, "x", x)
-    for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
-        checks.positive(op, name, value)
+    if x.dim() != 3:
+        checks.rank(op, "x", x, "[B, C_in, L]", 3)
+    if x.dtype not in checks.FLOATS:
+        checks.floating(op, "x", x)
+    if stride < 1 or dilation < 1 or groups < 1:
+        for name, value in (("stride", stride), ("dilation", dilation), ("groups", groups)):
+            checks.positive(op, name, value)
     if type(weight) is PackedConv:
         if weight.transposed != transposed:
             kind = "transposed" if transposed else "ordinary"
@@ -323,7 +326,8 @@ def _flatten(op, x, weight, bias, stride, dilation, groups, transposed, residual
         flat = _Flat(weight, "rows", n, inputs, kernel)
     if x.shape[1] != flat.inputs:
         checks.fail(op, "x", f"[B, C_in, L] with C_in = {flat.inputs}", list(x.shape))
-    checks.device(op, x, "weight", flat.matrix)
+    if flat.matrix.device != x.device:
+        checks.device(op, x, "weight", flat.matrix)
     return flat
 
 
@@ -371,7 +375,12 @@ def _state(op: str, state: ConvState | None, x: Tensor) -> None:
         checks.fail(op, "state", "a ConvState or None", type(state).__name__)
 
 
+_PLAIN = ("none", None, None, "none", None, None)
+
+
 def _activations(op, device, flat, before, snake_before, after, snake):
+    if before is None and after is None and snake_before is None and snake is None:
+        return _PLAIN
     return (
         *_activation(op, device, "activation_before", before, "snake_before", snake_before,
                      flat.inputs),
@@ -389,6 +398,10 @@ def _activation(op, device, name, activation, snake_name, snake, channels):
     if snake is None:
         checks.fail(op, snake_name, "(alpha, gain) for activation 'snake'", None)
     alpha, gain = snake
+    shape = (channels,)
+    if alpha.shape == gain.shape == shape and alpha.dtype == gain.dtype == torch.float32:
+        if alpha.device == gain.device == device:
+            return activation, alpha, gain
     for part, tensor in (("alpha", alpha), ("gain", gain)):
         checks.shape(op, f"{part} of {snake_name}", tensor, "[C]", (channels,))
         checks.wide(op, f"{part} of {snake_name}", tensor)
@@ -399,7 +412,9 @@ def _activation(op, device, name, activation, snake_name, snake, channels):
 
 def _operands(op, flat, x, bias, residual, outputs, state, width, out=None) -> None:
     B = x.shape[0]
-    if bias is not None:
+    if bias is not None and not (
+        bias.shape == (flat.n,) and bias.dtype in checks.FLOATS and bias.device == x.device
+    ):
         checks.shape(op, "bias", bias, "[C_out]", (flat.n,))
         checks.floating(op, "bias", bias)
         checks.device(op, x, "bias", bias)
@@ -412,8 +427,13 @@ def _operands(op, flat, x, bias, residual, outputs, state, width, out=None) -> N
         checks.shape(op, "out", out, "[B, C_out, T]", expected)
         checks.dtype(op, "out", out, x.dtype)
         checks.device(op, x, "out", out)
-    if state is not None:
-        shape = (B, flat.inputs, width)
+    shape = (B, flat.inputs, width)
+    if state is not None and not (
+        state.context.shape == shape
+        and state.context.dtype == x.dtype
+        and state.context.device == x.device
+        and state.lengths.shape == (B,)
+    ):
         checks.shape(op, "state.context", state.context, "[B, C_in, W]", shape)
         checks.dtype(op, "state.context", state.context, x.dtype)
         checks.device(op, x, "state.context", state.context)
