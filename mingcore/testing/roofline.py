@@ -84,13 +84,14 @@ def fastest_read(x: Tensor) -> Callable[[], Any]:
 
 
 def _reads(x: Tensor) -> dict[tuple, Callable[[], Any]]:
+    return {pattern: partial(_read, x, *pattern) for pattern in READ_PATTERNS}
+
+
+def _read(x: Tensor, streams: int, ahead: int) -> None:
+    """x itself is an argument, so that a call that is kept keeps its memory."""
     from mingcore import _cpu
 
-    n = torch.get_num_threads()
-    return {
-        pattern: partial(_cpu.read_probe, x.data_ptr(), x.nbytes, n, *pattern)
-        for pattern in READ_PATTERNS
-    }
+    _cpu.read_probe(x.data_ptr(), x.nbytes, torch.get_num_threads(), streams, ahead)
 
 
 def _on_huge_pages(x: Tensor) -> Tensor:
