@@ -8,6 +8,12 @@
 // columns adds up those columns, slot by slot and the shared expert last. So the order of every sum
 // is fixed, and bits do not depend on threads, on chunks or on the batch. All in float32; quads
 // ("int8_dyn") multiply quantised rows of x and of hidden, exactly, in int32.
+//
+// Measured on 2 cores (AVX-512), H 2048, I 1408, 64 experts, 6 per token, cold weights: one token in
+// bf16 at 96 % of the read probe, in int8 1.84 times as fast; 512 tokens at 0.41 TFLOP/s, int8_dyn
+// 1.2 TFLOP/s. Waking the threads costs 1.5 us where they spin between regions, 40 to 50 us where
+// they sleep. Did not help: 2 streams per thread instead of 4 (-8 points of the probe), looking 512
+// bytes ahead in each instead of 1024 (-9), huge pages for the weights (within the noise).
 #include "moe_plan.h"
 #include "vmath.h"
 
