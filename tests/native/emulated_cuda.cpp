@@ -50,6 +50,10 @@ static void launch(void* function, unsigned gx, unsigned bx, unsigned shared, vo
 
 extern "C" {
 void emulated_lose(int arrivals) { gpu::lost = arrivals; }
+void emulated_watch(u64 begin, u64 bytes, u64 reach_bytes) {
+    gpu::memory = {begin, begin + bytes, reach_bytes / 16};
+}
+u64 emulated_missed_bytes() { return gpu::memory.missed * 16; }
 int cuInit(unsigned) { return 0; }
 int cuDeviceGet(int* device, int ordinal) {
     *device = ordinal;

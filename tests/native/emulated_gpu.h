@@ -12,6 +12,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <vector>
 
 #define __device__
@@ -66,6 +67,18 @@ static u64 clock_ns = 0;
 static void (*landed)(void*) = nullptr;  // told of 16 bytes that an asynchronous copy brought
 static bool (*stuck)() = nullptr;        // asked when no thread can go on: whether one may now
 static void (*ended)() = nullptr;        // told of a grid's end
+// Of what asynchronous copies read in [begin, end): how much came from memory, where a cache holds
+// what was among the last `reach` reads of 16 bytes.
+static struct {
+    u64 begin = 0, end = 0, reach = 0, reads = 0, missed = 0;
+    std::map<u64, u64> last;
+    void read(u64 at) {
+        if (at < begin || at >= end) return;
+        u64& when = last[at];
+        missed += !when || reads - when > reach;
+        when = ++reads;
+    }
+} memory;
 static int lost = 0;  // so many of the next add_release() do not arrive
 static const u64* muted = nullptr;  // nor does any put() to this word
 
@@ -258,6 +271,7 @@ static void cp_async(void* shared, const void* global, int bytes) {
         abort();
     }
     memcpy(copy.bytes, global, bytes);
+    if (bytes) gpu::memory.read((u64)global);
     memset(shared, 0xff, 16);
     gpu::current->copies.push_back(copy);
 }

@@ -95,6 +95,18 @@ def awkward_tensors():
     check({**kwargs, "ids": wide[:, ::2], "weights": kwargs["weights"].t().contiguous().t()})
 
 
+def weights_leave_memory_once():
+    """One block, 40 tokens of each expert: 3 units at each tile, and a cache of an eighth."""
+    kwargs = draw(1, 40, 2, 2, 128, 256, 0, torch.bfloat16)
+    kwargs["ids"][:] = torch.tensor([0, 1])
+    driver = ctypes.CDLL("libcuda.so.1")
+    for w in (kwargs["experts"].gate_up, kwargs["experts"].down):
+        driver.emulated_watch(*map(ctypes.c_uint64, (w.data_ptr(), w.nbytes, w.nbytes // 8)))
+        check(kwargs, twice=False)
+        assert w.nbytes <= driver.emulated_missed_bytes() < 1.1 * w.nbytes
+        driver.emulated_watch(*map(ctypes.c_uint64, (0, 0, 0)))
+
+
 def lost_block():
     """An arrival that never comes: NaN, the abort word, and NaN ever after; no hang."""
     kwargs = draw(1, 3, 2, 4, 64, 32, 0, torch.float32)
@@ -116,6 +128,8 @@ for blocks in BLOCKS:
     awkward_tensors()
     if blocks > 1:
         lost_block()
+    else:
+        weights_leave_memory_once()
     assert words() == [launches[blocks] * blocks, 0], words()
 every_weight_code()
 assert cuda_moe.rows_per_unit(2048, 132) == 16 and cuda_moe.rows_per_unit(1024, 132) == 8
