@@ -85,7 +85,7 @@ def _panels(cpu: ModuleType, weight: Tensor, format: str, overwrite: bool) -> Te
             shape = len(weight), *panels.shape
             fits = panels.numel() == matrix.numel() and panels.dtype == weight.dtype
             in_place = overwrite and fits and weight.is_contiguous()
-            out = weight.view(shape) if in_place else panels.new_empty(shape)
+            out = weight.view(shape) if in_place else cpu.on_huge_pages(panels.new_empty(shape))
         out[i] = panels
     return out
 
