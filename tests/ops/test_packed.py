@@ -4,7 +4,14 @@ import torch
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
 from mingcore.ops import registry
-from mingcore.ops.packed import FORMATS, PANEL, swiglu_order, unpack_rows
+from mingcore.ops.packed import (
+    FORMATS,
+    PANEL,
+    quantise,
+    quantise_activations,
+    swiglu_order,
+    unpack_rows,
+)
 from tests.ops.support import Draw
 
 SHAPES = [(32, 8), (64, 33), (70, 5), (2, 1)]
@@ -57,6 +64,54 @@ def test_native_packing(format, activation, shape):
     assert packed.shape == shape and packed.format == format
 
 
+def quantised_panels(stored: torch.Tensor, order: list[int], format: str) -> torch.Tensor:
+    """The same for int8 and int8_dyn, which stores the number + 128 and four k side by side."""
+    K = stored.shape[1]
+    if format == "int8":
+        return panels(stored, order)
+    out = torch.full((-(-len(order) // PANEL), -(-K // 4), PANEL, 4), 128, dtype=torch.uint8)
+    for place, row in enumerate(order):
+        panel, column = divmod(place, PANEL)
+        for k in range(K if row >= 0 else 0):
+            out[panel, k // 4, column, k % 4] = stored[row, k].item() + 128
+    return out
+
+
+@pytest.mark.skipif(registry.load("cpu") is not None, reason="the native kernels are not built")
+@pytest.mark.parametrize("format", ["int8", "int8_dyn"])
+@pytest.mark.parametrize("activation", [None, "swiglu"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_native_packing_of_quantised_weights(format, activation, shape):
+    weight = Draw(torch.float32)(*shape)
+    packed = ops.pack_linear(weight, format=format, activation=activation, backend="cpu")
+    rows = ops.pack_linear(weight, format=format, activation=activation, backend="reference")
+    stored, scale = quantise(weight, format)
+    order = swiglu_order(shape[0]).tolist() if activation else list(range(shape[0]))
+    assert torch.equal(packed.weight, quantised_panels(stored, order, format))
+    assert torch.equal(packed.as_rows().weight, stored) and torch.equal(rows.weight, stored)
+    assert torch.equal(packed.scale, scale) and torch.equal(rows.scale, scale)
+    assert torch.equal(packed.unpack(), stored * scale[:, None])
+    assert packed.nbytes == packed.weight.nbytes + 4 * shape[0] and packed.shape == shape
+
+
+@pytest.mark.parametrize("format", ["int8", "int8_dyn", "fp8"])
+def test_quantised_rows_on_the_reference(format):
+    """By the definition, in float64; panels give the same bits as rows."""
+    draw = Draw(torch.float32)
+    x, weight, bias = draw(2, 3, 9), draw.weight(12, 9), draw(12)
+    rows = ops.pack_linear(weight, format=format, backend="reference")
+    got = ops.linear(x, rows, bias, activation="silu", backend="reference")
+    used = x.double()
+    if format == "int8_dyn":
+        stored, scale = quantise_activations(x)
+        used = stored.double() * scale.double()[..., None]
+    expected = torch.nn.functional.silu(used @ rows.unpack().double().T + bias.double())
+    assert torch.allclose(got.double(), expected, rtol=1e-5, atol=1e-6)
+    packed = ops.pack_linear(weight, format=format)
+    again = ops.linear(x, packed, bias, activation="silu", backend="reference")
+    assert torch.equal(again, got)
+
+
 @pytest.mark.parametrize("activation", [None, "gelu", "swiglu"])
 def test_packed_equals_raw_on_the_reference(activation):
     draw = Draw(torch.float32)
@@ -88,6 +143,8 @@ def test_bad_arguments():
         ops.pack_linear(weight, activation="swiglu")
     with pytest.raises(InputError, match=r"pack_linear: weight must be float32, .* got int64"):
         ops.pack_linear(weight.long())
+    with pytest.raises(InputError, match="pack_linear: every weight must be finite, to be int8"):
+        ops.pack_linear(weight / 0, format="int8")
     with pytest.raises(BackendError, match="cpu backend does not pack fp64"):
         ops.pack_linear(weight, format="fp64", backend="cpu")
     packed = ops.PackedLinear(torch.zeros(1, 7, 32), "panels_swiglu", 6, 7, "fp32")

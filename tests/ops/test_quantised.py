@@ -106,6 +106,18 @@ def test_packing_and_unpacking(format, shared):
     assert packed.as_rows().gate_up is packed.gate_up
 
 
+@pytest.mark.parametrize("format", ["int8", "int8_dyn"])
+@pytest.mark.parametrize("shared", [0, 6])
+def test_panels_hold_what_rows_hold(format, shared):
+    gate_up, down, pair = draw_experts(torch.bfloat16, H=26, shared=shared)
+    packed = ops.pack_experts(gate_up, down, shared=pair, format=format)
+    rows = ops.pack_experts(gate_up, down, shared=pair, format=format, backend="reference")
+    assert packed.hidden == rows.hidden == 26
+    back = packed.as_rows()
+    for a, b in zip((*back.matrices, *back.scales), (*rows.matrices, *rows.scales)):
+        assert a is b is None or torch.equal(a, b)
+
+
 def test_weights_that_no_scale_holds():
     gate_up, down, _ = draw_experts(torch.float32)
     for bad in (math.nan, math.inf):
