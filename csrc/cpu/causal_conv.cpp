@@ -21,7 +21,8 @@ namespace {
 
 constexpr int64_t FEW = 2 * W;     // times from which they fill the lanes
 constexpr int TC = 96;                            // times of a direct task: its sums stay in L1
-constexpr int64_t STAGED = 1 << 18;               // floats staged at once: stays in L2
+constexpr int64_t STAGED = 1 << 17;               // floats staged at once: stays in L2
+constexpr int64_t SMALL = 1 << 17;                // weights of a group that do as well
 constexpr int64_t ROW_BLOCK = 256;                // rows of a panels task
 constexpr int64_t OWN = 1 << 13;                  // floats that a rows task stages
 constexpr int64_t SERIAL = 1 << 17;               // products under which waking threads costs more
@@ -41,6 +42,7 @@ struct Plan {
     Rows packed;
     float* packed_at;
     int group;
+    bool small;  // all weights stay in L2: a piece of time meets them one after another
     Counter to_stage, work;
 };
 
@@ -58,8 +60,10 @@ void direct_tasks(void* context, int id) {
     const ConvArgs& a = p.a;
     float *wide = p.scratch + id * p.scratch_each, *sums = wide + KC * PANEL;
     for (int64_t task; (task = claim(p.work)) < p.tasks;) {
-        const int64_t panel = task / p.pieces % p.panels, g = task / p.pieces / p.panels;
-        const int64_t t = p.t0 + task % p.pieces * TC, times = least(p.t1 - t, TC);
+        const int64_t each = p.panels * p.pieces, g = task / each, i = task % each;
+        const int64_t panel = p.small ? i % p.panels : i / p.pieces;
+        const int64_t piece = p.small ? i / p.panels : i % p.pieces;
+        const int64_t t = p.t0 + piece * TC, times = least(p.t1 - t, TC);
         const int rows = (int)least(PANEL, p.outputs - panel * PANEL);
         const T* w = (const T*)a.w + (g * p.panels + panel) * p.K * PANEL;
         const float* x = p.staged + g * p.inputs * p.channel_ld + (t - p.t0);
@@ -391,6 +395,7 @@ void causal_conv(const ConvArgs& a) {
     p.outputs = a.N / a.groups * a.up;
     p.K = p.inputs * a.taps;
     p.panels = ceil_div(p.outputs, PANEL);
+    p.small = p.outputs * p.K < SMALL;
     const int64_t longest = ceil_div(a.T, a.up);
     const int64_t moved = a.B * longest * (a.C * a.stride + a.N * a.up) * 8;
     const int64_t products = a.B * longest * a.groups * p.outputs * p.K;

@@ -11,7 +11,8 @@ constexpr int MAX_ROWS = 8, MAX_VECTORS = 3;  // 24 sums + 3 inputs + 1 weight o
 constexpr int MAX_ROWS = 4, MAX_VECTORS = 3;
 #endif
 MC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int MANY = MAX_VECTORS * W;
+constexpr int ALONE = 6;  // vectors of one row: as many sums as hide an addition's latency
+constexpr int MANY = ALONE * W;  // what a tile may load beyond the times asked for
 
 // c[r, v] (+)= w[k, r] * x[k, v] for kc values of k that begin at tap `tap` of the channel at x.
 template <int MR, int NV>
@@ -63,7 +64,13 @@ static void times_of(int rows, int vectors, const float* w, int64_t wr, int64_t 
 MC_INLINE void times_block(const float* w, int64_t wr, int64_t wk, int rows, const float* x,
                            int64_t ld, const int64_t* taps, int64_t n_taps, int64_t tap, int64_t kc,
                            int64_t times, float* c, int64_t c_row, bool first) {
-    for (int64_t t = 0; t < times; t += MANY) {
+    if (rows == 1) {
+        for (int64_t t = 0; t < times; t += ALONE * W)
+            times_of<1, ALONE>(1, (int)smaller((times - t + W - 1) / W, ALONE), w, wr, wk, x + t, ld,
+                               taps, n_taps, tap, kc, c + t, c_row, first);
+        return;
+    }
+    for (int64_t t = 0; t < times; t += MAX_VECTORS * W) {
         const int vectors = (int)smaller((times - t + W - 1) / W, MAX_VECTORS);
         for (int r = 0; r < rows; r += MAX_ROWS)
             times_of<MAX_ROWS, MAX_VECTORS>((int)smaller(rows - r, MAX_ROWS), vectors, w + r * wr, wr,

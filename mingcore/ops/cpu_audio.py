@@ -57,11 +57,15 @@ def _half(weight: Tensor) -> str:
     return "bf16" if weight.dtype == torch.bfloat16 else "fp16"
 
 
+_OVERLAP_NAMES = ("frames", "window", "numerator")
+
+
 def _overlap_why_not(frames, window, hop, numerator, *_):
-    for name, t in (("frames", frames), ("window", window), ("numerator", numerator)):
+    operands = (frames, window, numerator)
+    for name, t in zip(_OVERLAP_NAMES, operands):
         if t is not None and t.dtype != torch.float32:
             return f"{name} is {t.dtype}; it takes float32"
-    return unfit(("frames", "window", "numerator"), (frames, window, numerator))
+    return unfit(_OVERLAP_NAMES, operands)
 
 
 def _overlap_in_place_why_not(frames, out, numerator, lengths, emitted, window, hop, *_):
@@ -91,8 +95,8 @@ def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, e
 
 
 def _fresh(B, outputs, carried):
-    counts = torch.empty(2, B, dtype=torch.int64)
-    return torch.empty(B, outputs), torch.empty(B, carried), counts[0], counts[1]
+    counts = torch.empty(2, B, dtype=torch.int64).unbind()
+    return torch.empty(B, outputs), torch.empty(B, carried), *counts
 
 
 def _overlap(frames, window, hop, numerator, lengths, rows, results):

@@ -18,6 +18,7 @@ CODES = {
 }
 LARGE_BYTES = 4 << 20
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+STRIDED = torch.strided
 
 
 def array(t: Tensor) -> tuple:
@@ -39,7 +40,12 @@ def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | N
     """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
     grad = torch.is_grad_enabled()
     for name, t in zip(names, tensors):
-        if t is None:
+        if t is None or (
+            t.dtype in FLOATS
+            and t.is_cpu
+            and t.layout is STRIDED
+            and not (grad and t.requires_grad)
+        ):
             continue
         if t.dtype not in FLOATS:
             return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"

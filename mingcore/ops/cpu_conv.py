@@ -111,8 +111,9 @@ def causal_conv_transpose1d_(
 
 def _fresh(x, n, outputs, width):
     B, C, _ = x.shape
-    counts = torch.empty(2, B, dtype=torch.int64)
-    return x.new_empty(B, n, outputs), x.new_empty(B, C, width), counts[0], counts[1]
+    y = torch.empty(B, n, outputs, dtype=x.dtype)
+    context = torch.empty(B, C, width, dtype=x.dtype)
+    return y, context, *torch.empty(2, B, dtype=torch.int64).unbind()
 
 
 def stream_rows(lengths, valid, ended, last, lengths_out, emitted) -> tuple:
