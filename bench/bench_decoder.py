@@ -1,0 +1,102 @@
+"""One patch through the AudioVAE's whole decoder at its real size: 24 layers, 896 wide, 5 frames.
+
+Ours in bfloat16 and in float32 weights against the reference's structure in eager float32,
+streamed with filled caches; then the bar of the design, and one line of JSON last.
+`python bench/bench_decoder.py [--keep FOLDER]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import reporting  # noqa: E402
+
+from mingcore.model.vae import AudioVAE  # noqa: E402
+from mingcore.testing.checkpoint_layout import tensor_shapes  # noqa: E402
+from mingcore.testing.compare import relative_l2  # noqa: E402
+from mingcore.testing.eager.audio import DecoderState, EagerAudio  # noqa: E402
+from mingcore.testing.synthetic import model_config, random_tensor  # noqa: E402
+from mingcore.testing.timing import interleaved  # noqa: E402
+
+PATCH, WARM = 5, 8
+BAR = 1.5
+AGREE = {"ours fp32": 1e-3, "ours bf16": 5e-2}
+
+
+def decoder_only(size: str) -> tuple[dict, dict[str, torch.Tensor]]:
+    """The AudioVAE's configuration and weights; what the decoder does not need is one layer."""
+    config = model_config(size)
+    audio = config["audio_tokenizer_config"]
+    audio["enc_kwargs"]["backbone"]["num_hidden_layers"] = 1
+    audio["semantic_module_kwargs"]["whisper_encoder"]["n_layer"] = 1
+    shapes = {n: s for n, s in tensor_shapes(config).items() if n.startswith("audio.")}
+    tensors = {n: random_tensor(n, s, 0, torch.float32) for n, s in shapes.items()}
+    return audio, {name.removeprefix("audio."): t for name, t in tensors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="real", help="real or mid")
+    parser.add_argument("--budget", type=float, default=20.0)
+    parser.add_argument("--keep", type=Path, help="a folder to write the result to")
+    args = parser.parse_args()
+    audio, tensors = decoder_only(args.size)
+    torch.manual_seed(1)
+    latents = torch.randn(1, PATCH, 64)
+    eager = EagerAudio(audio).eval()
+    eager.load_state_dict(tensors, strict=False)
+    calls, last = {}, {}
+
+    def add(name, decode, state):
+        def call():
+            last[name] = decode(latents, state)
+
+        calls[name] = call
+
+    with torch.inference_mode():
+        for name, dtype in (("ours bf16", torch.bfloat16), ("ours fp32", torch.float32)):
+            vae = AudioVAE.from_state_dict(tensors, audio, dtype=dtype)
+            add(name, lambda z, s, vae=vae: vae.decode(z, s, last=False)[0],
+                vae.new_decoder_state(1))  # fmt: skip
+        del tensors
+        add("eager fp32", lambda z, s: eager.decoder.decode(z, s, False), DecoderState())
+        for _ in range(WARM):  # the same number of patches, so that the results can be compared
+            for call in calls.values():
+                call()
+        for name, limit in AGREE.items():
+            error = relative_l2(last[name], last["eager fp32"])
+            if not error <= limit:
+                raise AssertionError(f"{name} differs from eager float32 by {error:.2e}")
+        times = interleaved(calls, rounds=15, warmup=1, budget_s=args.budget)
+    rows = []
+    for name in calls:
+        took = times.time_s(name)
+        speedup = times.speedup(name, over="eager fp32")
+        rows.append({"way": name, "ms": took.scaled(1e3).as_dict(), "faster": speedup.as_dict()})
+    head = ("way", "ms", "p10", "p90", "x eager fp32")
+    cells = [
+        (r["way"], r["ms"]["median"], r["ms"]["p10"], r["ms"]["p90"], r["faster"]["median"])
+        for r in rows
+    ]
+    print(reporting.table(head, cells))
+    got = times.speedup("ours bf16", over="eager fp32").median
+    met = got >= BAR
+    print(f"{'met ' if met else 'MISSED'} one patch in bf16 weights >= {BAR} x eager: {got:.2f}")
+    bar = {"bar": "one patch, bf16 weights: x eager fp32", "at_least": BAR, "got": got, "met": met}
+    out = reporting.result("decoder", size=args.size, rows=rows, bars=[bar],
+                           threads=torch.get_num_threads())  # fmt: skip
+    if args.keep:
+        reporting.keep(f"decoder-{args.size}", out, args.keep)
+    print(json.dumps(out))
+
+
+if __name__ == "__main__":
+    main()
