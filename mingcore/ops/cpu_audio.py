@@ -95,7 +95,7 @@ def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, e
 
 
 def _fresh(B, outputs, carried):
-    counts = torch.empty(2, B, dtype=torch.int64).unbind()
+    counts = torch.empty(B, dtype=torch.int64), torch.empty(B, dtype=torch.int64)
     return torch.empty(B, outputs), torch.empty(B, carried), *counts
 
 

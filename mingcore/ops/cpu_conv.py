@@ -113,7 +113,7 @@ def _fresh(x, n, outputs, width):
     B, C, _ = x.shape
     y = torch.empty(B, n, outputs, dtype=x.dtype)
     context = torch.empty(B, C, width, dtype=x.dtype)
-    return y, context, *torch.empty(2, B, dtype=torch.int64).unbind()
+    return y, context, torch.empty(B, dtype=torch.int64), torch.empty(B, dtype=torch.int64)
 
 
 def stream_rows(lengths, valid, ended, last, lengths_out, emitted) -> tuple:
