@@ -86,10 +86,14 @@ class Backbone:
             device=self.device,
         )
 
-    def __call__(self, x: Tensor, state: KVState) -> Tensor:
-        """One step of T <= state.block frames; the state is changed in place."""
-        T, fresh = x.shape[1], state.max_length == 0
-        out = self.forward(x, state.reserve(T), state.lengths, fresh=fresh)
+    def __call__(self, x: Tensor, state: KVState, mask: Tensor | None = None) -> Tensor:
+        """One step of T <= state.block frames; the state is changed in place.
+
+        mask [B,T]: frames that count; the others are neither stored nor seen, and what comes out
+        in their place has no meaning.
+        """
+        T, fresh = x.shape[1], state.max_length == 0 and mask is None
+        out = self.forward(x, state.reserve(T), state.lengths, fresh=fresh, mask=mask)
         state.advance(T)
         return out
 
@@ -100,12 +104,13 @@ class Backbone:
         lengths: Tensor,
         *,
         fresh: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """The step itself, on tensors alone; `lengths` [B] is moved in place."""
         T, eps = x.shape[1], self.config.rms_norm_eps
-        positions = dense_positions(lengths, T, None)
-        lengths.add_(T)
-        rope = self.rope(positions)
+        positions = dense_positions(lengths, T, mask)
+        lengths.add_(T if mask is None else mask.sum(1))
+        rope = self.rope(positions if mask is None else positions.clamp(min=0))
         normed = ops.rms_norm(x, self.layers[0].attention_norm, eps)
         for index, layer in enumerate(self.layers):
             x = layer.attention(normed, x, rope, caches[index], positions, fresh)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -39,9 +40,19 @@ class DecoderState:
     def clone(self) -> DecoderState:
         return _cloned(self)
 
-    def reset(self) -> None:
-        self.backbone.reset()
-        self.overlap, self.finished = None, False
+    @property
+    def emitted(self) -> Tensor | None:
+        """[B] int64: how many samples of the last call belong to each row."""
+        return None if self.overlap is None else self.overlap.emitted
+
+    def reset(self, rows: Iterable[int] | None = None) -> None:
+        """Rows (None: all) begin a new stream, in place."""
+        rows = None if rows is None else list(rows)
+        self.backbone.reset(rows)
+        if rows is None:
+            self.overlap, self.finished = None, False
+        elif self.overlap is not None:
+            self.overlap.reset(rows)
 
 
 class Decoder:
@@ -68,34 +79,54 @@ class Decoder:
     def new_state(self, batch: int, block: int) -> DecoderState:
         return DecoderState(self.backbone.new_state(batch, block))
 
-    def __call__(self, latents: Tensor, state: DecoderState, last: bool) -> Tensor:
-        """latents [B,T,C] -> the samples [B,L] float32 that are final by now."""
+    def __call__(
+        self, latents: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
+    ) -> Tensor:
+        """latents [B,T,C] -> the samples [B,L] float32 that are final by now.
+
+        last: nothing is held back; where it is a tensor [B], those rows begin anew, else the state
+        takes no more. valid [B]: how many latents are a row's own.
+        """
         if state.finished:
             raise InputError("vae.decode: the state has had its last latents; reset it")
-        state.finished = last
-        block, T = state.backbone.block, latents.shape[1]
-        if T == 0:
-            width = self.backbone.config.hidden_size
-            return self._sound(latents.new_empty(latents.shape[0], 0, width), state, last)
-        chunks = [
-            self._sound(
-                self.backbone_out(latents[:, i : i + block], state.backbone),
-                state,
-                last and i + block >= T,
-            )
-            for i in range(0, T, block)
-        ]
-        return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
+        state.finished = last is True
+        block, (B, T, _) = state.backbone.block, latents.shape
+        alike = valid is None and isinstance(last, bool)
+        alike = alike and (state.overlap is None or state.overlap.skip is not None)
+        sounds, hidden = [], []
+        for t in range(0, T, block):
+            mask = None
+            if valid is not None:
+                mask = torch.arange(t, min(t + block, T), device=latents.device) < valid[:, None]
+            hidden.append(self.backbone_out(latents[:, t : t + block], state.backbone, mask))
+            if alike:
+                sounds.append(self._sound(hidden.pop(), state, last and t + block >= T))
+        if not sounds:
+            # rows at different places: one call, so that a row's own samples stay together
+            hidden = hidden or [latents.new_empty(B, 0, self.backbone.config.hidden_size)]
+            sounds = [self._sound(torch.cat(hidden, dim=1), state, last, valid)]
+        if isinstance(last, Tensor):
+            state.lengths.masked_fill_(last, 0)
+        return sounds[0] if len(sounds) == 1 else torch.cat(sounds, dim=1)
 
-    def _sound(self, hidden: Tensor, state: DecoderState, last: bool) -> Tensor:
+    def _sound(
+        self, hidden: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
+    ) -> Tensor:
         samples, state.overlap = ops.spectrum_head(
-            hidden, self.head.weight, self.head.bias, self.window, self.hop, state.overlap, last
+            hidden,
+            self.head.weight,
+            self.head.bias,
+            self.window,
+            self.hop,
+            state.overlap,
+            last,
+            valid=valid,
         )
         return samples
 
-    def backbone_out(self, latents: Tensor, state: KVState) -> Tensor:
+    def backbone_out(self, latents: Tensor, state: KVState, mask: Tensor | None = None) -> Tensor:
         """latents [B,T,C] -> hidden states [B,T,H] after the backbone's final norm."""
-        return self.backbone(self.fc1(latents.to(self.backbone.activation_dtype)), state)
+        return self.backbone(self.fc1(latents.to(self.backbone.activation_dtype)), state, mask)
 
 
 def _hann(n: int) -> Tensor:

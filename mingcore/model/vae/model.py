@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...config import AudioConfig
 from ...errors import InputError
+from ...ops import checks
 from ..layers import Linear
 from ..weights import DictTensors, Weights, assemble
 from .decoder import Decoder, DecoderState
@@ -84,20 +85,37 @@ class AudioVAE:
         The end is padded with zeros to a whole frame. Long inputs are computed in blocks. Raises
         InputError for another shape, or without samples.
         """
-        B = _check_samples("vae.encode", samples)
+        B = _check_samples("vae.encode", samples, least=1)
         frames = -(-samples.shape[1] // self.config.hop_samples)
         state = self.new_encoder_state(B, min(frames, BLOCK))
         mean, std, _ = self.encode_stream(samples, state, last=True)
         return mean, std
 
     def encode_stream(
-        self, samples: Tensor, state: EncoderState | None = None, last: bool = False
+        self,
+        samples: Tensor,
+        state: EncoderState | None = None,
+        last: bool | Tensor = False,
+        *,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, EncoderState]:
-        """The next samples [B,L] of a stream -> (mean, std [B,T,C], state), T >= 0 whole frames."""
-        B = _check_samples("vae.encode_stream", samples)
+        """The next samples [B,L] of streams, any L >= 0 -> (mean, std [B,T,C] float32, state).
+
+        Each chunk gives the frames that are whole by then, and put together they equal `encode`;
+        `last` pads the rest with zeros to a whole frame. The state (None starts one) is changed
+        in place; its memory is constant where every layer has a window.
+        Rows may be at different places: valid [B] int64 (None: L each) is how many samples are a
+        row's own, 0 where it sits out; last [B] bool ends streams row by row, and those rows begin
+        anew with the next call. `state.emitted` [B] then says how many of the T frames are a
+        row's; the others are zeros. Raises InputError for other shapes, and after `last=True`.
+        """
+        what = "vae.encode_stream"
+        B = _check_samples(what, samples, least=0)
+        checks.stream_rows(what, samples, valid, last)
         state = state or self.new_encoder_state(B)
-        _check_rows("vae.encode_stream", state.tail.shape[0], B)
-        mean, std = self.encoder(samples.to(self.encoder.backbone.activation_dtype), state, last)
+        _check_rows(what, state.backbone.batch, B)
+        samples = samples.to(self.encoder.backbone.activation_dtype)
+        mean, std = self.encoder(samples, state, last, valid)
         return mean, std, state
 
     def sample_posterior(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
@@ -122,22 +140,31 @@ class AudioVAE:
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), state
 
     def decode(
-        self, latents: Tensor, state: DecoderState | None = None, last: bool = True
+        self,
+        latents: Tensor,
+        state: DecoderState | None = None,
+        last: bool | Tensor = True,
+        *,
+        valid: Tensor | None = None,
     ) -> tuple[Tensor, DecoderState]:
         """latents [B,T,C] -> (samples [B,L] float32, state).
 
         A stream passes last=False until its end: each chunk then holds back what later frames
         still overlap, the first one also drops the samples before the signal, and the chunks one
-        after the other equal the one-shot output. The last chunk may have no latents (T = 0): it
-        flushes. The state is changed in place. Raises InputError for another shape, and after the
-        last chunk.
+        after the other equal the one-shot output. A chunk of a stream may have no latents (T = 0);
+        as the last one it flushes. The state is changed in place.
+        Rows may be at different places: valid [B] int64 (None: T each) is how many latents are a
+        row's own, 0 where it sits out; last [B] bool ends streams row by row, and those rows begin
+        anew with the next call. `state.emitted` [B] then says how many of the L samples are a
+        row's; the others are zeros. Raises InputError for other shapes, and after `last=True`.
         """
-        flush = last and state is not None
-        B, T = self._check_latents("vae.decode", latents, least=0 if flush else 1)
+        what = "vae.decode"
+        B, T = self._check_latents(what, latents, least=1 if state is None else 0)
+        checks.stream_rows(what, latents, valid, last)
         if state is None:
-            state = self.new_decoder_state(B, min(T, BLOCK) if last else STREAM_BLOCK)
-        _check_rows("vae.decode", state.backbone.batch, B)
-        return self.decoder(latents, state, last), state
+            state = self.new_decoder_state(B, min(T, BLOCK) if last is True else STREAM_BLOCK)
+        _check_rows(what, state.backbone.batch, B)
+        return self.decoder(latents, state, last, valid), state
 
     def _check_latents(self, what: str, latents: Tensor, least: int = 1) -> tuple[int, int]:
         C = self.config.latent_dim
@@ -147,8 +174,9 @@ class AudioVAE:
         return latents.shape[0], latents.shape[1]
 
 
-def _check_samples(what: str, samples: Tensor) -> int:
-    if samples.dim() != 2 or samples.numel() == 0 or not samples.is_floating_point():
+def _check_samples(what: str, samples: Tensor, least: int) -> int:
+    fits = samples.dim() == 2 and samples.shape[0] > 0 and samples.is_floating_point()
+    if not fits or samples.shape[1] < least:
         raise InputError(
             f"{what}: samples must be float [B, L], got {samples.dtype} {list(samples.shape)}"
         )
