@@ -227,24 +227,15 @@ void panel_tasks(void* context, int id) {
 #define MC_BY_WEIGHT(task, dtype) \
     (dtype == Dtype::f32 ? task<float> : dtype == Dtype::bf16 ? task<bf16> : task<f16>)
 
-// Carves a call's scratch into pieces of whole cache lines.
-struct Arena {
-    float* at;
-    float* take(int64_t floats) {
-        float* piece = at;
-        at += ceil_div(floats, 16) * 16;
-        return piece;
-    }
-};
 MC_INLINE int64_t lines(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // Counts the rows and lays out the taps in fresh scratch; `more` floats follow.
 Arena begin(Plan& p, int64_t more) {
     const ConvArgs& a = p.a;
     const int64_t rows = ceil_div(a.B * (int64_t)sizeof(Row), 4);
-    Arena arena{(float*)workspace((size_t)(lines(rows) + lines(2 * a.taps) + more) * 4)};
-    p.rows = (Row*)arena.take(rows);
-    p.taps = (int64_t*)arena.take(2 * a.taps);
+    Arena arena{(char*)workspace((size_t)(lines(rows) + lines(2 * a.taps) + more) * 4)};
+    p.rows = (Row*)arena.take<float>(rows);
+    p.taps = arena.take<int64_t>(a.taps);
     count_rows(a, p.span, p.rows);
     for (int64_t i = 0; i < a.taps; ++i) {
         const int64_t at = i * a.dilation;
@@ -271,8 +262,8 @@ void run_direct(Plan& p, int threads, int64_t longest) {
     p.scratch_each = lines(most(KC * PANEL + TC * PANEL, line_of(p, stretch)));
     const int64_t staged = a.C * p.channel_ld;
     Arena arena = begin(p, lines(staged) + threads * p.scratch_each);
-    p.staged = arena.take(staged);
-    p.scratch = arena.take(threads * p.scratch_each);
+    p.staged = arena.take<float>(staged);
+    p.scratch = arena.take<float>(threads * p.scratch_each);
     for (p.b = 0; p.b < a.B; ++p.b)
         for (p.t0 = 0; p.t0 < p.rows[p.b].times; p.t0 += stretch) {
             p.t1 = least(p.t0 + stretch, p.rows[p.b].times);
@@ -297,7 +288,7 @@ void run_ready(Plan& p, int threads) {
     p.channel_ld = a.x.channel;
     p.scratch_each = lines(KC * PANEL + TC * PANEL);
     Arena arena = begin(p, threads * p.scratch_each);
-    p.scratch = arena.take(threads * p.scratch_each);
+    p.scratch = arena.take<float>(threads * p.scratch_each);
     p.t1 = a.L;
     p.pieces = ceil_div(a.L, TC);
     p.tasks = a.groups * p.panels * p.pieces;
@@ -316,7 +307,7 @@ void run_rows(Plan& p, int threads, int64_t longest) {
     p.scratch_each = lines(p.outputs * (p.K + p.t1)) + line_of(p, p.t1) + MANY +
                      lines(p.inputs * p.channel_ld);
     Arena arena = begin(p, threads * p.scratch_each);
-    p.scratch = arena.take(threads * p.scratch_each);
+    p.scratch = arena.take<float>(threads * p.scratch_each);
     p.pieces = ceil_div(longest, p.t1);
     p.tasks = a.B * a.groups * p.pieces;
     p.bundle = most(p.tasks / (threads * 8), 1);
@@ -332,9 +323,9 @@ void run_panels(Plan& p, int threads, int64_t longest) {
     p.scratch_each = lines((p.group * block + block + W) * PANEL);
     const int64_t staged = a.B * a.C * p.channel_ld, packed = a.groups * p.K * block;
     Arena arena = begin(p, lines(staged) + lines(packed) + threads * p.scratch_each);
-    p.staged = arena.take(staged);
-    p.packed_at = arena.take(packed);
-    p.scratch = arena.take(threads * p.scratch_each);
+    p.staged = arena.take<float>(staged);
+    p.packed_at = arena.take<float>(packed);
+    p.scratch = arena.take<float>(threads * p.scratch_each);
     int64_t total = 0;
     for (int64_t b = 0; b < a.B; ++b) total += p.rows[b].times;
     parallel(staged < SERIAL_COPY ? 1 : threads, stage_rows_tasks, &p);

@@ -1,6 +1,7 @@
 // The rows of a stream's batch: where each one's padded inputs begin and end, how inputs are staged
 // as float32 behind their context, and how sums become outputs (bias, activation, residual).
 #pragma once
+#include "arena.h"
 #include "kernels.h"
 #include "trig.h"
 
@@ -14,10 +15,7 @@ struct Row {
     bool done;
 };
 
-MC_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 MC_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
-MC_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-MC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Outputs of a stream after so many inputs; once it is over, until every input is covered.
 static int64_t outputs_after(const ConvArgs& a, int64_t span, int64_t inputs, bool over) {

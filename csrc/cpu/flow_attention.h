@@ -121,7 +121,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
             transpose(v);
             for (int j = 0; j < W; ++j) store(qt + (d + j) * W, v[j]);
         }
-        const int64_t bites = up(T, MANY);
+        const int64_t bites = ceil_div(T, MANY);
         for (int64_t b = 0; b < bites; ++b) {
             const int64_t t0 = T * b / bites, t1 = T * (b + 1) / bites;
             scores<MANY>((int)(t1 - t0), k + t0 * Dp, Dp, qt, D, s + t0 * W);
@@ -136,7 +136,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         const F inverse = div(set1(1), sum);
         I largest = zero_int();
         float* out = p.attended.data + rows.K * from + head * D * (to - from) + (i - from);
-        const int64_t pieces = up(D, MANY);
+        const int64_t pieces = ceil_div(D, MANY);
         for (int64_t b = 0; b < pieces; ++b) {
             const int64_t d0 = D * b / pieces, d1 = D * (b + 1) / pieces;
             weigh<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse, out + d0 * (to - from),

@@ -15,6 +15,7 @@
 // matter how many threads came, and a thread knows its next task, and prefetches the weights of it,
 // while it still works on the one before.
 #pragma once
+#include "arena.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "quantise.h"
@@ -27,21 +28,7 @@ constexpr float EPS = 1e-6f;
 constexpr int64_t CHUNK = 1024;  // columns that one task quantises
 constexpr int PART_TILES = 16;  // row tiles of one task: their sums for one panel stay in L1/L2
 
-MC_INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
-MC_INLINE int64_t padded(int64_t n, int64_t to) { return up(n, to) * to; }
-MC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Hands out pieces of one block; without a base it only counts.
-struct Arena {
-    char* base;
-    size_t used = 0;
-    template <class T>
-    T* take(int64_t n) {
-        T* piece = (T*)(base + used);
-        used += ((size_t)n * sizeof(T) + 63) / 64 * 64;
-        return piece;
-    }
-};
+MC_INLINE int64_t padded(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
 
 // The left side of a product, packed in row tiles (see Rows), as it is written by the phase before:
 // 32 columns at a time. A normed operand holds x * norm weight; 1 / rms(x) is applied to the
@@ -61,7 +48,7 @@ struct Operand {
         if (!quads) return packed(rows);
         return {quads, MC_ISA::quads(K), rows, tiles_for(rows), nullptr, nullptr};
     }
-    int64_t chunks() const { return up(K, CHUNK); }
+    int64_t chunks() const { return ceil_div(K, CHUNK); }
 };
 
 enum class Set : int32_t { every, last, unique };
@@ -113,7 +100,7 @@ MC_INLINE const char* panel_of(const FlowMatrix& w, int layer, int64_t i) {
                            : w.dtype == Dtype::i8 ? w.k
                            : w.dtype == Dtype::u8 ? 4 * quads(w.k)
                                                   : 2 * w.k;
-    return (const char*)w.data + (layer * up(w.n, PANEL) + i) * column * PANEL;
+    return (const char*)w.data + (layer * ceil_div(w.n, PANEL) + i) * column * PANEL;
 }
 
 // The tile of `rows` that row i is in.
@@ -156,9 +143,9 @@ static Product product_of(const Plan& p, const Operand& x, Set set, int e, int m
               first, panels, 1, 1, 0};
     m.group = panels_for(m.rows.rows);
     while (m.group > 1 && panels < (int64_t)m.group * p.threads * 4) m.group /= 2;
-    m.parts = (int)up(m.rows.tiles, PART_TILES);
-    while (m.parts * 2 <= m.rows.tiles && up(panels, m.group) * m.parts < p.threads * 4) m.parts *= 2;
-    m.tasks = up(panels, m.group) * m.parts;
+    m.parts = (int)ceil_div(m.rows.tiles, PART_TILES);
+    while (m.parts * 2 <= m.rows.tiles && ceil_div(panels, m.group) * m.parts < p.threads * 4) m.parts *= 2;
+    m.tasks = ceil_div(panels, m.group) * m.parts;
     return m;
 }
 
@@ -193,7 +180,7 @@ struct Phase {
         const FlowSampleArgs& a = *p.a;
         const bool last = p.is_last(block);
         const Set rows = last ? Set::last : Set::every;
-        const int64_t H = up(a.H, PANEL), qkv = up(3 * a.H, PANEL), q = a.H / PANEL;
+        const int64_t H = ceil_div(a.H, PANEL), qkv = ceil_div(3 * a.H, PANEL), q = a.H / PANEL;
         count = 0, tasks = 0;
         switch (step) {
             case Step::embed:
@@ -217,13 +204,13 @@ struct Phase {
                 set(0, p, p.attended, rows, 3, 0, H);
                 break;
             case Step::up:
-                set(0, p, last ? p.last : p.every, rows, 4, 0, up(a.W, PANEL));
+                set(0, p, last ? p.last : p.every, rows, 4, 0, ceil_div(a.W, PANEL));
                 break;
             case Step::down:
                 set(0, p, p.hidden, rows, 5, 0, H);
                 break;
             case Step::final:
-                set(0, p, p.last, Set::last, 6, 0, up(a.C, PANEL));
+                set(0, p, p.last, Set::last, 6, 0, ceil_div(a.C, PANEL));
                 break;
             case Step::step:
                 tasks = a.B;

@@ -166,7 +166,7 @@ Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed, 
 size_t lay_out(Plan& p, char* base) {
     const FlowSampleArgs& a = *p.a;
     Arena m{base};
-    const int64_t panels = up(a.H, PANEL), unique = 2 * a.B + a.B * (a.P + a.N), Hc = a.matrix[0].k;
+    const int64_t panels = ceil_div(a.H, PANEL), unique = 2 * a.B + a.B * (a.P + a.N), Hc = a.matrix[0].k;
     p.group_request = m.take<int32_t>(p.G), p.unconditional = m.take<bool>(p.G);
     p.first_group = m.take<int32_t>(a.B), p.groups_of = m.take<int32_t>(a.B);
     p.copy = m.take<int32_t>(unique), p.second_copy = m.take<int32_t>(unique);
@@ -178,14 +178,14 @@ size_t lay_out(Plan& p, char* base) {
     p.first = m.take<float>(panels * a.B * PANEL);
     p.history = m.take<float>(panels * a.B * a.N * PANEL);
     p.cos = m.take<float>(p.T * padded(p.D, W)), p.sin = m.take<float>(p.T * padded(p.D, W));
-    p.condition = operand(m, Hc, a.B, up(Hc, PANEL), false, false);
-    p.past = operand(m, a.C, a.B * a.N, up(a.C, PANEL), false, false);
-    p.current = operand(m, a.C, a.B * a.P, up(a.C, PANEL), false, false);
+    p.condition = operand(m, Hc, a.B, ceil_div(Hc, PANEL), false, false);
+    p.past = operand(m, a.C, a.B * a.N, ceil_div(a.C, PANEL), false, false);
+    p.current = operand(m, a.C, a.B * a.P, ceil_div(a.C, PANEL), false, false);
     p.unique = operand(m, a.H, unique, panels, true, a.quantised);
     p.every = operand(m, a.H, p.rows, panels, true, a.quantised);
     p.last = operand(m, a.H, p.G * a.P, panels, true, a.quantised);
     p.attended = operand(m, a.H, p.rows, a.heads, false, a.quantised);
-    p.hidden = operand(m, a.W, p.rows, up(a.W, PANEL), false, a.quantised);
+    p.hidden = operand(m, a.W, p.rows, ceil_div(a.W, PANEL), false, a.quantised);
     int64_t each = 2 * (PART_ROWS + W) + PART_ROWS * PANEL;
     if (each < attention_scratch(p.T, p.D)) each = attention_scratch(p.T, p.D);
     p.scratch_each = padded(each, 16);

@@ -261,7 +261,7 @@ int element_bytes(Dtype dtype) {
 int64_t tokens_per_chunk(const MoeArgs& a) {
     const int64_t shared = a.shared_gate_up.data ? a.H + a.shared_I : 0;
     const int64_t most = CHUNK_FLOATS / (a.K * (a.H + a.I) + shared + 1) + 1;
-    return up(a.T, up(a.T, most));  // chunks of one size
+    return ceil_div(a.T, ceil_div(a.T, most));  // chunks of one size
 }
 
 bool is_small(const MoeArgs& a, int64_t element) {
@@ -289,7 +289,7 @@ int64_t moe_mlp(const MoeArgs& a) {
         make_plan(p);
         if (p.T == 1 && p.positions) pack_tile_of(p, 0, 1, p.positions, nullptr, p.one);
         if (p.segment_count == 0)  // no expert at all: sums of nothing
-            for (int64_t panel = 0; panel < up(a.H, PANEL); ++panel) add_up(p, panel);
+            for (int64_t panel = 0; panel < ceil_div(a.H, PANEL); ++panel) add_up(p, panel);
         void (*run)(void*, int) = a.w_dtype == Dtype::f32    ? run_items<float>
                                   : a.w_dtype == Dtype::bf16 ? run_items<bf16>
                               : a.w_dtype == Dtype::f16  ? run_items<f16>

@@ -8,9 +8,11 @@
 //
 //   pack 0 | pack 1, gate_up 0 | pack 2, gate_up 1 | ... | down 0 | down 1 | ...
 //
-// (with quads, hidden rows are packed as well, one expert after their gate_up). So while the last pieces of gate_up are in the works other threads begin with down 0, which was
-// done long ago, and memory is read without a gap from the first weight to the last.
+// (with quads, hidden rows are packed as well, one expert after their gate_up). So while the last
+// pieces of gate_up are in the works other threads begin with down 0, which was done long ago, and
+// memory is read without a gap from the first weight to the last.
 #pragma once
+#include "arena.h"
 #include "gemm.h"
 #include "kernels.h"
 #include "quantise.h"
@@ -62,34 +64,19 @@ struct Plan {
     Counter work;
 };
 
-MC_INLINE int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to; }
-MC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-MC_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-
 constexpr int64_t SUMS = ROW_BLOCK * PANEL;  // sums_for of any segment
 constexpr int64_t UNPACKED = KC * PANEL;     // rows_gemm's scratch
-
-// Hands out pieces of one block; without a base it only counts.
-struct Arena {
-    char* base;
-    size_t used = 0;
-    template <class T>
-    T* take(int64_t n) {
-        T* piece = (T*)(base + used);
-        used += ((size_t)n * sizeof(T) + 63) / 64 * 64;
-        return piece;
-    }
-};
 
 // Everything the plan points to, for any ids; returns the bytes.
 size_t lay_out(Plan& p, char* base) {
     const MoeArgs& a = *p.a;
     const int64_t shared = p.positions - p.slots, hit = least(a.E, p.slots);
-    const int64_t segments = hit + p.slots / ROW_BLOCK + up(shared, ROW_BLOCK);
-    const int64_t tiles = p.positions / ROWS + 2 * segments, columns = up(a.H, PANEL);
-    const int64_t routed = segments - up(shared, ROW_BLOCK);
-    p.max_items = 2 * (up(tiles, PACK_TILES) + segments) + routed * (up(a.I, 16) + columns) +
-                  up(shared, ROW_BLOCK) * (up(a.shared_I, 16) + columns);
+    const int64_t segments = hit + p.slots / ROW_BLOCK + ceil_div(shared, ROW_BLOCK);
+    const int64_t tiles = p.positions / ROWS + 2 * segments, columns = ceil_div(a.H, PANEL);
+    const int64_t routed = segments - ceil_div(shared, ROW_BLOCK);
+    p.max_items = 2 * (ceil_div(tiles, PACK_TILES) + segments) +
+                  routed * (ceil_div(a.I, 16) + columns) +
+                  ceil_div(shared, ROW_BLOCK) * (ceil_div(a.shared_I, 16) + columns);
     Arena arena{base};
     p.rows = arena.take<float>(p.positions * a.H);
     const int64_t all = p.slots * a.I + shared * a.shared_I, widest = most(a.I, a.shared_I);
@@ -101,7 +88,7 @@ size_t lay_out(Plan& p, char* base) {
     p.h_scale = arena.take<float>(scaled);
     p.x_sum = arena.take<int32_t>(scaled);
     p.h_sum = arena.take<int32_t>(scaled);
-    const int64_t tile = p.quantised ? up(ROWS * quads(most(a.H, widest)), 16) * 16 : 0;
+    const int64_t tile = p.quantised ? ceil_div(ROWS * quads(most(a.H, widest)), 16) * 16 : 0;
     p.memory_each = UNPACKED + SUMS + tile;
     p.memory = arena.take<float>(p.threads * p.memory_each);
     p.segments = arena.take<Segment>(segments);
@@ -147,7 +134,7 @@ void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down
                   int64_t width, int64_t begin, int64_t end, float* hidden, float* gated) {
     const MoeArgs& a = *p.a;
     const int64_t x_K = p.quantised ? quads(a.H) : a.H, h_K = p.quantised ? quads(width) : width;
-    const int64_t blocks = up(end - begin, ROW_BLOCK), rows = end - begin;
+    const int64_t blocks = ceil_div(end - begin, ROW_BLOCK), rows = end - begin;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = rows * b / blocks;
         Segment& s = p.segments[p.segment_count++];
@@ -166,13 +153,13 @@ void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down
         s.x = {only ? p.one : s.result, x_K, s.rows, s.tiles, p.x_scale + at, p.x_sum + at};
         s.h = {hidden + from * h_K, h_K, s.rows, s.tiles, p.h_scale + s.first, p.h_sum + s.first};
         s.to_pack.next = only ? 0 : s.tiles;
-        s.to_gate.next = up(width, 16);
+        s.to_gate.next = ceil_div(width, 16);
         s.to_repack.next = p.quantised ? s.tiles : 0;
     }
 }
 
 MC_INLINE int64_t panels_of(const Plan& p, const Segment& s, Kind kind) {
-    return kind == Kind::gate_up ? up(s.width, 16) : up(p.a->H, PANEL);
+    return kind == Kind::gate_up ? ceil_div(s.width, 16) : ceil_div(p.a->H, PANEL);
 }
 
 void add_packing(Plan& p, int64_t s0, int64_t s1, Kind kind) {
@@ -226,7 +213,7 @@ void make_plan(Plan& p) {
                          p.gated + p.start[e] * a.I);
 
     int64_t gates = 0;
-    const int64_t columns = up(a.H, PANEL);
+    const int64_t columns = ceil_div(a.H, PANEL);
     for (int64_t s = 0; s < p.segment_count; ++s)
         gates += panels_of(p, p.segments[s], Kind::gate_up);
     int64_t downs = columns * p.segment_count;
