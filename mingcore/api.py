@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from . import normalize as norm
 from .audio import read_audio, require_samples
 from .errors import CheckpointError, InputError
+from .live import resampled
 from .model import load
 from .results import Speech, Transcript, Voice
 from .runtime import generate, tasks
@@ -232,36 +234,76 @@ class MingAudio:
                 mean = self.model.vae.sample_posterior(mean, std, noise)
         return tasks.to_numpy(mean[0])
 
+    def encode_stream(
+        self,
+        chunks: Iterable[Any],
+        sample_rate: int | None = None,
+        *,
+        sample: bool = False,
+        seed: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Latents [t, 64] float32, t ≥ 1, of consecutive chunks of samples, as they come.
+
+        Chunks are float [l] of NumPy or PyTorch, any l ≥ 0, at `sample_rate` Hz (None: the
+        checkpoint's). All pieces together equal `encode` of the whole; with `sample` the draws come
+        in another order. The last piece is padded to a frame. Memory does not grow. Raises
+        InputError for a chunk that is no such samples, and when none of them holds any.
+        """
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        pieces = resampled(chunks, rate, self.sample_rate)
+        noise = SeededNoise(draw_seed(seed), self.device) if sample else None
+        return self._encode_pieces(pieces, noise)
+
+    def _encode_pieces(
+        self, pieces: Iterator[np.ndarray], noise: SeededNoise | None
+    ) -> Iterator[np.ndarray]:
+        vae, nothing = self.model.vae, np.zeros(0, np.float32)
+        state = vae.new_encoder_state(1)
+        # the end is a chunk of its own, so that none waits for the next
+        for samples, last in chain(zip(pieces, repeat(False)), [(nothing, True)]):
+            x = torch.from_numpy(samples).to(self.device)[None]
+            with torch.no_grad():
+                mean, std, _ = vae.encode_stream(x, state, last)
+                if noise is not None and mean.shape[1]:
+                    mean = vae.sample_posterior(mean, std, noise.posterior(mean))
+            if mean.shape[1]:
+                yield tasks.to_numpy(mean[0])
+        if state.max_length == 0:
+            raise InputError("audio: the stream held no samples")
+
     def decode(self, latents: Any) -> Speech:
         """The sound of latents [T, 64] (NumPy or PyTorch): T · 320 samples."""
         latents = self._latents("latents", latents)
-        return next(self._decode_chunks(iter([latents]), None))
+        return next(self._decode_pieces(iter([(latents, True)]), None))
 
     def decode_stream(self, chunks: Iterable[Any]) -> Iterator[Speech]:
         """The sound of consecutive chunks of latents [t, 64], each t ≥ 1, as they come.
 
-        One chunk waits for the next, for only the last one may flush. All pieces share one
-        `stats`. Raises InputError for a chunk that is no latents, or when there is none.
+        No chunk waits for the next: the sound that later ones still overlap (60 ms) is held back,
+        and the last piece brings what was. All pieces share one `stats`. Memory does not grow.
+        Raises InputError for a chunk that is no latents, or when there is none.
         """
         latents = (self._latents("latents", chunk) for chunk in chunks)
-        return self._decode_chunks(latents, self.model.vae.new_decoder_state(1))
+        nothing = torch.empty(1, 0, self.model.config.latent_dim, device=self.device)
+        pieces = chain(zip(latents, repeat(False)), [(nothing, True)])
+        return self._decode_pieces(pieces, self.model.vae.new_decoder_state(1))
 
-    def _decode_chunks(self, chunks: Iterator[Tensor], state: Any) -> Iterator[Speech]:
-        meter = Meter(self.device)
-        ready = next(chunks, None)
-        if ready is None:
-            raise InputError("latents: there is no chunk to decode")
-        while ready is not None:
-            following = next(chunks, None)
+    def _decode_pieces(self, pieces: Iterator[tuple[Tensor, bool]], state: Any) -> Iterator[Speech]:
+        meter, begun = Meter(self.device), False
+        meter.pause()
+        for latents, last in pieces:
+            begun = begun or latents.shape[1] > 0
+            if not begun:
+                raise InputError("latents: there is no chunk to decode")
             meter.resume()
             with torch.no_grad():
-                samples, _ = self.model.vae.decode(ready, state, last=following is None)
-            samples = tasks.to_numpy(samples[0])
+                sound, _ = self.model.vae.decode(latents, state, last)
+            samples = tasks.to_numpy(sound[0])
             meter.heard(samples.size, self.sample_rate)
             meter.pause()
-            meter.stats.ended_by = "stop" if following is None else None
-            yield Speech(samples, self.sample_rate, meter.stats)
-            ready = following
+            meter.stats.ended_by = "stop" if last else None
+            if samples.size:
+                yield Speech(samples, self.sample_rate, meter.stats)
 
     @property
     def _patch_samples(self) -> int:

@@ -45,6 +45,10 @@ Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sou
 Steps = Annotated[int, typer.Option(help="Euler steps per patch")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 0 halves the work")]
 Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
+FilterOut = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"'),
+]
 MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
 MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
 MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
@@ -191,7 +195,12 @@ def edit(
 def encode(
     audio: Audio,
     model: Model = "tiny",
-    out: Out = "latents.safetensors",
+    out: FilterOut = None,
+    format: Annotated[
+        str | None, typer.Option(help="of headerless samples: s16le or f32le; else a header says")
+    ] = None,
+    rate: Annotated[int, typer.Option(help="of headerless samples, in Hz")] = 16000,
+    channels: Annotated[int, typer.Option(help="of headerless samples, interleaved")] = 1,
     sample: Annotated[
         bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
     ] = False,
@@ -202,24 +211,31 @@ def encode(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn AUDIO into latents, 50 frames of 64 per second, in a safetensors file."""
-    from .latents import latents_to_bytes
+    """Turn AUDIO into latents, 50 frames of 64 per second, as safetensors.
 
-    with loaded(model, device, dtype, backend, quiet or as_json, out, "pcm") as ming:
-        latents = ming.encode(audio, sample=sample, seed=seed)
-    frames, channels = latents.shape
-    terminal.write_bytes(out, latents_to_bytes(latents))
+    A WAV stream or headerless samples on standard input are encoded as they come.
+    """
+    from . import piping
+
+    target = piping.output(audio, out, "latents.safetensors")
+    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm") as ming:
+        frames = piping.encode(
+            ming, audio, target, format=format, rate=rate, channels=channels, sample=sample,
+            seed=seed,
+        )  # fmt: skip
+        width = ming.model.config.latent_dim
     if as_json:
-        terminal.emit({"out": out, "frames": frames, "channels": channels}, stdout_taken=out == "-")
+        data = {"out": target, "frames": frames, "channels": width}
+        terminal.emit(data, stdout_taken=target == "-")
     else:
-        terminal.say(f"{frames} frames of {channels}: {out}", quiet or out == "-")
+        terminal.say(f"{frames} frames of {width}: {target}", quiet or target == "-")
 
 
 @app.command()
 def decode(
     latents: Annotated[str, typer.Argument(help='a file made by `encode`; "-" reads stdin')],
     model: Model = "tiny",
-    out: Out = "decoded.wav",
+    out: FilterOut = None,
     format: Format = None,
     subtype: Subtype = "int16",
     device: Device = None,
@@ -228,14 +244,21 @@ def decode(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Turn latents, as `encode` writes them, back into sound."""
+    """Turn latents, as `encode` writes them, back into sound.
+
+    From standard input they are decoded as they come; wav and pcm go to standard output at once.
+    """
+    from . import piping
     from .latents import load_latents
 
-    frames = load_latents(latents)
-    with loaded(model, device, dtype, backend, quiet or as_json, out, format, subtype) as ming:
-        speech = ming.decode(frames)
-        result = save([speech], ming.sample_rate, out, format, subtype)
-    report(result, out, as_json, quiet)
+    target = piping.output(latents, out, "decoded.wav")
+    frames = None if latents == "-" else load_latents(latents)
+    with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype) as ming:
+        if frames is not None:
+            result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
+        else:
+            result = piping.decode(ming, target, format, subtype, save)
+    report(result, target, as_json, quiet)
 
 
 @app.command()
