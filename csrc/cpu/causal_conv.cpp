@@ -27,6 +27,8 @@ constexpr int64_t ROW_BLOCK = 256;                // rows of a panels task
 constexpr int64_t OWN = 1 << 13;                  // floats that a rows task stages
 constexpr int64_t SERIAL = 1 << 17;               // products under which waking threads costs more
 constexpr int64_t SERIAL_COPY = 1 << 15;          // the same in floats copied
+constexpr int64_t IN_PLACE = 4096;                // times beyond which each row is in pages of its own
+constexpr int64_t CARRIED = 16;                   // channels whose context a task carries on
 
 struct Plan {
     const ConvArgs& a;
@@ -35,7 +37,7 @@ struct Plan {
     int64_t b, t0, t1;                 // the stretch of time that is staged now
     float* staged;
     int64_t channel_ld, phase_ld;
-    int64_t* taps;  // where tap i of a channel lies
+    int64_t* where;  // from a time's first input on: where the one that k is multiplied with lies
     float* scratch;
     int64_t scratch_each;
     int64_t tasks, bundle, panels, pieces, row0, row1;
@@ -45,6 +47,39 @@ struct Plan {
     bool small;  // all weights stay in L2: a piece of time meets them one after another
     Counter to_stage, work;
 };
+
+// The newest `span` inputs of a row's channel; in place the older ones move towards the front.
+template <class T>
+void carry(const Plan& p, int64_t b, int64_t c) {
+    const ConvArgs& a = p.a;
+    const int64_t span = p.span;
+    const Row& row = p.rows[b];
+    T* to = (T*)a.context_out + (b * a.C + c) * span;
+    const T* from = (const T*)a.context + (b * a.C + c) * span;
+    const T* x = (const T*)a.x.data + b * a.x.batch + c * a.x.channel;
+    const int64_t kept = row.fresh < span ? span - row.fresh : 0;
+    if (row.done) {
+        memset(to, 0, (size_t)span * sizeof(T));
+        return;
+    }
+    if (row.seen > 0) memmove(to, from + row.fresh, (size_t)kept * sizeof(T));
+    else
+        for (int64_t i = 0; i < kept; ++i) {
+            if (a.replicate && row.fresh > 0) to[i] = x[0];
+            else memset(to + i, 0, sizeof(T));
+        }
+    memcpy(to + kept, x + (row.fresh - (span - kept)), (size_t)(span - kept) * sizeof(T));
+}
+MC_INLINE void carry_one(const Plan& p, int64_t b, int64_t c) {
+    if (p.span == 0) return;
+    p.a.x.dtype == Dtype::f32 ? carry<float>(p, b, c) : carry<bf16>(p, b, c);
+}
+void carry_tasks(void* context, int) {
+    Plan& p = *(Plan*)context;
+    for (int64_t task; (task = claim(p.to_stage)) < ceil_div(p.a.B * p.a.C, CARRIED);)
+        for (int64_t i = task * CARRIED; i < least((task + 1) * CARRIED, p.a.B * p.a.C); ++i)
+            carry_one(p, i / p.a.C, i % p.a.C);
+}
 
 void stage_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
@@ -79,8 +114,8 @@ void direct_tasks(void* context, int id) {
                         store(wide + i * PANEL + s * W, low);
                         store(wide + i * PANEL + s * W + 16, high);
                     }
-            times_block(block, 1, PANEL, rows, x + k / a.taps * p.channel_ld, p.channel_ld, p.taps,
-                        a.taps, k % a.taps, kc, times, sums, TC, k == 0);
+            times_block(block, 1, PANEL, rows, x, p.where + k, kc, times, sums, TC, k == 0,
+                        w + (k + kc) * PANEL, kc * PANEL * sizeof(T));
         }
         for (int r = 0; r < rows; ++r)
             finish(a, p.rows[p.b].count, p.b, g, panel * PANEL + r, t, times, sums + r * TC);
@@ -106,17 +141,21 @@ void rows_tasks(void* context, int id) {
         const int64_t piece = task % p.pieces, g = task / p.pieces % a.groups;
         const int64_t b = task / p.pieces / a.groups;
         const int64_t t = piece * p.t1, times = least(p.rows[b].times - t, p.t1);
-        if (times <= 0) continue;
+        const bool whole = p.pieces == 1;  // then nobody else reads these channels' context
+        if (times <= 0) {
+            for (int64_t c = 0; c < p.inputs && whole; ++c) carry_one(p, b, g * p.inputs + c);
+            continue;
+        }
         for (int64_t c = 0; c < p.inputs; ++c)
             stage(a, p.rows[b], p.span, b, g * p.inputs + c, t, t + times, p.phase_ld, line, staged + c * p.channel_ld);
+        for (int64_t c = 0; c < p.inputs && whole; ++c) carry_one(p, b, g * p.inputs + c);
         const T* w = (const T*)a.w + g * p.outputs * p.K;
         const float* block = wide;
         if constexpr (sizeof(T) == 4) block = (const float*)w;
         else widen(w, p.outputs * p.K, wide);
         for (int64_t k = 0; k < p.K; k += KC)
-            times_block(block + k, p.K, 1, (int)p.outputs, staged + k / a.taps * p.channel_ld,
-                        p.channel_ld, p.taps, a.taps, k % a.taps, least(KC, p.K - k), times, sums,
-                        p.t1, k == 0);
+            times_block(block + k, p.K, 1, (int)p.outputs, staged, p.where + k, least(KC, p.K - k),
+                        times, sums, p.t1, k == 0, block, 0);
         for (int64_t m = 0; m < p.outputs; ++m) finish(a, p.rows[b].count, b, g, m, t, times, sums + m * p.t1);
     }
 }
@@ -229,17 +268,24 @@ void panel_tasks(void* context, int id) {
 
 MC_INLINE int64_t lines(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
-// Counts the rows and lays out the taps in fresh scratch; `more` floats follow.
+// Counts the rows in fresh scratch; `more` floats follow.
 Arena begin(Plan& p, int64_t more) {
     const ConvArgs& a = p.a;
     const int64_t rows = ceil_div(a.B * (int64_t)sizeof(Row), 4);
-    Arena arena{(char*)workspace((size_t)(lines(rows) + lines(2 * a.taps) + more) * 4)};
+    Arena arena{(char*)workspace((size_t)(lines(rows) + more) * 4)};
     p.rows = (Row*)arena.take<float>(rows);
-    p.taps = arena.take<int64_t>(a.taps);
     count_rows(a, p.span, p.rows);
+    return arena;
+}
+// The same, and where the inputs of every k lie.
+Arena begin_listed(Plan& p, int64_t more) {
+    const ConvArgs& a = p.a;
+    Arena arena = begin(p, lines(2 * p.K) + more);
+    p.where = arena.take<int64_t>(p.K);
     for (int64_t i = 0; i < a.taps; ++i) {
-        const int64_t at = i * a.dilation;
-        p.taps[i] = a.stride == 1 ? at : at % a.stride * p.phase_ld + at / a.stride;
+        const int64_t x = i * a.dilation;
+        const int64_t at = a.stride == 1 ? x : x % a.stride * p.phase_ld + x / a.stride;
+        for (int64_t c = 0; c < p.inputs; ++c) p.where[c * a.taps + i] = at + c * p.channel_ld;
     }
     return arena;
 }
@@ -249,6 +295,7 @@ void leading(Plan& p, int64_t times) {
     const ConvArgs& a = p.a;
     p.phase_ld = a.stride == 1 ? 0 : lines(times + p.span / a.stride + 1 + MANY);
     p.channel_ld = a.stride == 1 ? lines(times + p.span + MANY) : a.stride * p.phase_ld;
+    if (p.channel_ld / 16 % 2 == 0) p.channel_ld += 16;  // else they would share few sets of L1
 }
 MC_INLINE int64_t line_of(const Plan& p, int64_t times) {  // the inputs of `times` times
     return lines((times - 1) * p.a.stride + p.span + 1 + W);
@@ -261,7 +308,7 @@ void run_direct(Plan& p, int threads, int64_t longest) {
     leading(p, stretch);
     p.scratch_each = lines(most(KC * PANEL + TC * PANEL, line_of(p, stretch)));
     const int64_t staged = a.C * p.channel_ld;
-    Arena arena = begin(p, lines(staged) + threads * p.scratch_each);
+    Arena arena = begin_listed(p, lines(staged) + threads * p.scratch_each);
     p.staged = arena.take<float>(staged);
     p.scratch = arena.take<float>(threads * p.scratch_each);
     for (p.b = 0; p.b < a.B; ++p.b)
@@ -280,14 +327,14 @@ void run_direct(Plan& p, int threads, int64_t longest) {
 bool ready(const Plan& p, int64_t longest) {
     const ConvArgs& a = p.a;
     return p.span == 0 && a.stride == 1 && a.before.act == ConvAct::none && !a.rows.valid &&
-           a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0;
+           a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0 && a.L <= IN_PLACE;
 }
 
 void run_ready(Plan& p, int threads) {
     const ConvArgs& a = p.a;
     p.channel_ld = a.x.channel;
     p.scratch_each = lines(KC * PANEL + TC * PANEL);
-    Arena arena = begin(p, threads * p.scratch_each);
+    Arena arena = begin_listed(p, threads * p.scratch_each);
     p.scratch = arena.take<float>(threads * p.scratch_each);
     p.t1 = a.L;
     p.pieces = ceil_div(a.L, TC);
@@ -306,7 +353,7 @@ void run_rows(Plan& p, int threads, int64_t longest) {
     leading(p, p.t1);
     p.scratch_each = lines(p.outputs * (p.K + p.t1)) + line_of(p, p.t1) + MANY +
                      lines(p.inputs * p.channel_ld);
-    Arena arena = begin(p, threads * p.scratch_each);
+    Arena arena = begin_listed(p, threads * p.scratch_each);
     p.scratch = arena.take<float>(threads * p.scratch_each);
     p.pieces = ceil_div(longest, p.t1);
     p.tasks = a.B * a.groups * p.pieces;
@@ -337,33 +384,6 @@ void run_panels(Plan& p, int threads, int64_t longest) {
         p.to_stage = p.work = {};
         parallel(packed < SERIAL_COPY ? 1 : threads, pack_tasks, &p);
         parallel(threads, MC_BY_WEIGHT(panel_tasks, a.w_dtype), &p);
-    }
-}
-
-// The newest `span` inputs of every row; in place the older ones move towards the front.
-template <class T>
-void carry(const Plan& p) {
-    const ConvArgs& a = p.a;
-    const int64_t span = p.span;
-    for (int64_t b = 0; b < a.B; ++b) {
-        const Row& row = p.rows[b];
-        for (int64_t c = 0; c < a.C && span > 0; ++c) {
-            T* to = (T*)a.context_out + (b * a.C + c) * span;
-            const T* from = (const T*)a.context + (b * a.C + c) * span;
-            const T* x = (const T*)a.x.data + b * a.x.batch + c * a.x.channel;
-            const int64_t kept = row.fresh < span ? span - row.fresh : 0;
-            if (row.done) {
-                memset(to, 0, (size_t)span * sizeof(T));
-                continue;
-            }
-            if (row.seen > 0) memmove(to, from + row.fresh, (size_t)kept * sizeof(T));
-            else
-                for (int64_t i = 0; i < kept; ++i) {
-                    if (a.replicate && row.fresh > 0) to[i] = x[0];
-                    else memset(to + i, 0, sizeof(T));
-                }
-            memcpy(to + kept, x + (row.fresh - (span - kept)), (size_t)(span - kept) * sizeof(T));
-        }
     }
 }
 
@@ -399,7 +419,10 @@ void causal_conv(const ConvArgs& a) {
     else run_panels(p, threads, longest);
     const bool wide = a.out.dtype == Dtype::f32;
     wide ? clear_rest<float>(p) : clear_rest<bf16>(p);
-    a.x.dtype == Dtype::f32 ? carry<float>(p) : carry<bf16>(p);
+    if (longest == 0 || a.layout != Layout::rows || p.pieces > 1) {
+        p.to_stage = {};
+        parallel(a.B * a.C * p.span < SERIAL_COPY ? 1 : a.threads, carry_tasks, &p);
+    }
     for (int64_t b = 0; b < a.B; ++b) {
         a.rows.emitted[b] = p.rows[b].count;
         a.rows.lengths_out[b] = p.rows[b].done ? 0 : p.rows[b].seen + p.rows[b].fresh;

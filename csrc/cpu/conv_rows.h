@@ -134,11 +134,31 @@ static void stage(const ConvArgs& a, const Row& row, int64_t span, int64_t b, in
     }
 }
 
+// out[i] = after(sums[i] + bias) + residual[i]. A is the activation, or `tanh` for what a switch
+// finds; the residual is absent or float32.
+template <class T, ConvAct A, bool R>
+MC_INLINE void finish_line(ConvAct act, F bias, F alpha, F gain, const float* sums,
+                           const float* residual, int64_t n, T* out) {
+    int64_t i = 0;
+    for (; i + W <= n; i += W) {
+        F v = apply(A == ConvAct::tanh ? act : A, add(load(sums + i), bias), alpha, gain);
+        if (R) v = add(v, load(residual + i));
+        store(out + i, v);
+    }
+    if (i < n) {
+        const int m = (int)(n - i);
+        F v = apply(A == ConvAct::tanh ? act : A, add(load(sums + i), bias), alpha, gain);
+        if (R) v = add(v, loadn(residual + i, m));
+        storen(out + i, v, m);
+    }
+}
+
 // Outputs of a channel's phase at the times [t, t + n) of row b, from their sums.
 template <class T>
 static void finish(const ConvArgs& a, int64_t b, int64_t channel, int64_t phase, int64_t t, int64_t n,
             int64_t limit, const float* sums) {
-    const bool snaking = a.after.act == ConvAct::snake;
+    const ConvAct act = a.after.act;
+    const bool snaking = act == ConvAct::snake;
     const F bias = set1(a.bias ? one(a.bias_dtype, a.bias, channel) : 0.0f);
     const F alpha = snaking ? set1(a.after.alpha[channel]) : zero();
     const F gain = snaking ? set1(a.after.gain[channel]) : zero();
@@ -147,10 +167,22 @@ static void finish(const ConvArgs& a, int64_t b, int64_t channel, int64_t phase,
     const int64_t from = b * a.residual.batch + channel * a.residual.channel + first;
     n = least(n, ceil_div(limit - first, a.up));
     T* out = (T*)a.out.data + at;
+    const float* added = (const float*)a.residual.data;
+    if (step == 1 && (!added || a.residual.dtype == Dtype::f32)) {
+        if (added && act == ConvAct::none)
+            return finish_line<T, ConvAct::none, true>(act, bias, alpha, gain, sums, added + from, n, out);
+        if (added)
+            return finish_line<T, ConvAct::tanh, true>(act, bias, alpha, gain, sums, added + from, n, out);
+        if (act == ConvAct::none)
+            return finish_line<T, ConvAct::none, false>(act, bias, alpha, gain, sums, added, n, out);
+        if (snaking)
+            return finish_line<T, ConvAct::snake, false>(act, bias, alpha, gain, sums, added, n, out);
+        return finish_line<T, ConvAct::tanh, false>(act, bias, alpha, gain, sums, added, n, out);
+    }
     for (int64_t i = 0; i < n; i += W) {
         const int m = (int)least(W, n - i);
-        F v = apply(a.after.act, add(load(sums + i), bias), alpha, gain);
-        if (a.residual.data) {
+        F v = apply(act, add(load(sums + i), bias), alpha, gain);
+        if (added) {
             float r[W];
             if (a.up == 1) widen(a.residual.dtype, a.residual.data, from + i, m, r);
             else

@@ -67,6 +67,33 @@ def test_every_length_and_weight(isa, threads, op, format, L):
     compare.check_op(op, call, got)
 
 
+@pytest.mark.parametrize("L", [48, 4096, 4112])
+def test_pointwise_in_place_and_copied(isa, threads, L):
+    torch.manual_seed(L)
+    call = {"x": torch.randn(2, 40, L), "weight": torch.randn(37, 40, 1), "bias": torch.randn(37)}
+    call["residual"] = torch.randn(2, 37, L)
+    with nan_poisoned():
+        got = compare.run("causal_conv1d", packed("causal_conv1d", call), backend="cpu")
+    compare.check_op("causal_conv1d", call, got)
+
+
+@pytest.mark.parametrize("groups", [1, 700])
+def test_a_context_that_several_threads_carry(isa, groups):
+    """More inputs than one thread copies, in place as well: as long as the chunk and longer."""
+    torch.manual_seed(0)
+    weight = torch.randn(700 if groups > 1 else 8, 700 // groups, 7) / 50
+    call = {"x": torch.randn(1, 700, 150), "weight": weight, "dilation": 9, "groups": groups}
+    expected = streaming.once("causal_conv1d", call, "cpu")
+    sizes = [1, 60, 54, 30, 5]
+    assert torch.equal(streaming.chunked("causal_conv1d", call, sizes, "cpu"), expected)
+    state = ops.ConvState.start(1, 700, 54)
+    out = torch.full_like(expected, torch.nan)
+    pieces = zip(call.pop("x").split(sizes, 2), out.split(sizes, 2), strict=True)
+    for x, y in pieces:
+        ops.causal_conv1d_(x.contiguous(), y, **call, state=state, backend="cpu")
+    assert torch.equal(out, expected)
+
+
 def test_bits_do_not_depend_on_the_way_or_the_threads(isa):
     torch.manual_seed(0)
     weight = torch.randn(40, 50, 7)
