@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .api import MingAudio, Speech, Transcript, Voice
+    from .api import MingAudio, RoundTrip, Speech, Transcript, Voice
     from .errors import BackendError, CheckpointError, InputError, MingError
 
 _HOME = {
@@ -17,6 +17,7 @@ _HOME = {
     "Voice": ".api",
     "Speech": ".api",
     "Transcript": ".api",
+    "RoundTrip": ".api",
     "MingError": ".errors",
     "InputError": ".errors",
     "CheckpointError": ".errors",
@@ -29,6 +30,7 @@ __all__ = [
     "InputError",
     "MingAudio",
     "MingError",
+    "RoundTrip",
     "Speech",
     "Transcript",
     "Voice",

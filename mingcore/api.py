@@ -1,6 +1,7 @@
 """The public class: speak, transcribe, edit, encode and decode with one checkpoint."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, repeat
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from . import normalize as norm
 from .audio import read_audio, require_samples
 from .errors import CheckpointError, InputError
+from .fidelity import RoundTrip
 from .live import resampled
 from .model import load
 from .results import Speech, Transcript, Voice
@@ -24,7 +26,7 @@ from .runtime.params import FlowParams, TextParams, draw_seed, number, seconds_r
 from .runtime.stats import Meter
 from .runtime.tasks import Progress
 
-__all__ = ["MingAudio", "Speech", "Transcript", "Voice"]
+__all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
 logger = logging.getLogger(__name__)
 
@@ -287,6 +289,18 @@ class MingAudio:
         nothing = torch.empty(1, 0, self.model.config.latent_dim, device=self.device)
         pieces = chain(zip(latents, repeat(False)), [(nothing, True)])
         return self._decode_pieces(pieces, self.model.vae.new_decoder_state(1))
+
+    def roundtrip(self, audio: Any, *, sample: bool = False, seed: int | None = None) -> RoundTrip:
+        """`audio` through `encode` and `decode`, for a look at what the codec keeps of it."""
+        samples = self._read(audio, self.model.config.hop_samples, "one frame")[0].cpu().numpy()
+        start = time.perf_counter()
+        latents = self.encode((samples, self.sample_rate), sample=sample, seed=seed)
+        middle = time.perf_counter()
+        again = self.decode(latents).samples[: samples.size]
+        end = time.perf_counter()
+        return RoundTrip(
+            samples, again, self.sample_rate, len(latents), middle - start, end - middle
+        )
 
     def _decode_pieces(self, pieces: Iterator[tuple[Tensor, bool]], state: Any) -> Iterator[Speech]:
         meter, begun = Meter(self.device), False

@@ -8,19 +8,38 @@ that needs it, so `mingcore --help` is instant.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from . import __version__, terminal
+from . import __version__, codec_commands, terminal
 from .env import let_idle_threads_sleep
 from .errors import InputError, MingError
-
-if TYPE_CHECKING:
-    from .api import MingAudio
+from .options import (
+    Audio,
+    Backend,
+    Device,
+    Dtype,
+    Format,
+    Guidance,
+    Json,
+    Language,
+    MaxSeconds,
+    MaxTokens,
+    MinSeconds,
+    Model,
+    Out,
+    Quiet,
+    Seed,
+    Steps,
+    Subtype,
+    Temperature,
+    Text,
+    loaded,
+    report,
+    save,
+)
 
 FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 
@@ -30,36 +49,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input')]
-Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")
-]
-Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
-Format = Annotated[
-    str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")
-]
-Subtype = Annotated[str, typer.Option(help="int16 or float32 samples")]
-Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sound")]
-Steps = Annotated[int, typer.Option(help="Euler steps per patch")]
-Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 0 halves the work")]
-Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
-FilterOut = Annotated[
-    str | None,
-    typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"'),
-]
-MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
-MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
-MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
-Language = Annotated[str | None, typer.Option(help="zh or en; detected when not given")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 weights")]
-Backend = Annotated[
-    str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, or several in order")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
 
 
 @app.command()
@@ -191,74 +180,8 @@ def edit(
     report(result, target, as_json, quiet)
 
 
-@app.command()
-def encode(
-    audio: Audio,
-    model: Model = "tiny",
-    out: FilterOut = None,
-    format: Annotated[
-        str | None, typer.Option(help="of headerless samples: s16le or f32le; else a header says")
-    ] = None,
-    rate: Annotated[int, typer.Option(help="of headerless samples, in Hz")] = 16000,
-    channels: Annotated[int, typer.Option(help="of headerless samples, interleaved")] = 1,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
-    ] = False,
-    seed: Seed = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    backend: Backend = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Turn AUDIO into latents, 50 frames of 64 per second, as safetensors.
-
-    A WAV stream or headerless samples on standard input are encoded as they come.
-    """
-    from . import piping
-
-    target = piping.output(audio, out, "latents.safetensors")
-    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm") as ming:
-        frames = piping.encode(
-            ming, audio, target, format=format, rate=rate, channels=channels, sample=sample,
-            seed=seed,
-        )  # fmt: skip
-        width = ming.model.config.latent_dim
-    if as_json:
-        data = {"out": target, "frames": frames, "channels": width}
-        terminal.emit(data, stdout_taken=target == "-")
-    else:
-        terminal.say(f"{frames} frames of {width}: {target}", quiet or target == "-")
-
-
-@app.command()
-def decode(
-    latents: Annotated[str, typer.Argument(help='a file made by `encode`; "-" reads stdin')],
-    model: Model = "tiny",
-    out: FilterOut = None,
-    format: Format = None,
-    subtype: Subtype = "int16",
-    device: Device = None,
-    dtype: Dtype = None,
-    backend: Backend = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Turn latents, as `encode` writes them, back into sound.
-
-    From standard input they are decoded as they come; wav and pcm go to standard output at once.
-    """
-    from . import piping
-    from .latents import load_latents
-
-    target = piping.output(latents, out, "decoded.wav")
-    frames = None if latents == "-" else load_latents(latents)
-    with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype) as ming:
-        if frames is not None:
-            result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
-        else:
-            result = piping.decode(ming, target, format, subtype, save)
-    report(result, target, as_json, quiet)
+for _command in (codec_commands.encode, codec_commands.decode, codec_commands.roundtrip):
+    app.command()(_command)
 
 
 @app.command()
@@ -322,71 +245,6 @@ def verify(
     terminal.say(f"{passed} of {len(results)} kernels proven on this GPU", quiet or as_json)
     if passed < len(results):
         raise typer.Exit(FAILED)
-
-
-@contextmanager
-def loaded(
-    model: str,
-    device: str | None,
-    dtype: str | None,
-    backend: str | None,
-    quiet: bool,
-    target: str | None = None,
-    container: str | None = None,
-    subtype: str = "int16",
-) -> Iterator[MingAudio]:
-    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
-
-    A container is looked for in the suffix of `target` unless one is named.
-    """
-    from . import info as facts
-    from .api import MingAudio
-    from .audio import check_writable
-    from .ops import use_backend
-
-    if target is not None:
-        check_writable(target, container, subtype)
-    with use_backend(backend) if backend is not None else nullcontext():
-        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype)
-        yield ming
-    warning = None if ming.folder is None else facts.card_warning(ming.folder)
-    if warning:
-        terminal.say(f"note: {model}: {warning}", quiet)
-
-
-def save(
-    chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str
-) -> dict[str, Any]:
-    """Writes chunks of speech as they come; {"out", "seconds", "text", "stats"}."""
-    from .audio import AudioWriter
-
-    samples, text, last = 0, [], None
-    with AudioWriter(target, rate, format=container, subtype=subtype) as writer:
-        for last in chunks:
-            writer.write(last.samples)
-            samples += len(last.samples)
-            if last.text:
-                text.append(last.text)
-    return {
-        "out": target,
-        "sample_rate": rate,
-        "seconds": samples / rate,
-        "text": "".join(text) if text else None,
-        "stats": last.stats if last is not None else None,
-    }
-
-
-def report(result: dict[str, Any], target: str, as_json: bool, quiet: bool) -> None:
-    """Says what was made; as JSON on standard output unless that carries the sound."""
-    stats = result["stats"]
-    if as_json:
-        data = result | {"stats": stats.as_dict() if stats is not None else None}
-        terminal.emit(data, stdout_taken=target == "-")
-        return
-    if result["text"] is not None:
-        print(result["text"], file=sys.stderr if target == "-" else sys.stdout, flush=True)
-    if target != "-":
-        terminal.say(f"{target}: {stats if stats is not None else ''}", quiet)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,7 +8,7 @@ it has gone out.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from .audio import output_format
 from .errors import InputError
 from .latents import latents_to_bytes, read_latents
 from .live import Background, Ending, regrouped
+from .options import save
 from .pcm import NAME, read_raw, read_wav, wav_header
 
 if TYPE_CHECKING:
@@ -120,9 +121,8 @@ def decode(
     target: str,
     format: str | None,
     subtype: str,
-    save: Callable[..., dict[str, Any]],
 ) -> dict[str, Any]:
-    """What `save` says of the sound of the latents on standard input, written as it comes.
+    """What `options.save` says of the sound of the latents on standard input, written as it comes.
 
     WAV on standard output has no length in its header.
     """

@@ -1,4 +1,4 @@
-"""`mingcore info` and `mingcore doctor` as tables for a person."""
+"""`mingcore info`, `doctor` and `roundtrip` as tables for a person."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .doctor import NO_GPU, is_unproven
+from .fidelity import RoundTrip
 from .terminal import count, size
 
 
@@ -82,6 +83,26 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
             console.print(f"{name}: {reason}")
     for line in facts["advice"]:
         console.print(f"[yellow]{line}[/]")
+
+
+def show_roundtrip(trip: RoundTrip) -> None:
+    """Prints what the codec kept of a sound."""
+    table = _table("", "", "")
+    rows = (
+        ("sound", f"{trip.seconds:.2f} s", f"{trip.sample_rate} Hz, {trip.frames} frames"),
+        ("log-spectral distance", f"{trip.log_spectral_distance:.2f} dB", "0 is equal"),
+        ("SI-SNR", f"{trip.si_snr:.2f} dB", "inf is equal up to a factor"),
+        ("encoding", f"{trip.encode_seconds:.3f} s", _speed(trip.encode_seconds, trip)),
+        ("decoding", f"{trip.decode_seconds:.3f} s", _speed(trip.decode_seconds, trip)),
+    )
+    for row in rows:
+        table.add_row(*row)
+    table.show_header = False
+    Console(highlight=False).print(table)
+
+
+def _speed(seconds: float, trip: RoundTrip) -> str:
+    return f"real-time factor {seconds / trip.seconds:.3f}"
 
 
 def _cell(reason: str | None) -> str:
