@@ -1,7 +1,7 @@
 """What Triton's kernels take when compiled: registers, shared memory, the matrix unit.
 
-Needs no GPU, and some minutes. `python bench/resources_triton.py moe_mlp` (or flow_sample) prints
-the table, `--keep` writes it to bench/results/; `--lines FILE` takes what a compile test has
+Needs no GPU, and some minutes. `python bench/resources_triton.py moe_mlp` (or flow_sample, audio)
+prints the table, `--keep` writes it to bench/results/; `--lines FILE` takes what a compile test has
 printed before. Times are not measured here.
 """
 
@@ -47,6 +47,14 @@ OPS = {
         "the launches of the released head (H 1024, W 4096, 16 heads) for 1 to 32 requests of 11 "
         "tokens, and of 37, with guidance. Blocks are M N K, the warps' shares of a step and the "
         "parts of K; of attention queries, keys and D",
+    ),
+    "audio": Op(
+        "run_triton_audio.py",
+        "triton_audio_resources.md",
+        "Resources of Triton's overlap_add and spectrum_head",
+        "the launches of the AudioVAE's head (H 896, window 1280, hop 320) for 1 and 32 streams of "
+        "5 frames and one of 20 and 500. Blocks are, of spectrum, frames, rows of weights, K and "
+        "the warps' shares; of overlap_add hops and columns; of inverse the same, depth and parts",
     ),
 }
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import Draw, case
+from .cases import LARGE, Draw, case
 from .layouts import strided
 
 Layout = Callable[[Tensor], Tensor]
@@ -107,25 +107,29 @@ def _spectrum_head(
     return _into(d, args, "spectrum_head") if in_place else args
 
 
-for _op, _build, _real, _small in (
-    ("overlap_add", _overlap_add, {}, {}),
-    ("overlap_add_", _overlap_add, {"in_place": True}, {"in_place": True}),
-    ("spectrum_head", _spectrum_head, {"H": 896}, {"H": 24}),
-    ("spectrum_head_", _spectrum_head, {"H": 896, "in_place": True}, {"H": 24, "in_place": True}),
-):
-    case(_op, "real_first", _build, "real", B=1, T=5, n_fft=1280, hop=320, **_real)
-    case(
-        _op, "real_middle", _build, "real", "mid", B=1, T=5, n_fft=1280, hop=320, before=5, **_real
-    )
-    case(_op, "real_last", _build, "real", B=1, T=5, n_fft=1280, hop=320, before=5, last=True,
-         **_real)  # fmt: skip
-    case(_op, "real_one_shot", _build, "real", B=1, T=50, n_fft=1280, hop=320, last=True, **_real)
-    case(_op, "batch", _build, B=3, T=4, n_fft=32, hop=8, before=2, **_small)
-    case(_op, "mixed_rows", _build, B=4, T=5, n_fft=32, hop=8, before=2, mixed=True, **_small)
-    case(_op, "no_frames", _build, "edge", B=2, T=0, n_fft=32, hop=8, before=2, **_small)
-    case(_op, "odd_sizes", _build, "odd", B=2, T=7, n_fft=36, hop=12, before=1, **_small)
-    case(_op, "one_frame_first", _build, "edge", B=1, T=1, n_fft=32, hop=8, **_small)
-    case(_op, "one_frame_last", _build, "edge", B=1, T=1, n_fft=32, hop=8, before=1, last=True,
-         **_small)  # fmt: skip
-    case(_op, "one_frame_in_all", _build, "edge", B=2, T=1, n_fft=32, hop=8, last=True, **_small)
-    case(_op, "strided", _build, "strided", B=2, T=3, n_fft=32, hop=8, layout=strided, **_small)
+_REAL, _SMALL = {"n_fft": 1280, "hop": 320}, {"n_fft": 32, "hop": 8}
+_STREAMS: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
+    ("real_first", ("real",), {"B": 1, "T": 5, **_REAL}),
+    ("real_middle", ("real", "mid"), {"B": 1, "T": 5, "before": 5, **_REAL}),
+    ("real_last", ("real",), {"B": 1, "T": 5, "before": 5, "last": True, **_REAL}),
+    ("real_one_shot", ("real",), {"B": 1, "T": 50, "last": True, **_REAL}),
+    ("batch", (), {"B": 3, "T": 4, "before": 2, **_SMALL}),
+    ("mixed_rows", (), {"B": 4, "T": 5, "before": 2, "mixed": True, **_SMALL}),
+    ("no_frames", ("edge",), {"B": 2, "T": 0, "before": 2, **_SMALL}),
+    ("odd_sizes", ("odd",), {"B": 2, "T": 7, "n_fft": 36, "hop": 12, "before": 1}),
+    ("one_frame_first", ("edge",), {"B": 1, "T": 1, **_SMALL}),
+    ("one_frame_last", ("edge",), {"B": 1, "T": 1, "before": 1, "last": True, **_SMALL}),
+    ("one_frame_in_all", ("edge",), {"B": 2, "T": 1, "last": True, **_SMALL}),
+    ("strided", ("strided",), {"B": 2, "T": 3, "layout": strided, **_SMALL}),
+    # with all of the above, what proves a GPU kernel: many streams at once, and a minute
+    ("proof_streams", (LARGE,), {"B": 32, "T": 5, "before": 3, "mixed": True, **_REAL}),
+    ("proof_minute", (LARGE,), {"B": 1, "T": 3000, "before": 2, "last": True, **_REAL}),
+)
+
+for _name, _tags, _sizes in _STREAMS:
+    for _own in ({}, {"in_place": True}):
+        _op = f"overlap_add{'_' if _own else ''}"
+        case(_op, _name, _overlap_add, "verify", *_tags, **_sizes, **_own)
+        _op = f"spectrum_head{'_' if _own else ''}"
+        _width = 896 if _sizes["n_fft"] == 1280 else 24
+        case(_op, _name, _spectrum_head, "verify", *_tags, H=_width, **_sizes, **_own)

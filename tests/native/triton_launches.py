@@ -9,7 +9,7 @@ from triton.runtime.jit import JITFunction
 OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
-    torch.int8: "i8", torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8", torch.int64: "i64", torch.bool: "i1", torch.float8_e4m3fn: "fp8e4nv",
 }  # fmt: skip
 
 

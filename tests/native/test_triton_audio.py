@@ -1,0 +1,97 @@
+"""Triton's overlap_add and spectrum_head without a GPU: against the oracle, and as binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from mingcore_kernels import configs, spectrum_head
+
+ROOT = Path(__file__).parents[2]
+OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+
+
+@pytest.fixture(scope="module", params=("installed", "oldest"))
+def triton_folder(request) -> Path | None:
+    if request.param == "installed":
+        return None
+    if not (OLDEST / "triton" / "backends").is_dir():
+        pytest.skip("the oldest supported Triton is not beside the environment")
+    return OLDEST
+
+
+def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
+    here = Path(__file__).parent
+    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(here / "run_triton_audio.py"), *mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280 if "few" in mode else 1200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_interpreted(lines: list[dict], cases: int, streams: int) -> None:
+    for op in ("overlap_add", "overlap_add_", "spectrum_head", "spectrum_head_"):
+        assert sum(line.get("op") == op for line in lines) >= cases, op
+    assert sum("streamed" in line for line in lines) == 2 * streams
+    refused = [line["refused"] for line in lines if "refused" in line]
+    for said, expected in zip(
+        refused, ("the input is torch.float64", "numerator is torch.float64", "a contiguous one")
+    ):
+        assert expected in said
+    assert len(refused) == 3
+
+
+def check_binaries(lines: list[dict]) -> None:
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert line["shared"] <= configs.shared_bytes(line["sm"]), line
+        inverse = line["kernel"] == "_inverse_kernel"
+        assert line["waits"] == (inverse and line["sm"] >= 90), line
+        if inverse or line["types"][0] in ("*bf16", "*fp16"):
+            assert line["matrix"], line
+    kernels = {line["kernel"] for line in lines}
+    assert kernels == {"_overlap_add_kernel", "_spectrum_kernel", "_inverse_kernel"}
+
+
+def test_interpreted_kernels_match_the_oracle(tmp_path):
+    check_interpreted(run(tmp_path, None, "interpret", "few"), 3, 1)
+
+
+@pytest.mark.slow
+def test_every_case_and_stream_interpreted(triton_folder, tmp_path):
+    check_interpreted(run(tmp_path, triton_folder, "interpret"), 8, 7)
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    check_binaries(run(tmp_path, triton_folder, "compile", "few"))
+
+
+@pytest.mark.slow
+def test_every_type_and_batch_compiles(triton_folder, tmp_path):
+    check_binaries(run(tmp_path, triton_folder, "compile", "all"))
+
+
+def test_tiles_fill_the_processors():
+    """At the real size; and one stream's few hops are in one tile, so that in place is safe."""
+    for rows in (1, 2, 4, 8, 32):
+        tile = spectrum_head.inverse(rows, 8, 320, 1280, 132)
+        assert tile.block_t >= 8 and 80 <= rows * 10 * tile.splits <= 330
+    assert spectrum_head.inverse(1, 503, 320, 1280, 132).splits > 1
+    assert spectrum_head.inverse(1, 1, 8, 8, 132).splits == 1
