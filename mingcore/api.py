@@ -246,10 +246,11 @@ class MingAudio:
     ) -> Iterator[np.ndarray]:
         """Latents [t, 64] float32, t ≥ 1, of consecutive chunks of samples, as they come.
 
-        Chunks are float [l] of NumPy or PyTorch, any l ≥ 0, at `sample_rate` Hz (None: the
-        checkpoint's). All pieces together equal `encode` of the whole; with `sample` the draws come
-        in another order. The last piece is padded to a frame. Memory does not grow. Raises
-        InputError for a chunk that is no such samples, and when none of them holds any.
+        Chunks are [l] of NumPy or PyTorch, any l ≥ 0, float or integers by their full scale, at
+        `sample_rate` Hz (None: the checkpoint's). All pieces together equal `encode` of the whole;
+        with `sample` the draws come in another order. The last piece is padded to a frame. Memory
+        does not grow. Raises InputError for a chunk that is no such samples, and when none of them
+        holds any.
         """
         rate = self.sample_rate if sample_rate is None else sample_rate
         pieces = resampled(chunks, rate, self.sample_rate)

@@ -83,11 +83,14 @@ def _from_pair(pair: tuple, name: str) -> tuple[np.ndarray, int]:
     if not np.isfinite(rate) or rate != int(rate):
         raise InputError(f"{name}: the rate must be a whole number of Hz, got {rate!r}")
     _check_rate(int(rate), name)
-    return _mono(_to_float(samples, name), name), int(rate)
+    return _mono(to_float(samples, name), name), int(rate)
 
 
-def _to_float(samples: np.ndarray, name: str) -> np.ndarray:
-    """Integers of any width by their full scale; unsigned 8 bits around 128, as in wav files."""
+def to_float(samples: np.ndarray, name: str) -> np.ndarray:
+    """Samples as float32: integers by their full scale, unsigned 8 bits around 128 as in wav files.
+
+    Raises InputError, naming `name`, for another type.
+    """
     if samples.dtype.kind == "f":
         return samples.astype(np.float32, copy=False)
     if samples.dtype == np.uint8:

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from .audio import MAX_RATE, MIN_RATE
+from .audio import MAX_RATE, MIN_RATE, to_float
 from .errors import InputError
 
 
 def resampled(chunks: Iterable[Any], rate: int, new_rate: int) -> Iterator[np.ndarray]:
-    """Chunks of samples [l], NumPy or PyTorch, at `rate` -> [l'] float32 at `new_rate` Hz.
+    """Chunks of samples [l], NumPy or PyTorch, float or integer -> [l'] float32 at `new_rate` Hz.
 
     Each piece comes as soon as its chunk; with another rate (soxr HQ) it is later by the filter,
     and the rest comes at the end. Raises InputError for a bad rate at once, for a bad chunk when
@@ -45,14 +45,14 @@ def _checked(chunk: Any, index: int) -> np.ndarray:
         chunk = chunk.detach().cpu()
         # NumPy has no bfloat16
         chunk = chunk.float().numpy() if chunk.is_floating_point() else chunk.numpy()
+    name = f"audio: chunk {index}"
     samples = np.asarray(chunk)
-    if samples.ndim != 1 or samples.dtype.kind != "f":
-        raise InputError(
-            f"audio: chunk {index} must be float [l], got {samples.dtype} {list(samples.shape)}"
-        )
+    if samples.ndim != 1:
+        raise InputError(f"{name} must be samples [l], got {list(samples.shape)}")
+    samples = to_float(samples, name)
     if not np.isfinite(samples).all():
-        raise InputError(f"audio: chunk {index} holds NaN or infinity")
-    return np.ascontiguousarray(samples, np.float32)
+        raise InputError(f"{name} holds NaN or infinity")
+    return np.ascontiguousarray(samples)
 
 
 def regrouped(chunks: Iterable[np.ndarray], least: int, most: int) -> Iterator[np.ndarray]:

@@ -1,6 +1,8 @@
 """Sound encoded and decoded as it comes."""
 
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from mingcore.audio import resample
 from mingcore.errors import InputError
+from mingcore.live import Background, Ending, regrouped
 
 LIMIT = 1e-5
 
@@ -32,6 +35,13 @@ def test_encode_stream_is_encode(ming, take, seed):
     assert all(p.dtype == np.float32 and p.shape[0] >= 1 and p.shape[1] == 64 for p in pieces)
     expected = ming.encode((take, 16000))
     assert np.abs(np.concatenate(pieces) - expected).max() <= LIMIT * np.abs(expected).max()
+
+
+def test_integers_are_samples_by_their_full_scale(ming, take):
+    values = (take * 32767).astype("i2")
+    chunks = [values[:4000], torch.from_numpy(values[4000:])]
+    expected = np.concatenate(list(ming.encode_stream([values / np.float32(32768)])))
+    assert np.abs(np.concatenate(list(ming.encode_stream(chunks))) - expected).max() < 1e-5
 
 
 def test_latents_come_before_the_next_chunk_is_asked_for(ming, take):
@@ -70,8 +80,8 @@ def test_a_draw_of_the_posterior(ming, take):
     [
         ([], "held no samples"),
         ([np.zeros(0, "f4")], "held no samples"),
-        ([np.zeros((2, 9), "f4")], r"chunk 0 must be float \[l\]"),
-        ([np.zeros(9, "f4"), np.zeros(9, "i2")], "chunk 1 must be float"),
+        ([np.zeros((2, 9), "f4")], r"chunk 0 must be samples \[l\], got \[2, 9\]"),
+        ([np.zeros(9, "f4"), np.zeros(9, "c8")], "chunk 1: samples must be float"),
         ([np.full(9, np.nan, "f4")], "chunk 0 holds NaN"),
     ],
 )
@@ -94,3 +104,91 @@ def test_sound_comes_before_the_next_latents_are_asked_for(ming, take):
     for i in range(5):
         assert next(stream).samples.size == (1120 if i == 0 else 1600) and len(asked) == i + 1
     assert [piece.samples.size for piece in stream] == [480]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_regrouped_in_steps(seed):
+    pick = random.Random(seed)
+    sizes = [pick.choice((0, 1, 3, 5, 40)) for _ in range(30)]
+    rows = np.arange(sum(sizes) * 2).reshape(-1, 2)
+    chunks = np.split(rows, np.cumsum(sizes)[:-1])
+    taken = 0
+
+    def counted():
+        nonlocal taken
+        for chunk in chunks:
+            taken += len(chunk)
+            yield chunk
+
+    pieces, given = [], 0
+    for piece in regrouped(counted(), 5, 20):
+        pieces.append(piece)
+        given += len(piece)
+        assert 1 <= len(piece) <= 20 and (len(piece) % 5 == 0 or given == len(rows))
+    assert np.array_equal(np.concatenate(pieces), rows) and given == taken
+    assert list(regrouped([], 5, 20)) == []
+
+
+def test_read_ahead_holds_what_it_may_and_loses_nothing():
+    data = random.Random(0).randbytes(300_000)
+    read, write = os.pipe()
+    ahead = Background(read, most=100_000)
+    sent = 0
+    os.set_blocking(write, False)
+    while sent < len(data):  # nobody takes anything: the writer has to wait in the end
+        try:
+            sent += os.write(write, data[sent : sent + 4096])
+        except BlockingIOError:
+            if sent > 100_000:
+                break
+    assert sent < 100_000 + (1 << 15) + (1 << 17)  # held, in the hand, in the pipe
+    assert ahead.peek(4) == data[:4] and ahead.peek(2) == data[:2]
+    got = bytearray()
+    os.set_blocking(write, True)
+    while sent < len(data):
+        got += ahead.read1(5000)
+        sent += os.write(write, data[sent : sent + 4096])
+    os.close(write)
+    got += ahead.read()
+    assert bytes(got) == data and ahead.read1(9) == b"" and ahead.peek(4) == b""
+    os.close(read)
+
+
+def test_ctrl_c_ends_the_chunks_and_a_second_one_all():
+    def interrupt():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def source(at):
+        for i in range(9):
+            if i == at:
+                interrupt()
+            yield i
+
+    with Ending() as ending:  # while it waits for a chunk
+        assert list(ending.chunks(source(4))) == [0, 1, 2, 3]
+        with pytest.raises(KeyboardInterrupt):
+            ending.settle()
+    with Ending() as ending:  # while the last chunk is worked on
+        seen = []
+        for chunk in ending.chunks(range(9)):
+            if chunk == 2:
+                interrupt()
+            seen.append(chunk)
+        assert seen == [0, 1, 2]
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_damaged_a_source_is_told_at_the_end():
+    def source():
+        yield 1
+        raise InputError("audio: damaged")
+
+    with Ending() as ending:
+        assert list(ending.chunks(source())) == [1]
+    with pytest.raises(InputError, match="damaged"):
+        ending.settle()
+    with Ending() as ending:
+        assert list(ending.chunks([1, 2])) == [1, 2]
+    ending.settle()
