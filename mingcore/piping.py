@@ -1,8 +1,9 @@
 """`encode` and `decode` between pipes: sound to latents and back while they are made.
 
-Sound and latents come in by patches, 100 ms, however they dribble in: whole steps of the model, and
-the delay is one patch. What ends a stream, be it damage or Ctrl-C, is told after everything before
-it has gone out.
+Sound and latents go in by patches, 100 ms, however they dribble in: the delay is one patch, and a
+step of one frame takes nearly as long (encoder at the real size, bfloat16 weights, on two cores of
+an AMD EPYC: 28 ms per patch, 26 ms per frame, of which there are 50 in a second). What ends a
+stream, be it damage or Ctrl-C, is told after everything before it has gone out.
 """
 
 from __future__ import annotations

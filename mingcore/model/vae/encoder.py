@@ -157,9 +157,10 @@ class Encoder:
         rows = torch.cat((state.tail, samples), dim=1).gather(1, source.clamp(max=room - 1))
         total = held + new
         rows = torch.where(place < total, rows, 0.0)
-        frames = torch.where(
-            torch.as_tensor(last, device=device), -(-total[:, 0] // hop), total[:, 0] // hop
-        )
+        frames = total[:, 0] // hop
+        if last is not False:
+            whole = -(-total[:, 0] // hop)
+            frames = torch.where(last, whole, frames) if isinstance(last, Tensor) else whole
         due = frames[:, None] * hop
         behind = due + torch.arange(hop - 1, device=device)
         state.tail.copy_(rows.gather(1, behind.clamp(max=place.numel() - 1)))
