@@ -1,0 +1,106 @@
+"""The `triton` backend's causal convolutions."""
+
+import torch
+
+from mingcore_kernels import causal_conv as kernels
+
+from .registry import register
+from .triton_common import KERNELS, unfit
+
+_SOURCES = tuple(KERNELS / f"{name}.py" for name in ("causal_conv", "activations")) + (__file__,)
+_NAMES = ("x", "weight", "bias", "residual")
+
+
+def _why_not(x, weight, bias, residual, *rest):
+    if rest[-2] != "rows":
+        return f"the weight is in layout {rest[-2]!r}; it takes 'rows'"
+    # x and residual may lie in any order of dimensions; a weight that is not dense is made so
+    reason = unfit(_NAMES, tuple(_untouched(t) for t in (x, weight, bias, residual)))
+    return reason or _snakes(rest[-7:-5], rest[-4:-2])
+
+
+def _snakes(*parameters):
+    for t in (t for pair in parameters for t in pair):
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            return "alpha or gain requires a gradient; it computes none"
+    return None
+
+
+def _untouched(t):
+    """None of an operand's elements, so that its layout is not asked for."""
+    return None if t is None else t[..., :0]
+
+
+def _in_place_why_not(x, out, context, lengths, emitted, *rest):
+    if not (context.is_contiguous() and lengths.is_contiguous() and emitted.is_contiguous()):
+        return "the state is not contiguous"
+    if torch._debug_has_internal_overlap(out) == 1:
+        return f"out overlaps itself (strides {tuple(out.stride())})"
+    return _why_not(x, *rest)
+
+
+@register("causal_conv1d", "triton", _why_not, sources=_SOURCES)
+def causal_conv1d(
+    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
+    dilation, groups, left_pad, replicate, *rest,
+):  # fmt: skip
+    *acts, _, n = rest
+    results = _fresh(x, n, outputs, (kernel - 1) * dilation)
+    sizes = (kernel, stride, dilation, groups, left_pad, 0)
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
+         replicate=replicate)  # fmt: skip
+    return results
+
+
+@register("causal_conv1d_", "triton", _in_place_why_not, sources=_SOURCES)
+def causal_conv1d_(
+    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
+    dilation, groups, left_pad, replicate, *rest,
+):  # fmt: skip
+    results = out, context, lengths, emitted
+    sizes = (kernel, stride, dilation, groups, left_pad, 0)
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
+         rest[:-2], replicate=replicate)  # fmt: skip
+
+
+@register("causal_conv_transpose1d", "triton", _why_not, sources=_SOURCES)
+def causal_conv_transpose1d(
+    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
+    dilation, groups, flush, *rest,
+):  # fmt: skip
+    *acts, _, n = rest
+    results = _fresh(x, n, outputs, (kernel - 1) * dilation // stride)
+    sizes = (kernel, stride, dilation, groups, 0, flush)
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
+         transposed=True)  # fmt: skip
+    return results
+
+
+@register("causal_conv_transpose1d_", "triton", _in_place_why_not, sources=_SOURCES)
+def causal_conv_transpose1d_(
+    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
+    dilation, groups, flush, *rest,
+):  # fmt: skip
+    results = out, context, lengths, emitted
+    sizes = (kernel, stride, dilation, groups, 0, flush)
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
+         rest[:-2], transposed=True)  # fmt: skip
+
+
+def _fresh(x, n, outputs, width):
+    B, C, _ = x.shape
+    lengths, emitted = (x.new_empty(B, dtype=torch.int64) for _ in range(2))
+    return x.new_empty(B, n, outputs), x.new_empty(B, C, width), lengths, emitted
+
+
+def _dense(t):
+    return None if t is None else t.contiguous()
+
+
+def _run(x, weight, bias, residual, carried, rows, results, sizes, acts, **kind) -> None:
+    before, before_alpha, before_gain, after, after_alpha, after_gain = acts
+    snakes = before, _dense(before_alpha), _dense(before_gain), after, _dense(after_alpha)
+    carried = tuple(_dense(t) for t in carried)
+    rows = (_dense(rows[0]), _dense(rows[1]), rows[2])
+    kernels.causal_conv(x, weight.contiguous(), _dense(bias), residual, carried, rows, results,
+                        sizes, (*snakes, _dense(after_gain)), **kind)  # fmt: skip
