@@ -12,8 +12,14 @@ KERNELS = Path(mingcore_kernels.__file__).parent
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...], types=FLOATS) -> str | None:
-    """Why these operands cannot go to a kernel, or None: device, type, gradient, last dimension."""
+def unfit(
+    names: tuple[str, ...],
+    tensors: tuple[Tensor | None, ...],
+    types=FLOATS,
+    dense: bool = True,
+) -> str | None:
+    """Why these operands cannot go to a kernel, or None: device, type, gradient, and with `dense`
+    the last dimension's stride."""
     first = tensors[0]
     if first.device.type != "cuda" and not knobs.runtime.interpret:
         return f"{names[0]} is on {first.device}; it takes tensors on a GPU"
@@ -26,6 +32,6 @@ def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...], types=FLOA
             return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
         if t.requires_grad and torch.is_grad_enabled():
             return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
-        if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+        if dense and t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
             return f"{name} has strides {tuple(t.stride())}; it takes a dense last dimension"
     return None

@@ -1,5 +1,7 @@
 """The `triton` backend's causal convolutions."""
 
+from pathlib import Path
+
 import torch
 
 from mingcore_kernels import causal_conv as kernels
@@ -7,28 +9,21 @@ from mingcore_kernels import causal_conv as kernels
 from .registry import register
 from .triton_common import KERNELS, unfit
 
-_SOURCES = tuple(KERNELS / f"{name}.py" for name in ("causal_conv", "activations")) + (__file__,)
-_NAMES = ("x", "weight", "bias", "residual")
+_SOURCES = (KERNELS / "causal_conv.py", Path(__file__))
+_NAMES = ("x", "weight", "bias", "residual", "alpha", "gain", "alpha", "gain")
+_MOST_ROWS = 65535  # of a grid's second dimension
 
 
 def _why_not(x, weight, bias, residual, *rest):
     if rest[-2] != "rows":
         return f"the weight is in layout {rest[-2]!r}; it takes 'rows'"
-    # x and residual may lie in any order of dimensions; a weight that is not dense is made so
-    reason = unfit(_NAMES, tuple(_untouched(t) for t in (x, weight, bias, residual)))
-    return reason or _snakes(rest[-7:-5], rest[-4:-2])
-
-
-def _snakes(*parameters):
-    for t in (t for pair in parameters for t in pair):
-        if t is not None and t.requires_grad and torch.is_grad_enabled():
-            return "alpha or gain requires a gradient; it computes none"
-    return None
-
-
-def _untouched(t):
-    """None of an operand's elements, so that its layout is not asked for."""
-    return None if t is None else t[..., :0]
+    if x.shape[0] > _MOST_ROWS:
+        return f"there are {x.shape[0]} rows; it takes up to {_MOST_ROWS}"
+    for t in (*rest[-7:-5], *rest[-4:-2]):
+        if t is not None and t.dtype != torch.float32:
+            return f"alpha or gain is {t.dtype}; it takes float32"
+    given = x, weight, bias, residual, *rest[-7:-5], *rest[-4:-2]
+    return unfit(_NAMES, given, dense=False)
 
 
 def _in_place_why_not(x, out, context, lengths, emitted, *rest):
@@ -60,7 +55,7 @@ def causal_conv1d_(
     results = out, context, lengths, emitted
     sizes = (kernel, stride, dilation, groups, left_pad, 0)
     _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
-         rest[:-2], replicate=replicate)  # fmt: skip
+         rest[:-2], replicate=replicate, in_place=True)  # fmt: skip
 
 
 @register("causal_conv_transpose1d", "triton", _why_not, sources=_SOURCES)
@@ -84,7 +79,7 @@ def causal_conv_transpose1d_(
     results = out, context, lengths, emitted
     sizes = (kernel, stride, dilation, groups, 0, flush)
     _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
-         rest[:-2], transposed=True)  # fmt: skip
+         rest[:-2], transposed=True, in_place=True)  # fmt: skip
 
 
 def _fresh(x, n, outputs, width):

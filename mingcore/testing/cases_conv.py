@@ -86,15 +86,17 @@ def _cases(op: str) -> None:
     add("stride_beyond_the_kernel", "edge", B=2, C=4, N=6, L=11, k=2, stride=5, before=3, last=True)
     add("kernel_1_strided", "edge", B=1, C=5, N=3, L=9, k=1, stride=3, last=True)
     add("dilated", B=1, C=8, N=8, L=20, k=7, dilation=27, before=30, acts=("snake", "snake"))
-    add("depthwise", B=2, C=24, N=24, L=33, k=7, groups=24, dilation=3, before=40, residual=True,
-        acts=("snake", "snake"))  # fmt: skip
+    add("depthwise", "verify", B=2, C=24, N=24, L=33, k=7, groups=24, dilation=3, before=40,
+        residual=True, acts=("snake", "snake"))  # fmt: skip
     add("depth_multiplier", B=1, C=6, N=12, L=19, k=5, groups=6, stride=2, before=3)
-    add("mixed_rows", B=4, C=5, N=7, L=9, k=5, stride=2, before=6, mixed=True, acts=(None, "silu"))
+    add("mixed_rows", "verify", B=4, C=5, N=7, L=9, k=5, stride=2, before=6, mixed=True,
+        acts=(None, "silu"))  # fmt: skip
     add("one_output", B=1, C=40, N=1, L=70, k=7, acts=("elu", "tanh"))
     add("strided", "strided", B=2, C=6, N=8, L=15, k=3, layout=strided, residual=True)
     add("transposed", "strided", B=2, C=6, N=8, L=15, k=4, stride=2, layout=transposed)
     add("float_input", B=1, C=40, N=36, L=70, k=3, acts=("gelu", None), float_input=True)
-    add("wide", B=1, C=72, N=80, L=150, k=3, before=9, residual=True, acts=("snake", None))
+    add("wide", "verify", B=1, C=72, N=80, L=150, k=3, before=9, residual=True,
+        acts=("snake", None))  # fmt: skip
 
 
 for _op in ("causal_conv1d", "causal_conv1d_", "causal_conv_transpose1d",
@@ -114,8 +116,8 @@ for _op in ("causal_conv1d", "causal_conv1d_"):
         dilation=2,
         pad_mode="replicate",
     )
-    case(_op, "replicate_last", _conv, kind=_op, B=3, C=4, N=6, L=8, k=6, stride=4, before=3,
-         pad_mode="replicate", last=True)  # fmt: skip
+    case(_op, "replicate_last", _conv, "verify", kind=_op, B=3, C=4, N=6, L=8, k=6, stride=4,
+         before=3, pad_mode="replicate", last=True)  # fmt: skip
     case(_op, "left_pad", _conv, kind=_op, B=2, C=4, N=6, L=12, k=10, stride=5, left_pad=6)
     case(_op, "real_vox_residual", _conv, "real", "mid", kind=_op, B=1, C=192, N=192, L=1280, k=7,
          groups=192, dilation=9, before=54, acts=("snake", "snake"))  # fmt: skip
@@ -127,8 +129,8 @@ for _op in ("causal_conv1d", "causal_conv1d_"):
          before=6, residual=True)  # fmt: skip
     case(_op, "real_vibe_head", _conv, "real", kind=_op, B=1, C=32, N=1, L=3200, k=7, before=6)
 for _op in ("causal_conv_transpose1d", "causal_conv_transpose1d_"):
-    case(_op, "flush", _conv, kind=_op, B=2, C=4, N=6, L=8, k=9, stride=3, before=2, trim_right=1,
-         last=True)  # fmt: skip
+    case(_op, "flush", _conv, "verify", kind=_op, B=2, C=4, N=6, L=8, k=9, stride=3, before=2,
+         trim_right=1, last=True)  # fmt: skip
     case(_op, "real_vox_up", _conv, "real", "mid", kind=_op, B=1, C=384, N=192, L=256, k=10,
          stride=5, before=2, acts=("snake", None))  # fmt: skip
     case(_op, "real_vibe_up", _conv, "real", kind=_op, B=1, C=512, N=256, L=40, k=10, stride=5,

@@ -1,0 +1,195 @@
+"""Run by test_triton_conv.py in a process of its own, once per Triton version.
+
+`interpret [few, all]`: the convolutions against the oracle, and their streams; `few` takes a
+handful, `all` every case and many random ones.
+`compile [few, all]`: the very launches that the layers of two real codecs lead to, compiled for one
+GPU and some of them for two others; `few`: some for one; `all`: all for three.
+Prints one line of JSON per result.
+"""
+
+import os
+import sys
+
+if sys.argv[1] == "interpret":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch
+from run_triton import resources, say
+from triton_launches import binary, loops_with_new_numpy, meta, recorded
+
+from mingcore import ops
+from mingcore.errors import BackendError
+from mingcore.testing import cases, compare, streaming
+from mingcore.testing.layouts import nan_poisoned, tensors_in
+from mingcore_kernels import causal_conv, conv_configs
+
+OPS = [op + tail for op in ("causal_conv1d", "causal_conv_transpose1d") for tail in ("", "_")]
+LARGEST = 2e4  # elements of what is interpreted
+CAPABILITIES = (80, 90, 100)
+BLOCKS = ("BLOCK_M", "BLOCK_C", "BLOCK_T", "BLOCK_K", "SHARE", "BLOCK_W")
+SNAKE = {"before": "snake"}
+# inputs, outputs, taps, inputs of a patch and of ten seconds, the rest; VoxCPM's AudioVAE, then
+# VibeVoice's acoustic tokenizer
+LAYERS = {
+    "vox_in": (64, 64, 7, 4, 250, {"groups": 64}),
+    "vox_mix": (192, 192, 1, 1280, 80000, {"residual": True}),
+    "vox_up_8": (1536, 768, 16, 4, 250, {**SNAKE, "transposed": True, "stride": 8}),
+    "vox_up_5": (384, 192, 10, 256, 16000, {**SNAKE, "transposed": True, "stride": 5}),
+    "vox_up_2": (192, 96, 4, 1280, 80000, {**SNAKE, "transposed": True, "stride": 2}),
+    "vox_unit_1": (768, 768, 7, 32, 2000, {"groups": 768, **SNAKE, "after": "snake"}),
+    "vox_unit_3": (192, 192, 7, 1280, 80000,
+                   {"groups": 192, "dilation": 3, **SNAKE, "after": "snake"}),
+    "vox_unit_9": (96, 96, 7, 2560, 160000,
+                   {"groups": 96, "dilation": 9, **SNAKE, "after": "snake"}),
+    "vox_out": (96, 1, 7, 2560, 160000, {**SNAKE, "after": "tanh"}),
+    "vox_down": (512, 1024, 16, 256, 16000, {**SNAKE, "stride": 8}),
+    "vox_wave": (1, 128, 7, 2560, 160000, {}),
+    "vibe_in": (64, 2048, 7, 1, 75, {}),
+    "vibe_up": (512, 256, 10, 40, 3000, {"transposed": True, "stride": 5}),
+    "vibe_mixer": (256, 256, 7, 200, 15000, {"groups": 256, "residual": True}),
+    "vibe_down": (64, 128, 4, 1600, 120000, {"stride": 2}),
+    "vibe_out": (32, 1, 7, 3200, 240000, {}),
+}  # fmt: skip
+FEW = ("mixed_rows", "depthwise", "wide", "no_inputs", "flush")
+
+
+def interpret(mode: str) -> None:
+    loops_with_new_numpy()
+    conv_configs.PROCESSORS = 1  # as few programs as can be: each costs the interpreter seconds
+    far = causal_conv.FAR
+    for op in OPS:
+        for i, case in enumerate(cases.for_op(op)):
+            if mode == "few" and (case.name not in FEW or op.endswith("_")):
+                continue
+            dtypes = torch.float32, torch.float16
+            for dtype in dtypes if mode == "all" else dtypes[i % 2 :][:1]:
+                kwargs = case.make("cpu", dtype, seed=2)
+                if max(t.numel() for t in tensors_in(kwargs)) > LARGEST:
+                    continue
+                causal_conv.FAR = far if i % 3 else 0  # 64-bit distances too
+                with nan_poisoned():
+                    got = compare.run(op, kwargs, backend="triton")
+                compare.check_op(op, kwargs, got)
+                say(op=op, case=case.name, dtype=str(dtype))
+    causal_conv.FAR = far
+    streams(range({"few": 0, "": 3, "all": 40}[mode]))
+    refused()
+
+
+def streams(seeds) -> None:
+    """Any convolution, cut anywhere, rows at their own pace."""
+    from tests.ops.test_streams import conv_call
+
+    for op in OPS[::2]:
+        for seed in seeds:
+            call = conv_call(op, seed, length=11)
+            whole = {**call, "state": None, "last": seed % 2 == 1}
+            with nan_poisoned():
+                compare.check_op(op, whole, compare.run(op, whole, backend="triton"))
+            expected = streaming.once(op, call, "triton")
+            sizes = streaming.split(8, seed)[:3]
+            sizes.append(11 - sum(sizes))
+            for run in (streaming.chunked, streaming.in_place):
+                streaming.assert_same(run(op, call, sizes, "triton"), expected, f"{op} {sizes}")
+            call = conv_call(op, seed, batch=3, length=7)
+            for mine, alone in zip(*streaming.by_rows(op, call, seed, "triton"), strict=True):
+                streaming.assert_same(mine, alone, f"{op} rows {seed}")
+            say(stream=op, seed=seed)
+
+
+def refused() -> None:
+    x, weight = torch.randn(2, 3, 5), torch.randn(4, 3, 2)
+    state = ops.ConvState.start(2, 3, 1)
+    for call in (
+        lambda: ops.causal_conv1d(x, weight.requires_grad_(), backend="triton"),
+        lambda: ops.causal_conv1d(x.double(), weight.detach(), backend="triton"),
+        lambda: ops.causal_conv1d_(
+            x, torch.empty(1, 4, 5).expand(2, 4, 5), weight.detach(), state=state, backend="triton"
+        ),
+    ):
+        try:
+            call()
+        except BackendError as error:
+            say(refused=str(error))
+
+
+def layer(
+    C: int,
+    N: int,
+    k: int,
+    L: int,
+    dtype: torch.dtype,
+    *,
+    B: int = 1,
+    streamed: bool = False,
+    transposed: bool = False,
+    residual: bool = False,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    before: str = "none",
+    after: str = "none",
+) -> None:
+    """The launches of one layer: in one shot, or a chunk into a preallocated output."""
+    span, i64 = (k - 1) * dilation, torch.int64
+    width = span // stride if transposed else span
+    T = L * stride if transposed else -(-L // stride)
+    weight = meta(*((C, N // groups, k) if transposed else (N, C // groups, k)), dtype=dtype)
+    context, lengths = meta(B, C, width, dtype=dtype), meta(B, dtype=i64)
+    out = meta(B, N, T, dtype=dtype)
+    snakes = [meta(n, dtype=torch.float32) if name == "snake" else None
+              for name, n in ((before, C), (before, C), (after, N), (after, N))]  # fmt: skip
+    causal_conv.causal_conv(
+        meta(B, C, L, dtype=dtype), weight, meta(N, dtype=dtype), out if residual else None,
+        (context, lengths) if streamed else (None, None), (None, None, not streamed),
+        (out, context, lengths, meta(B, dtype=i64)),
+        (k, stride, dilation, groups, 0 if transposed else max(span + 1 - stride, 0), 0),
+        (before, *snakes[:2], after, *snakes[2:]), transposed=transposed, in_place=streamed,
+    )  # fmt: skip
+
+
+def launches(mode: str) -> None:
+    few = {
+        "few": ("vox_up_5", "vox_unit_3"),
+        "": ("vox_mix", "vox_up_8", "vox_unit_9", "vox_down", "vibe_mixer", "vibe_out"),
+    }.get(mode, LAYERS)
+    for i, name in enumerate(few):
+        C, N, k, patch, whole, rest = LAYERS[name]
+        dtypes = (torch.bfloat16, torch.float16, torch.float32)
+        for dtype in dtypes if mode == "all" else dtypes[:: 2 * (i % 2) + 1][:1]:
+            layer(C, N, k, patch, dtype, streamed=True, **rest)
+            if mode == "all" or i % 2:
+                layer(C, N, k, whole, dtype, **rest)
+        if mode == "all":
+            layer(C, N, k, patch, torch.bfloat16, B=32, streamed=True, **rest)
+
+
+def compile_all(mode: str) -> None:
+    for capability in CAPABILITIES[1:2] if mode == "few" else CAPABILITIES:
+        causal_conv.capability_of = lambda x, found=capability: found
+        found = recorded(lambda: launches(mode))
+        if mode != "all" and capability != 90:
+            found = found[capability // 10 % 3 :: 3]
+        for kernel, signature, constants, *rest in found:
+            made = binary(kernel, signature, constants, *rest, capability)
+            ptx = made.asm["ptx"]
+            say(
+                kernel=kernel.__name__,
+                sm=capability,
+                types=[signature["x"], signature.get("w")],
+                blocks=[constants.get(name) for name in BLOCKS if name in constants],
+                usage=resources(made.asm["cubin"]),
+                shared=made.metadata.shared,
+                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
+                wide=ptx.count("cp.async.cg.shared.global") + ptx.count("ld.global.v"),
+                shape=[constants[name] for name in ("KERNEL", "STRIDE", "DILATION")
+                       if name in constants],
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    mode = sys.argv[2] if len(sys.argv) > 2 else ""
+    if sys.argv[1] == "interpret":
+        interpret(mode)
+    else:
+        compile_all(mode)

@@ -1,0 +1,131 @@
+"""Triton's convolutions without a GPU: against the oracle, as streams, and as binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from mingcore_kernels import configs, conv_configs
+
+ROOT = Path(__file__).parents[2]
+OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+
+
+@pytest.fixture(params=("installed", pytest.param("oldest", marks=pytest.mark.slow)))
+def triton_folder(request) -> Path | None:
+    if request.param == "installed":
+        return None
+    if not (OLDEST / "triton" / "backends").is_dir():
+        pytest.skip("the oldest supported Triton is not beside the environment")
+    return OLDEST
+
+
+def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
+    here = Path(__file__).parent
+    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(here / "run_triton_conv.py"), *mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280 if "few" in mode else 1500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_interpreted(lines: list[dict], cases: int, streams: int) -> None:
+    assert sum("case" in line for line in lines) >= cases
+    assert sum("stream" in line for line in lines) == streams
+    refused = [line["refused"] for line in lines if "refused" in line]
+    for expected, got in zip(("gradient", "float64", "overlaps itself"), refused, strict=True):
+        assert expected in got
+
+
+def check_binaries(lines: list[dict]) -> None:
+    assert lines
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert line["shared"] <= configs.shared_bytes(line["sm"]), line
+        if line["kernel"] == "_conv_dense_kernel" and line["types"][0] != "*fp32":
+            assert line["matrix"], line
+
+
+def test_interpreted_convolutions_match_the_oracle(triton_folder, tmp_path):
+    check_interpreted(run(tmp_path, triton_folder, "interpret", "few"), 9, 0)
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "compile", "few")
+    check_binaries(lines)
+    kernels = {line["kernel"] for line in lines}
+    assert kernels == {"_conv_dense_kernel", "_conv_direct_kernel", "_conv_state_kernel"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_every_case_and_random_streams(triton_folder, tmp_path):
+    mode = [] if triton_folder else ["all"]
+    check_interpreted(run(tmp_path, triton_folder, "interpret", *mode), 60, 6 if mode == [] else 24)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_the_layers_of_two_codecs_compile(triton_folder, tmp_path):
+    check_binaries(run(tmp_path, triton_folder, "compile", *([] if triton_folder else ["all"])))
+
+
+@pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))
+@pytest.mark.parametrize("kind", conv_configs.KINDS)
+def test_every_choice_is_valid(kind, capability):
+    for rows in (1, 7, 96, 960, 6144, 20000):
+        for times in (0, 1, 4, 17, 40, 256, 5000, 240000):
+            for batch in (1, 3, 64):
+                config = conv_configs.choose(
+                    kind, rows=rows, times=times, batch=batch, capability=capability
+                )
+                assert conv_configs.why_invalid(config, kind, capability) is None
+
+
+def test_the_table_is_valid_where_it_was_made_for():
+    for kind in conv_configs.KINDS:
+        for config in conv_configs.candidates(kind):
+            assert conv_configs.why_invalid(config, kind, 90) is None, config
+
+
+def test_choices_print_themselves():
+    assert str(conv_configs.choose("16", rows=960, times=256)) in conv_configs.__doc__
+    direct = conv_configs.choose_direct(channels=192, times=1280, taps=7, stride=1)
+    assert str(direct) in conv_configs.__doc__
+
+
+def test_the_real_layers_fill_the_processors():
+    for rows, times in ((6144, 4), (3072, 32), (960, 256), (192, 1280), (192, 80000), (1024, 2000)):
+        config = conv_configs.choose("16", rows=rows, times=times)
+        tiles = -(-rows // config.block_m) * -(-times // config.block_t)
+        assert tiles >= conv_configs.ENOUGH * conv_configs.PROCESSORS, config
+
+
+def test_the_predicate_names_what_is_wrong():
+    good = {"block_m": 64, "block_t": 32, "block_k": 64, "warps": 4, "stages": 3}
+    for change, expected in (
+        ({"block_m": 24}, "powers of two"),
+        ({"block_t": 8}, "from 16 on"),
+        ({"block_m": 256, "block_t": 256}, "sums per thread"),
+        ({"stages": 40}, "bytes of tiles"),
+        ({"warps": 3}, "3 warps"),
+    ):
+        reason = conv_configs.why_invalid(conv_configs.Config(**{**good, **change}), "16", 90)
+        assert expected in reason
