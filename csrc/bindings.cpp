@@ -46,8 +46,8 @@ public:
     }
 
     // Types it takes, by code: float32, bfloat16 and float16; of weights int8 and uint8 as well; or
-    // int32 alone.
-    enum class Takes { floats, weights, ids };
+    // int32 alone; or int64 alone.
+    enum class Takes { floats, weights, ids, positions };
 
     Array read(const py::object& value, const char* name, int dims, bool dense_last = true,
                Takes takes = Takes::floats) const {
@@ -59,9 +59,12 @@ public:
         a.data = reinterpret_cast<char*>(static_cast<uintptr_t>(integer(PyTuple_GET_ITEM(t, 0))));
         const int64_t code = integer(PyTuple_GET_ITEM(t, 1));
         const bool ids = takes == Takes::ids, weights = takes == Takes::weights;
+        const bool positions = takes == Takes::positions;
         if (ids && code != static_cast<int64_t>(Dtype::i32))
             reject(name, "int32 (5)", "code " + std::to_string(code));
-        if (!ids && (code < 0 || code > (weights ? 4 : 2)))
+        if (positions && code != static_cast<int64_t>(Dtype::i64))
+            reject(name, "int64 (6)", "code " + std::to_string(code));
+        if (!ids && !positions && (code < 0 || code > (weights ? 4 : 2)))
             reject(name,
                    std::string("float32 (0), bfloat16 (1) or float16 (2)") +
                        (weights ? ", int8 (3), uint8 (4)" : ""),
@@ -72,6 +75,7 @@ public:
             reject(name, "given sizes and strides as tuples of one length",
                    std::string(py::repr(value)));
         a.dims = static_cast<int>(PyTuple_GET_SIZE(sizes));
+        if (dims < 0 && a.dims >= 1 && a.dims <= MAX_DIMS) dims = a.dims;  // any number
         if (a.dims != dims)
             reject(name, std::to_string(dims) + "-dimensional",
                    std::to_string(a.dims) + " dimensions");
@@ -85,6 +89,22 @@ public:
             reject(name, "dense in its last dimension",
                    "stride " + std::to_string(a.stride[dims - 1]));
         return a;
+    }
+
+    // [..., K] of any rank as [M, K], where its rows lie at one distance.
+    Array read_rows(const py::object& value, const char* name) const {
+        const Array a = read(value, name, -1);
+        Array rows = a;
+        rows.dims = 2, rows.size[0] = 1, rows.stride[0] = 0;
+        rows.size[1] = a.size[a.dims - 1], rows.stride[1] = a.stride[a.dims - 1];
+        for (int i = a.dims - 2; i >= 0; --i) {
+            if (a.size[i] == 1) continue;
+            if (rows.size[0] == 1) rows.stride[0] = a.stride[i];
+            else if (!a.empty() && a.stride[i] != rows.stride[0] * rows.size[0])
+                reject(name, "a matrix of rows at one distance", a.shape());
+            rows.size[0] *= a.size[i];
+        }
+        return rows;
     }
 
     Array read_or_none(const py::object& value, const char* name, int dims) const {
@@ -374,6 +394,7 @@ void flow_step(const py::object& x_, const py::object& v_cond_, const py::object
 
 #include "bind_audio.h"
 #include "bind_flow_sample.h"
+#include "bind_small.h"
 
 uint32_t read_probe(uintptr_t data, int64_t bytes, int threads, int streams, int64_t ahead) {
     const Args args("read_probe");
@@ -396,6 +417,13 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("causal_conv", &causal_conv);
     m.def("overlap_add", &overlap_add);
     m.def("spectrum_head", &spectrum_head);
+    m.def("rms_norm", &rms_norm);
+    m.def("layer_norm", &layer_norm);
+    m.def("rope", &rope);
+    m.def("qkv_rope", &qkv_rope);
+    m.def("route_topk", &route_topk);
+    m.def("kv_write", &kv_write);
+    m.def("attention_decode", &attention_decode);
     m.def("read_probe", &read_probe, py::arg("data"), py::arg("bytes"), py::arg("threads"),
           py::arg("streams") = 1, py::arg("ahead") = 4096,
           "Read `bytes` of bfloat16 at `data`: the streaming ceiling (testing/roofline.py).");

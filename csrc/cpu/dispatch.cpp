@@ -18,9 +18,17 @@
     void causal_conv(const ConvArgs&);                                                         \
     void overlap_add(const OverlapArgs&);                                                      \
     void spectrum_head(const SpectrumArgs&);                                                   \
-    static const Kernels kernels = {#ISA,        linear,     silu_mul,    moe_mlp,     flow_step, \
-                                    flow_sample, read_probe, causal_conv, overlap_add,         \
-                                    spectrum_head};                                            \
+    void rms_norm(const NormArgs&);                                                            \
+    void layer_norm(const NormArgs&);                                                          \
+    void rope(const RopeArgs&);                                                                \
+    void route_topk(const RouteArgs&);                                                         \
+    void kv_write(const KvWriteArgs&);                                                         \
+    void attention_decode(const DecodeArgs&);                                                  \
+    static const Kernels kernels = {                                                           \
+        #ISA,        linear,      silu_mul,      moe_mlp,    flow_step,                        \
+        flow_sample, read_probe,  causal_conv,   overlap_add, spectrum_head,                   \
+        rms_norm,    layer_norm,  rope,          route_topk, kv_write,                         \
+        attention_decode};                                                                     \
     }
 
 namespace mingcore {

@@ -19,13 +19,6 @@ MC_INLINE int64_t attention_scratch(int64_t T, int64_t D) {
     return (T + 2 * W + 2) * Dp + T * W;
 }
 
-MC_INLINE float sum_lanes(F v) {
-    float lanes[W], sum = 0;
-    store(lanes, v);
-    for (float each : lanes) sum += each;
-    return sum;
-}
-
 // One query or key, to[D padded with zeros]: normed (norm null: not), turned (cos null: not), scaled.
 MC_INLINE void prepare(const float* from, int64_t D, const float* norm, const float* cos,
                        const float* sin, float scale, float* to) {

@@ -13,7 +13,7 @@
 namespace mingcore {
 
 // i8 and u8 are weights only: int8, and quads of int8 + 128.
-enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5 };
+enum class Dtype : int32_t { f32 = 0, bf16 = 1, f16 = 2, i8 = 3, u8 = 4, i32 = 5, i64 = 6 };
 enum class Act : int32_t { none = 0, silu = 1, gelu = 2, gelu_tanh = 3, swiglu = 4 };
 // rows: [N, K]. panels: [ceil(N/32), K, 32], zero padded. panels_swiglu: [ceil(I/16), K, 32], each
 // panel 16 gate columns and their 16 up columns. bf16 panels interleave: 32-bit word j of a k-row
@@ -122,6 +122,7 @@ struct FlowSampleArgs {
 };
 }  // namespace mingcore
 #include "kernels_audio.h"
+#include "kernels_small.h"
 namespace mingcore {
 
 struct Kernels {
@@ -139,6 +140,12 @@ struct Kernels {
     void (*causal_conv)(const ConvArgs&);
     void (*overlap_add)(const OverlapArgs&);
     void (*spectrum_head)(const SpectrumArgs&);
+    void (*rms_norm)(const NormArgs&);
+    void (*layer_norm)(const NormArgs&);
+    void (*rope)(const RopeArgs&);
+    void (*route_topk)(const RouteArgs&);
+    void (*kv_write)(const KvWriteArgs&);
+    void (*attention_decode)(const DecodeArgs&);
 };
 
 // The variants that this build holds, best first, and the one in use.

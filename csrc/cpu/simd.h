@@ -135,6 +135,24 @@ MC_INLINE void transpose(F r[W]) {  // 16x16: pairs, quads, then 128-bit lanes
     }
 }
 
+// Lane i is the sum of r[i]'s lanes.
+MC_INLINE F sum_rows(const F r[W]) {
+    F t[8], u[4];
+    for (int i = 0; i < 8; ++i)
+        t[i] = _mm512_add_ps(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                             _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    for (int i = 0; i < 4; ++i) {
+        const __m512d a = _mm512_castps_pd(t[2 * i]), b = _mm512_castps_pd(t[2 * i + 1]);
+        u[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    for (int i = 0; i < 2; ++i)
+        t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0x88),
+                             _mm512_shuffle_f32x4(u[2 * i], u[2 * i + 1], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88),
+                         _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+}
+
 #elif defined(MC_AVX2)
 
 constexpr int W = 8;
@@ -236,6 +254,18 @@ MC_INLINE void transpose(F r[W]) {
         t[i + 4] = _mm256_permute2f128_ps(r[i], r[i + 4], 0x31);
     }
     for (int i = 0; i < 8; ++i) r[i] = t[i];
+}
+
+MC_INLINE F sum_rows(const F r[W]) {
+    F t[4], u[2];
+    for (int i = 0; i < 4; ++i)
+        t[i] = _mm256_add_ps(_mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]),
+                             _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]));
+    for (int i = 0; i < 2; ++i)
+        u[i] = _mm256_add_ps(_mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x44),
+                             _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0xee));
+    return _mm256_add_ps(_mm256_permute2f128_ps(u[0], u[1], 0x20),
+                         _mm256_permute2f128_ps(u[0], u[1], 0x31));
 }
 
 #else  // portable: the compiler's own 4-lane vectors (SSE2, NEON or plain scalars)
@@ -372,6 +402,11 @@ MC_INLINE void transpose(F r[W]) {
             r[i][j] = r[j][i];
             r[j][i] = t;
         }
+}
+MC_INLINE F sum_rows(const F r[W]) {
+    F t[W] = {r[0], r[1], r[2], r[3]};
+    transpose(t);
+    return (t[0] + t[2]) + (t[1] + t[3]);
 }
 
 #endif

@@ -6,6 +6,25 @@
 namespace mingcore {
 namespace MC_ISA {
 
+MC_INLINE float first_lane(F v) {
+    float lanes[W];
+    store(lanes, v);
+    return lanes[0];
+}
+MC_INLINE float sum_lanes(F v) {
+    float lanes[W], sum = 0;
+    store(lanes, v);
+    for (float each : lanes) sum += each;
+    return sum;
+}
+MC_INLINE float max_lanes(F v) {
+    float lanes[W];
+    store(lanes, v);
+    float most = lanes[0];
+    for (float each : lanes) most = each > most ? each : most;
+    return most;
+}
+
 // exp(x) = 2^n * exp(r), r = x - n ln 2. Clamped to [-104, 88.8]: below is 0, above infinity.
 MC_INLINE F exp(F x) {
     x = min(set1(88.8f), max(set1(-104.0f), x));

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from . import cpu_audio, cpu_flow, cpu_moe  # noqa: F401  they register their ops
+from . import cpu_attention, cpu_audio, cpu_flow, cpu_moe, cpu_norms  # noqa: F401  they register their ops
 from .cpu_common import array, array_or_none, on_huge_pages, rows, unfit
 from .cpu_conv import pack_conv_panels  # noqa: F401  for pack_conv
 from .packed import FORMATS, OFFSET, PANEL

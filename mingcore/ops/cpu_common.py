@@ -15,6 +15,7 @@ CODES = {
     torch.int8: 3,
     torch.uint8: 4,
     torch.int32: 5,
+    torch.int64: 6,
 }
 LARGE_BYTES = 4 << 20
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -1,0 +1,56 @@
+"""The `cpu` backend's attention over a cache, and writing that cache."""
+
+import torch
+from torch import Tensor
+
+from .. import _cpu
+from .cpu_common import array, unfit
+from .registry import register
+
+
+def _dense_last(t: Tensor) -> Tensor:
+    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
+
+
+def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
+    return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+
+
+@register("attention_decode", "cpu", _decode_why_not)
+def attention_decode(q, k_cache, v_cache, positions, window, scale):
+    out = torch.empty(q.shape, dtype=q.dtype)
+    # copies made here must live, by name, until the kernel has read them
+    q, k_cache, v_cache = _dense_last(q), _dense_last(k_cache), _dense_last(v_cache)
+    _cpu.attention_decode(
+        array(q),
+        array(k_cache),
+        array(v_cache),
+        array(positions),
+        window,
+        scale,
+        array(out),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _kv_write_why_not(k_cache, v_cache, k, v, positions):
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if cache.shape[-1] > 1 and cache.stride(-1) != 1:
+            return f"{name} has strides {tuple(cache.stride())}; it takes a dense last dimension"
+        if torch._debug_has_internal_overlap(cache) == 1:
+            return f"{name} overlaps itself (strides {tuple(cache.stride())}); it takes none"
+    return unfit(("k_cache", "v_cache", "k", "v"), (k_cache, v_cache, k, v))
+
+
+@register("kv_write_", "cpu", _kv_write_why_not)
+def kv_write_(k_cache, v_cache, k, v, positions):
+    k, v = _dense_last(k), _dense_last(v)
+    _cpu.kv_write(
+        array(k_cache),
+        array(v_cache),
+        array(k),
+        array(v),
+        array(positions),
+        torch.get_num_threads(),
+    )
