@@ -181,7 +181,9 @@ static void finish(const ConvArgs& a, int64_t b, int64_t channel, int64_t phase,
     }
     for (int64_t i = 0; i < n; i += W) {
         const int m = (int)least(W, n - i);
-        F v = apply(act, add(load(sums + i), bias), alpha, gain);
+        // beyond m there is whatever the scratch held: far values would take the slow way
+        const F sum = m == W ? load(sums + i) : loadn(sums + i, m);
+        F v = apply(act, add(sum, bias), alpha, gain);
         if (added) {
             float r[W];
             if (a.up == 1) widen(a.residual.dtype, a.residual.data, from + i, m, r);

@@ -11,7 +11,9 @@ namespace MC_ISA {
 
 constexpr float TRIG_LIMIT = 1e4f;  // up to here n * the parts of pi are exact
 
-MC_INLINE bool near(F x) { return __builtin_expect(all(less(abs(x), set1(TRIG_LIMIT))), 1); }
+// A lane's bits must not depend on its neighbours: where one is far, only that one goes by libm.
+MC_INLINE M near(F x) { return less(abs(x), set1(TRIG_LIMIT)); }
+MC_INLINE bool all_near(M near) { return __builtin_expect(all(near), 1); }
 
 // r + r s P(s), s = r^2, for |r| <= pi/2: relative error 6e-9 before rounding.
 MC_INLINE F sin_half_turn(F r) {
@@ -48,13 +50,7 @@ __attribute__((noinline)) static void sincos_far(const float* x, float* s, float
         c[i] = (float)::cos((double)x[i]);
     }
 }
-MC_INLINE SinCos sincos(F x) {
-    if (!near(x)) {
-        float in[W], s[W], c[W];
-        store(in, x);
-        sincos_far(in, s, c);
-        return {load(s), load(c)};
-    }
+MC_INLINE SinCos sincos_near(F x) {
     const F n = round(mul(x, set1(0.636619772f)));
     F r = fma(n, set1(-1.5703125f), x);
     r = fma(n, set1(-4.837512969970703e-4f), r);
@@ -77,6 +73,17 @@ MC_INLINE SinCos sincos(F x) {
     const M negative = less(abs(sub(quad, set1(1.5f))), set1(1.0f));  // quadrants 1 and 2
     b = select(negative, sub(zero(), b), b);
     return {a, b};
+}
+MC_INLINE SinCos sincos(F x) {
+    const M close = near(x);
+    SinCos y = sincos_near(x);
+    if (!all_near(close)) {
+        float in[W], s[W], c[W];
+        store(in, x);
+        sincos_far(in, s, c);
+        y = {select(close, y.sin, load(s)), select(close, y.cos, load(c))};
+    }
+    return y;
 }
 
 // |x| < 0.6: x + x^3 P(x^2); above: 1 - 2 / (exp 2|x| + 1).
@@ -111,14 +118,13 @@ MC_INLINE F elu(F x) {
 // x + gain sin(alpha x)^2
 MC_INLINE F snake(F x, F alpha, F gain) {
     const F turn = mul(alpha, x);
-    F y;
-    if (!near(turn)) {
+    const M close = near(turn);
+    F y = sin_squared_near(turn);
+    if (!all_near(close)) {
         float in[W], out[W];
         store(in, turn);
         sin_squared_far(in, out);
-        y = load(out);
-    } else {
-        y = sin_squared_near(turn);
+        y = select(close, y, load(out));
     }
     return fma(gain, y, x);
 }

@@ -202,3 +202,29 @@ def test_why_not_names_the_reason():
     reason = cpu_audio._head_why_not(hidden, weight, None, torch.ones(22), 2, None)
     assert reason == "the window has 22 points; it takes twice a product of 2, 3, 5 and 7"
     assert _cpu.isa() in _cpu.isas()
+
+
+def test_a_value_has_the_same_bits_whatever_stands_beside_it(isa):
+    """Snake far from zero goes another way, but not for neighbours or what the scratch held."""
+    torch.manual_seed(0)
+    C, L = 12, 15
+    x, weight, bias = torch.randn(1, C, L), torch.randn(C, 1, 7), torch.randn(C)
+    pair = (0.5 + torch.rand(C), torch.rand(C))
+    both = {
+        "activation_before": "snake",
+        "snake_before": pair,
+        "activation": "snake",
+        "snake": pair,
+    }
+
+    def run(x):
+        return ops.causal_conv1d(x, weight, bias, groups=C, **both, backend="cpu")[0]
+
+    run(torch.zeros(1, C, 200))
+    expected = run(x)
+    for value in (1e30, 1e5, torch.nan):
+        run(torch.full((1, C, 200), value))
+        assert torch.equal(run(x), expected)
+        changed = x.clone()
+        changed[:, :, 9] = value
+        assert torch.equal(run(changed)[:, :, :9], expected[:, :, :9])

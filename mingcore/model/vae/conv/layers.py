@@ -1,0 +1,167 @@
+"""Convolutions of a network, from a checkpoint: weight norm and scales folded, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .... import ops
+from ....ops.packed_conv import context_width
+from ...weights import Weights
+from .stream import Chunk, CodecState
+
+Layer = Callable[[Tensor, Chunk], Tensor]
+
+# weight norm: magnitude and direction, by torch.nn.utils.weight_norm and by its parametrization
+NORMED = (
+    ("weight_g", "weight_v"),
+    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
+)
+
+
+class Conv:
+    """One causal convolution of a stream: x [B, C_in, L] -> [B, C_out, T].
+
+    slot: its place among the states, None where it remembers nothing. before, after: an
+    activation's name, or for Snake the pair (alpha, gain); both are computed within the
+    convolution, as a residual is.
+    """
+
+    __slots__ = ("bias", "options", "slot", "strided", "transposed", "weight")
+
+    def __init__(
+        self,
+        slot: int | None,
+        weight: ops.PackedConv | Tensor,
+        bias: Tensor | None,
+        *,
+        transposed: bool,
+        before: str | ops.Snake | None = None,
+        after: str | ops.Snake | None = None,
+        **options,
+    ):
+        self.slot, self.weight, self.bias, self.transposed = slot, weight, bias, transposed
+        self.strided = options["stride"] > 1 and not transposed
+        for name, pair, act in (
+            ("activation_before", "snake_before", before),
+            ("activation", "snake", after),
+        ):
+            options |= {name: "snake", pair: act} if isinstance(act, tuple) else {name: act}
+        self.options = options
+
+    def __call__(self, x: Tensor, chunk: Chunk, residual: Tensor | None = None) -> Tensor:
+        x = x.contiguous()
+        options = {**self.options, "residual": residual, "valid": chunk.valid}
+        args = (self.weight, self.bias)
+        if self.slot is None:
+            return ops.causal_conv1d(x, *args, **options)[0]
+        layers = chunk.state.layers
+        if self.strided:  # how many outputs there are depends on the state: the op makes them
+            y, layers[self.slot] = ops.causal_conv1d(x, *args, state=layers[self.slot], **options)
+        else:
+            op = ops.causal_conv_transpose1d_ if self.transposed else ops.causal_conv1d_
+            T = x.shape[2] * (options["stride"] if self.transposed else 1)
+            y = x.new_empty(x.shape[0], self.weight.out_channels, T)
+            op(x, y, *args, state=layers[self.slot], **options)
+        if chunk.valid is not None:
+            chunk.valid = layers[self.slot].emitted
+        return y
+
+
+@dataclass
+class Network:
+    """Layers one after the other: x [B, C_in, L] and its chunk -> [B, C_out, T].
+
+    contexts: channels and width of what each convolution remembers, in the order of the states.
+    """
+
+    layers: list[Layer]
+    contexts: list[tuple[int, int]]
+    outputs: int
+
+    def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, chunk)
+        return x
+
+    def new_state(self, batch: int, dtype: torch.dtype, device: torch.device) -> CodecState:
+        return CodecState.create(batch, self.contexts, dtype=dtype, device=device)
+
+
+class Builder:
+    """Makes a network's convolutions and notes what each of them remembers."""
+
+    def __init__(self) -> None:
+        self.contexts: list[tuple[int, int]] = []
+
+    def conv(
+        self,
+        w: Weights,
+        names: str | Sequence[str],
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        transposed: bool = False,
+        bias: bool = True,
+        scale: Tensor | None = None,
+        **options,
+    ) -> Conv:
+        """A convolution from `name.weight`, or weight norm's two parts, and `name.bias`.
+
+        Several names: convolutions of the same inputs, `outputs` each, one after the other. scale
+        [outputs]: folded into weight and bias.
+        """
+        first, second = (inputs, outputs) if transposed else (outputs, inputs)
+        shape = (first, second // groups, kernel)
+        weights, biases = [], []
+        for name in [names] if isinstance(names, str) else names:
+            part = w.sub(name)
+            weights.append(folded_weight(part, shape))
+            biases.append(wide(part, "bias", outputs) if bias else None)
+            if scale is not None:
+                weights[-1] *= scale.view((1, -1, 1) if transposed else (-1, 1, 1))
+                if bias:
+                    biases[-1] *= scale
+        weight = torch.cat(weights, dim=1 if transposed else 0)
+        shapes = {"stride": stride, "dilation": dilation, "groups": groups}
+        if not w.dry:
+            weight = ops.pack_conv(weight.to(w.dtype), transposed=transposed, **shapes)
+        slot = None
+        if kernel > 1 or stride > 1:
+            slot = len(self.contexts)
+            self.contexts.append((inputs, context_width(kernel, stride, dilation, transposed)))
+        total = torch.cat(biases) if bias else None
+        return Conv(slot, weight, total, transposed=transposed, **shapes, **options)
+
+
+def wide(w: Weights, name: str, *shape: int) -> Tensor:
+    """A tensor in float32, whatever the weights are kept in."""
+    dest = torch.empty(shape, dtype=torch.float32, device="meta" if w.dry else w.device)
+    w.fill(name, dest)
+    return dest
+
+
+def folded_weight(w: Weights, shape: tuple[int, ...]) -> Tensor:
+    """`weight`, or where the checkpoint has weight norm's parts g v / |v|, in float32.
+
+    |v| is over all but the first dimension, which for a transposed convolution is the inputs.
+    """
+    for g_name, v_name in NORMED:
+        if w.has(v_name) or w.has(g_name):
+            g = wide(w, g_name, shape[0], *(1 for _ in shape[1:]))
+            v = wide(w, v_name, *shape)
+            return v * (g / v.flatten(1).norm(dim=1).view(g.shape))
+    return wide(w, "weight", *shape)
+
+
+def snake(w: Weights, name: str, channels: int) -> ops.Snake:
+    """(alpha, 1/alpha) of `name.alpha` [1, C, 1]: x + sin(alpha x)^2 / alpha."""
+    alpha = wide(w.sub(name), "alpha", 1, channels, 1).view(channels)
+    return alpha, (alpha + 1e-9).reciprocal()

@@ -1,0 +1,451 @@
+"""Convolutional VAEs against plain PyTorch in float64, and what a stream of theirs must hold."""
+
+import random
+
+import pytest
+import torch
+
+from mingcore import ops
+from mingcore.errors import CheckpointError, InputError
+from mingcore.model.vae import conv
+from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE, codec
+from mingcore.testing import streaming
+from mingcore.testing.compare import assert_within, max_relative
+from mingcore.testing.conv_checkpoints import (
+    VIBEVOICE,
+    VOXCPM,
+    VOXCPM2,
+    vibevoice_tensors,
+    voxcpm_tensors,
+)
+from mingcore.testing.eager import conv_vae
+
+NETWORK = 1e-5  # chunked against one-shot, and against the formula: max |a - b| / max |b|
+VARIANTS = {
+    "voxcpm": VOXCPM,
+    "voxcpm-dense": {**VOXCPM, "depthwise": False, "encoder_rates": [5, 2], "decoder_rates": [1]},
+    "voxcpm-noise": {**VOXCPM, "use_noise_block": True},
+    "voxcpm2": VOXCPM2,
+    "voxcpm2-plain": {**VOXCPM2, "sr_bin_boundaries": None, "depthwise": False},
+    "voxcpm2-add": {**VOXCPM2, "cond_type": "add", "cond_out_layer": True},
+    "voxcpm2-concat": {
+        **VOXCPM2,
+        "cond_type": "concat",
+        "cond_out_layer": True,
+        "use_noise_block": True,
+    },
+    "vibevoice": VIBEVOICE,
+    "vibevoice-other": {
+        **VIBEVOICE,
+        "channels": 2,
+        "kernel_size": 3,
+        "hidden_act": "gelu_pytorch_tanh",
+    },
+    "vibevoice-pointwise": {**VIBEVOICE, "kernel_size": 1, "downsampling_ratios": [5, 2, 2]},
+}
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+RATES = [8000, 44100]  # of the rows, where a decoder is conditioned on them
+
+
+class Subject:
+    """A VAE, inputs for it, and what the formula makes of them."""
+
+    def __init__(self, name):
+        self.config = config = VARIANTS[name]
+        self.vox = "encoder_dim" in config
+        self.tensors = (voxcpm_tensors if self.vox else vibevoice_tensors)(config, seed=1)
+        kind = VoxCPMVAE if self.vox else VibeVoiceVAE
+        self.vae = kind.from_state_dict(self.tensors, config)
+        self.options = {"sample_rate": RATES} if config.get("sr_bin_boundaries") else {}
+
+    def samples(self, L, seed=0, B=2):
+        several = (self.vae.channels,) if self.vae.channels > 1 else ()
+        return torch.randn(B, *several, L, generator=torch.Generator().manual_seed(seed))
+
+    def latents(self, T, seed=0, B=2):
+        shape = (B, T, self.vae.latent_dim)
+        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+    def noise(self, T, B=2):
+        if not self.vox or not self.config["use_noise_block"]:
+            return None
+        return self.vae.draw_noise(B, T, torch.Generator().manual_seed(5))
+
+    def decode(self, latents, state=None, last=True, valid=None, noise=None):
+        more = {**self.options, "noise": noise} if self.vox else {}
+        return self.vae.decode(latents, state, last, valid, **more)
+
+    def formula_encode(self, samples, dtype):
+        t = {k: v.to(dtype) for k, v in self.tensors.items()}
+        if self.vox:
+            mean, log_variance = conv_vae.voxcpm_encode(t, self.config, samples.to(dtype))
+            return mean, (log_variance / 2).exp()
+        samples = samples if samples.dim() == 3 else samples.unsqueeze(1)
+        mean = conv_vae.vibevoice_encode(t, self.config, samples.to(dtype))
+        return mean, torch.full_like(mean, self.config["vae_std"])
+
+    def formula_decode(self, latents, dtype, noise=None):
+        t = {k: v.to(dtype) for k, v in self.tensors.items()}
+        if self.vox:
+            buckets = (0, 3) if self.options else ()
+            return conv_vae.voxcpm_decode(t, self.config, latents.to(dtype), buckets, noise)
+        y = conv_vae.vibevoice_decode(t, self.config, latents.to(dtype))
+        return y[:, 0] if self.vae.channels == 1 else y
+
+
+MADE = {}
+
+
+@pytest.fixture
+def subject(name):
+    if name not in MADE:
+        MADE[name] = Subject(name)
+    return MADE[name]
+
+
+def piece(noise, vae, start, T):
+    """The part of the noise that belongs to latents start..start + T."""
+    rates = [1]
+    for rate in vae.config.decoder_rates if noise else ():
+        rates.append(rates[-1] * rate)
+    return noise and [n[:, start * r : (start + T) * r] for n, r in zip(noise, rates[1:])]
+
+
+def as_close(got, expected, oracle):
+    """Within 1e-5 of one-shot, and no more than twice as far from float64 as one-shot is."""
+    assert got.shape == expected.shape
+    assert max_relative(got, expected) <= NETWORK
+    assert_within(got, expected, oracle)
+
+
+@every_variant
+def test_equals_the_formula(subject):
+    vae, T = subject.vae, 9
+    samples, latents, noise = subject.samples(T * vae.hop_samples), subject.latents(T), None
+    for got, plain, exact in zip(
+        vae.encode(samples),
+        subject.formula_encode(samples, torch.float32),
+        subject.formula_encode(samples, torch.float64),
+    ):
+        assert_within(got, plain, exact)
+        assert max_relative(got, exact) <= NETWORK
+    noise = subject.noise(T)
+    got, _ = subject.decode(latents, noise=noise)
+    exact = subject.formula_decode(latents, torch.float64, noise)
+    assert_within(got, subject.formula_decode(latents, torch.float32, noise), exact)
+    assert max_relative(got, exact) <= NETWORK
+    assert got.shape[-1] == T * vae.out_hop_samples
+
+
+@every_variant
+def test_samples_are_completed_with_zeros(subject):
+    vae = subject.vae
+    samples = subject.samples(3 * vae.hop_samples + 1)
+    whole = torch.nn.functional.pad(samples, (0, vae.hop_samples - 1))
+    assert torch.equal(vae.encode(samples)[0], vae.encode(whole)[0])
+    assert vae.encode(samples)[0].shape == (2, 4, vae.latent_dim)
+
+
+@every_variant
+@pytest.mark.parametrize("seed", range(4))
+def test_any_split_decodes_the_same(subject, seed):
+    latents, noise, vae = subject.latents(11, seed), subject.noise(11), subject.vae
+    expected, _ = subject.decode(latents, noise=noise)
+    state, out, start, sizes = vae.new_decoder_state(2), [], 0, streaming.split(11, seed)
+    bytes_at_first = state.nbytes
+    for T in sizes:
+        part = piece(noise, vae, start, T)
+        y, state = subject.decode(latents[:, start : start + T], state, False, noise=part)
+        assert y.shape[-1] == T * vae.out_hop_samples
+        assert state.emitted.tolist() == [y.shape[-1]] * 2
+        out.append(y)
+        start += T
+    assert state.nbytes == bytes_at_first
+    assert state.lengths.tolist() == [11, 11]
+    as_close(torch.cat(out, -1), expected, subject.formula_decode(latents, torch.float64, noise))
+
+
+@every_variant
+@pytest.mark.parametrize("seed", range(4))
+def test_any_split_encodes_the_same(subject, seed):
+    vae, L = subject.vae, 7 * subject.vae.hop_samples - seed
+    samples = subject.samples(L, seed)
+    whole = torch.nn.functional.pad(samples, (0, seed))
+    exact = subject.formula_encode(whole, torch.float64)
+    expected = vae.encode(samples)
+    sizes = streaming.split(L, seed)
+    state, out, start = None, [], 0
+    for i, n in enumerate(sizes):
+        chunk = samples[..., start : start + n]
+        mean, std, state = vae.encode_stream(chunk, state, last=i == len(sizes) - 1)
+        assert state.emitted.tolist() == [mean.shape[1]] * 2
+        out.append((mean, std))
+        start += n
+    assert state.lengths.tolist() == [0, 0]
+    for got, once, truth in zip(zip(*out), expected, exact):
+        as_close(torch.cat(got, 1), once, truth)
+
+
+@every_variant
+@pytest.mark.parametrize("seed", range(2))
+def test_rows_encode_at_their_own_pace(subject, seed):
+    """Random numbers of samples per row and call, none in some; streams end row by row."""
+    vae, pick, B, L = subject.vae, random.Random(seed), 3, 6 * subject.vae.hop_samples
+    samples, state = subject.samples(L, seed, B), None
+    at, begun, got, ends_at = [0] * B, [0] * B, [[] for _ in range(B)], [[] for _ in range(B)]
+    while min(at) < L:
+        size = pick.randint(1, 2 * vae.hop_samples)
+        valid = [min(pick.choice((0, size, pick.randint(0, size))), L - a) for a in at]
+        last = [n > 0 and (a + n == L or pick.random() < 0.2) for a, n in zip(at, valid)]
+        chunk = torch.full_like(samples[..., :size], torch.nan)
+        for b, n in enumerate(valid):
+            chunk[b, ..., :n] = samples[b, ..., at[b] : at[b] + n]
+        rows = {"last": torch.tensor(last), "valid": torch.tensor(valid)}
+        mean, _, state = vae.encode_stream(chunk, state, **rows)
+        for b, n in enumerate(state.emitted.tolist()):
+            got[b].append(mean[b, :n])
+            assert (mean[b, n:] == 0).all()
+            at[b] += valid[b]
+            if last[b]:
+                ends_at[b].append((begun[b], at[b]))
+                begun[b] = at[b]
+    assert state.lengths.tolist() == [0] * B
+    for b in range(B):
+        alone = [vae.encode(samples[b : b + 1, ..., i:j])[0][0] for i, j in ends_at[b]]
+        expected, mine = torch.cat(alone), torch.cat(got[b])
+        assert mine.shape == expected.shape
+        assert max_relative(mine, expected) <= NETWORK
+
+
+@every_variant
+def test_rows_decode_at_their_own_pace(subject):
+    vae, pick, T = subject.vae, random.Random(7), 8
+    latents, noise = subject.latents(T), subject.noise(T)
+    expected, _ = subject.decode(latents, noise=noise)
+    rates = [t.shape[1] // T for t in noise or ()]
+    state, at, got = None, [0, 0], [[], []]
+    while min(at) < T:
+        size = pick.randint(1, 4)
+        valid = [min(pick.choice((0, size, 1)), T - a) for a in at]
+        chunk = torch.full((2, size, vae.latent_dim), torch.nan)
+        part = [torch.zeros(2, size * r) for r in rates] if noise else None
+        for b, n in enumerate(valid):
+            chunk[b, :n] = latents[b, at[b] : at[b] + n]
+            for mine, all_of_it, r in zip(part or (), noise or (), rates):
+                mine[b, : n * r] = all_of_it[b, at[b] * r : (at[b] + n) * r]
+        y, state = subject.decode(chunk, state, False, torch.tensor(valid), part)
+        for b, n in enumerate(valid):
+            assert state.emitted[b] == n * vae.out_hop_samples
+            got[b].append(y[b, ..., : state.emitted[b]])
+            assert (y[b, ..., state.emitted[b] :] == 0).all()
+            at[b] += n
+    for b in range(2):
+        assert max_relative(torch.cat(got[b], -1), expected[b]) <= NETWORK
+
+
+@every_variant
+def test_the_past_does_not_see_the_future(subject):
+    """A change reaches no earlier output and no other row."""
+    vae, T, at = subject.vae, 8, 5
+    latents, noise = subject.latents(T), subject.noise(T)
+    changed = latents.clone()
+    changed[1, at:] += 1
+    before, after = (subject.decode(z, noise=noise)[0] for z in (latents, changed))
+    first = at * vae.out_hop_samples
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1, ..., :first], after[1, ..., :first])
+    assert not torch.equal(before[1, ..., first:], after[1, ..., first:])
+    samples = subject.samples(T * vae.hop_samples)
+    changed = samples.clone()
+    changed[1, ..., at * vae.hop_samples :] += 1
+    before, after = vae.encode(samples)[0], vae.encode(changed)[0]
+    assert torch.equal(before[0], after[0]) and torch.equal(before[1, :at], after[1, :at])
+    assert not torch.equal(before[1, at:], after[1, at:])
+
+
+@every_variant
+def test_an_empty_chunk_changes_nothing(subject):
+    vae = subject.vae
+    _, _, state = vae.encode_stream(subject.samples(2 * vae.hop_samples + 1))
+    kept = state.clone()
+    mean, _, state = vae.encode_stream(subject.samples(0), state)
+    assert mean.shape == (2, 0, vae.latent_dim) and state.emitted.tolist() == [0, 0]
+    same_state(state, kept)
+    _, state = subject.decode(subject.latents(3), None, False, noise=subject.noise(3))
+    kept = state.clone()
+    y, state = subject.decode(subject.latents(0), state, False, noise=subject.noise(0))
+    assert y.shape[-1] == 0 and state.emitted.tolist() == [0, 0]
+    same_state(state, kept)
+    assert vae.encode(subject.samples(0))[0].shape[1] == 0
+
+
+def same_state(a, b):
+    assert a.seen == b.seen and len(a.layers) == len(b.layers)
+    for mine, theirs in zip(a.layers, b.layers):
+        assert torch.equal(mine.context, theirs.context)
+        assert torch.equal(mine.lengths, theirs.lengths) and mine.offset == theirs.offset
+
+
+@every_variant
+def test_long_inputs_go_by_blocks(subject, monkeypatch):
+    vae, T = subject.vae, 7
+    samples, latents = subject.samples(T * vae.hop_samples + 1), subject.latents(T)
+    noise, valid = subject.noise(T), torch.tensor([T, 4])
+    mean, _ = vae.encode(samples)
+    y, _ = subject.decode(latents, noise=noise)
+    counts = valid * vae.hop_samples + 1
+    mine, _, apart = vae.encode_stream(samples, valid=counts)
+    monkeypatch.setattr(codec, "BLOCK", 3)
+    assert max_relative(vae.encode(samples)[0], mean) <= NETWORK
+    assert max_relative(subject.decode(latents, noise=noise)[0], y) <= NETWORK
+    got, state = subject.decode(latents, None, False, valid, noise)
+    assert state.emitted.tolist() == (valid * vae.out_hop_samples).tolist()
+    for b, n in enumerate(state.emitted):
+        assert max_relative(got[b, ..., :n], y[b, ..., :n]) <= NETWORK
+        assert (got[b, ..., n:] == 0).all()
+    blocks, _, state = vae.encode_stream(samples, valid=counts)
+    assert torch.equal(state.emitted, apart.emitted) and torch.equal(state.lengths, counts)
+    for b, n in enumerate(state.emitted):
+        assert max_relative(blocks[b, :n], mine[b, :n]) <= NETWORK
+        assert (blocks[b, n:] == 0).all()
+
+
+def test_reset_and_clone():
+    vae = MADE.setdefault("vibevoice", Subject("vibevoice")).vae
+    z = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
+    fresh, state = vae.decode(z, last=False)
+    branch = state.clone()
+    again, state = vae.decode(z, state, last=True)
+    assert not torch.equal(again, fresh)
+    assert torch.equal(vae.decode(z, branch, last=False)[0], again)
+    assert torch.equal(vae.decode(z, state, last=False)[0], fresh)  # `last` ended it
+    state.reset([1])
+    mixed, _ = vae.decode(z, state, last=False)
+    assert torch.equal(mixed[0], again[0]) and torch.equal(mixed[1], fresh[1])
+    state.reset()
+    assert torch.equal(vae.decode(z, state)[0], fresh)
+
+
+@pytest.mark.parametrize("name", ["voxcpm", "voxcpm2-concat", "vibevoice"])
+def test_reference_backend_and_16_bit_weights(subject):
+    vae, z, noise = subject.vae, subject.latents(5), subject.noise(5)
+    samples = subject.samples(4 * vae.hop_samples)
+    exact = subject.formula_decode(z, torch.float64, noise)
+    mean = vae.encode(samples)[0]
+    with ops.use_backend("reference"):
+        kept = type(vae).from_state_dict(subject.tensors, subject.config)
+        more = {**subject.options, "noise": noise} if subject.vox else {}
+        assert max_relative(kept.decode(z, **more)[0], exact) <= NETWORK
+        assert max_relative(kept.encode(samples)[0], mean) <= NETWORK
+    narrow = type(vae).from_state_dict(subject.tensors, subject.config, dtype=torch.bfloat16)
+    assert max_relative(narrow.decode(z, **more)[0], exact) < 0.05
+    assert max_relative(narrow.encode(samples)[0], mean) < 0.05
+
+
+@pytest.mark.parametrize("name", ["voxcpm", "voxcpm2"])
+def test_weight_norm_in_every_form(subject):
+    """By hooks, by parametrizations, or folded already: the same network."""
+    config, tensors = subject.config, subject.tensors
+    parts = {"weight_g": "original0", "weight_v": "original1"}
+    by_parametrization, folded = {}, {}
+    for name, value in tensors.items():
+        stem, _, last = name.rpartition(".")
+        if last not in parts:
+            by_parametrization[name] = folded[name] = value
+            continue
+        by_parametrization[f"{stem}.parametrizations.weight.{parts[last]}"] = value
+        folded[f"{stem}.weight"] = torch._weight_norm(
+            tensors[f"{stem}.weight_v"], tensors[f"{stem}.weight_g"], 0
+        )
+    z = subject.latents(4)
+    expected = subject.decode(z)[0]
+    for state_dict in (by_parametrization, folded):
+        vae = VoxCPMVAE.from_state_dict(state_dict, config)
+        got = vae.decode(z, **subject.options)[0]
+        assert max_relative(got, expected) <= NETWORK
+
+
+@every_variant
+def test_tensors_that_do_not_fit_are_named(subject):
+    names = [name for name in subject.tensors if name != "decoder.sr_bin_boundaries"]
+    gone, bent = names[3], names[-1]
+    tensors = {k: v for k, v in subject.tensors.items() if k != gone}
+    tensors[bent] = torch.cat((tensors[bent], tensors[bent]))
+    tensors["decoder.extra"] = torch.zeros(3)
+    with pytest.raises(CheckpointError) as raised:
+        type(subject.vae).from_state_dict(tensors, subject.config)
+    message = str(raised.value)
+    shape = list(subject.tensors[gone].shape)
+    assert f"missing key {gone} of shape {shape}" in message
+    assert f"{bent} must be {list(subject.tensors[bent].shape)}" in message
+    assert "unexpected key decoder.extra of shape [3]" in message
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        (VoxCPMVAE, {"encoder_rates": [2, 1]}, "encoder_rates must be 2 or more each"),
+        (VoxCPMVAE, {"decoder_rates": []}, "decoder_rates must not be empty"),
+        (VoxCPMVAE, {"encoder_rates": [2, "3"]}, r"encoder_rates\[1\] must be of type int"),
+        (VoxCPMVAE, {"decoder_dim": 3}, "decoder_dim must be at least 4"),
+        (VoxCPMVAE, {"latent_dim": 0}, "latent_dim must be positive"),
+        (VoxCPMVAE, {"cond_type": "other"}, "cond_type must be one of"),
+        (VoxCPMVAE, {"cond_type": "concat"}, "cond_out_layer must be true"),
+        (VoxCPMVAE, {"sr_bin_boundaries": [3, 2]}, "sr_bin_boundaries must increase"),
+        (VibeVoiceVAE, {"depths": [1, 2]}, "depths must be 4 numbers"),
+        (VibeVoiceVAE, {"hidden_act": "relu"}, "hidden_act must be one of"),
+        (VibeVoiceVAE, {"downsampling_ratios": [2, 0, 3]}, "must be positive"),
+    ],
+)
+def test_configs_that_contradict_themselves(kind, change, message):
+    config = {**(VOXCPM if kind is VoxCPMVAE else VIBEVOICE), **change}
+    with pytest.raises(CheckpointError, match=message):
+        kind.from_state_dict({}, config)
+
+
+def test_other_boundaries_than_the_configs():
+    tensors = voxcpm_tensors(VOXCPM2)
+    tensors["decoder.sr_bin_boundaries"] += 1
+    with pytest.raises(CheckpointError, match=r"sr_bin_boundaries must be .*\[20000, 30000"):
+        VoxCPMVAE.from_state_dict(tensors, VOXCPM2)
+
+
+def test_bad_input():
+    plain, second, vibe, noisy = (
+        MADE.setdefault(name, Subject(name)).vae
+        for name in ("voxcpm", "voxcpm2", "vibevoice-other", "voxcpm-noise")
+    )
+    z, x = torch.randn(2, 3, 6), torch.randn(2, 30)
+    state = plain.decode(z, last=False)[1]
+    calls = [
+        (r"latents must be float \[B, T, 6\], got torch.float32 \[2, 3\]", plain.decode, z[..., 0]),
+        (r"latents must be float", plain.decode, z.long()),
+        (r"samples must be float \[B, L\], got torch.int64", plain.encode, x.long()),
+        (r"samples must be float \[B, 2, L\]", vibe.encode, x),
+        (r"the state has 2 rows, the input has 1", plain.decode, z[:1], state),
+        (r"valid must be torch.int64 \[2\]", plain.decode, z, None, False, torch.ones(2)),
+        (r"last must be torch.bool \[2\]", plain.encode_stream, x, None, torch.ones(3).bool()),
+        (r"batch must be positive, got 0", plain.new_decoder_state, 0),
+        (r"noise must be tensors \[\(2, 9\), \(2, 18\)\], got None", noisy.decode, z),
+        (r"noise must be \[2, 3, 6\]", plain.sample_posterior, z, z, z[:1]),
+    ]
+    for message, function, *args in calls:
+        with pytest.raises(InputError, match=message):
+            function(*args)
+    with pytest.raises(InputError, match="sample_rate must be None for this VAE"):
+        plain.decode(z, sample_rate=48000)
+    with pytest.raises(InputError, match="sample_rate must be one or 2, got 3"):
+        second.decode(z, sample_rate=[48000] * 3)
+
+
+def test_what_a_vae_says_of_itself():
+    vae = conv.VibeVoiceVAE.from_state_dict(
+        vibevoice_tensors(VIBEVOICE), VIBEVOICE, sample_rate=24000
+    )
+    assert (vae.hop_samples, vae.latent_rate, vae.latent_dim) == (6, 4000, 6)
+    second = MADE.setdefault("voxcpm2", Subject("voxcpm2")).vae
+    assert (second.sample_rate, second.out_sample_rate) == (16000, 48000)
+    assert (second.hop_samples, second.out_hop_samples) == (6, 6)
+    mean, std = torch.zeros(1, 2, 6), torch.ones(1, 2, 6)
+    noise = torch.randn(1, 2, 6)
+    assert torch.equal(vae.sample_posterior(mean, std, noise), noise)
