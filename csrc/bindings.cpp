@@ -301,6 +301,15 @@ PYBIND11_MODULE(_cpu, m) {
                 fail(std::string("set_vnni: no VNNI here with '") + current().isa + "'");
         },
         "Multiply int8_dyn with or without VNNI until the next set_isa; for tests.");
+    m.def(
+        "bf16", [] { return cpu_bf16; }, "Whether bf16 is multiplied with bf16 by AVX512-BF16.");
+    m.def(
+        "set_bf16",
+        [](bool wanted) {
+            if (!select_bf16(wanted))
+                fail(std::string("set_bf16: no AVX512-BF16 here with '") + current().isa + "'");
+        },
+        "Multiply bf16 with or without it until the next set_isa; for tests.");
     m.def("thread_pool", &thread_pool,
           "Where threads come from: 'openmp' (PyTorch's pool) or 'std::thread'.");
 }

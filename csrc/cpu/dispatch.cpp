@@ -79,8 +79,18 @@ static bool has_vnni(const Kernels& kernels) {
     return false;
 }
 
+static bool has_bf16(const Kernels& kernels) {
+#if defined(MC_X86)
+    unsigned a = 0, b, c, d;
+    if (!strcmp(kernels.isa, "avx512"))
+        return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 5 & 1;
+#endif
+    return false;
+}
+
 static const Kernels* selected = best();
 bool cpu_vnni = has_vnni(*selected);
+bool cpu_bf16 = has_bf16(*selected);
 
 const Kernels& current() { return *selected; }
 
@@ -90,11 +100,18 @@ bool select_vnni(bool wanted) {
     return true;
 }
 
+bool select_bf16(bool wanted) {
+    if (wanted && !has_bf16(*selected)) return false;
+    cpu_bf16 = wanted;
+    return true;
+}
+
 bool select_isa(const char* isa) {
     for (const Kernels* k : available)
         if (!strcmp(k->isa, isa) && cpu_runs(*k)) {
             selected = k;
             cpu_vnni = has_vnni(*k);
+            cpu_bf16 = has_bf16(*k);
             return true;
         }
     return false;

@@ -15,6 +15,10 @@
 // 32-bit word, so panels, packed rows and sums of quads lie in memory like those of float32, and
 // all below but the innermost instruction is shared. `multiply` is the whole for one thread.
 //
+// Pairs are bf16 panels read two k at a time: the words of both rows are shuffled into two k of one
+// column each, and multiplied with two bf16 activations into float32, where the CPU has that
+// instruction (AVX512-BF16). A row of K is then K / 2 words, like a row of quads.
+//
 // Measured (2 Zen 5 cores of a virtual machine, best of interleaved rounds, the call from Python
 // with its 8 us included; the read probe 61 GB/s, one large torch.mm 196 to 220 GFLOP/s):
 //   K 2048, N 2816, cold weights, us     1 row     2     4     6     8    12
@@ -67,22 +71,33 @@ MC_INLINE void load_slice(const quad* p, I& a, I& b) {
     a = load_int(p);
     b = load_int(p + 16);
 }
+#if defined(MC_AVX512)
+MC_INLINE void load_slice(const pair* p, I& a, I& b) { load_two(p, a, b); }
+MC_INLINE const pair* slice(const pair* panel, int) { return panel; }
+#endif
 MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; }
 MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
 MC_INLINE const bf16* slice(const bf16* panel, int s) { return panel + 2 * s * W; }
 MC_INLINE const int8_t* slice(const int8_t* panel, int s) { return panel + s * W; }
 MC_INLINE const quad* slice(const quad* panel, int s) { return panel + s * W; }
 
-// What differs between float32 sums and the int32 sums of quads.
+// The type of a sum and of an operand: float32, but for the int32 sums of quads and for words that
+// hold several k of both operands.
 template <class T>
 struct Sums {
+    typedef F V, X;
+    static constexpr bool quantised = false, words = false;
+};
+template <>
+struct Sums<pair> {
     typedef F V;
-    static constexpr bool quantised = false;
+    typedef I X;
+    static constexpr bool quantised = false, words = true;
 };
 template <>
 struct Sums<quad> {
-    typedef I V;
-    static constexpr bool quantised = true;
+    typedef I V, X;
+    static constexpr bool quantised = true, words = true;
 };
 MC_INLINE void clear(F& a) { a = zero(); }
 MC_INLINE void clear(I& a) { a = zero_int(); }
@@ -100,6 +115,12 @@ template <bool VNNI>
 MC_INLINE I multiply_add(I x, I w, I sum) {
     return dot4<VNNI>(sum, w, x);
 }
+#if defined(MC_AVX512)
+template <bool VNNI>
+MC_INLINE F multiply_add(I x, I w, F sum) {
+    return dot2(sum, w, x);
+}
+#endif
 MC_INLINE void put(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
 MC_INLINE void put(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
 
@@ -115,6 +136,7 @@ template <class T, int MR, int NU, bool VNNI>
 __attribute__((noinline)) static void tile(const float* x, const T* const* w_in, int64_t kc,
                                            float* const* c, bool first, const Ahead& ahead) {
     typedef typename Sums<T>::V V;
+    typedef typename Sums<T>::X X;
     V a[NU][MR], b[NU][MR];
     const T* w[NU];
     const char* fetch[NU];
@@ -130,14 +152,14 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
         if (NU > 1 && k == ahead.turn)
             for (int u = 0; u < NU; ++u) fetch[u] = ahead.then[u];
         for (int u = 0; u < NU; ++u) {
-            V p, q;
+            X p, q;
             load_slice(w[u], p, q);
             prefetch(fetch[u]);
             if (sizeof(T) * PANEL > 64) prefetch(fetch[u] + 64);
             fetch[u] += ahead.bytes;
             w[u] += PANEL;
             for (int r = 0; r < MR; ++r) {
-                V v;
+                X v;
                 spread(x + r, v);
                 a[u][r] = multiply_add<VNNI>(v, p, a[u][r]);
                 b[u][r] = multiply_add<VNNI>(v, q, b[u][r]);

@@ -158,6 +158,9 @@ bool select_isa(const char* isa);  // false: not compiled in, or this CPU cannot
 // Whether the set in use multiplies quads with the VNNI instruction: by CPUID, AVX512-VNNI for
 // avx512 and AVX-VNNI for avx2. Without it the same sums are made from 16-bit products.
 extern bool cpu_vnni;
+// Whether it has the bf16 dot product (AVX512-BF16, avx512 only): products of bf16 with bf16.
+extern bool cpu_bf16;
+bool select_bf16(bool wanted);  // as select_vnni
 bool select_vnni(bool wanted);  // for tests; false: not here. select_isa sets it again
 
 }  // namespace mingcore

@@ -7,13 +7,19 @@
 // of `down` waits for its own expert's hidden rows, and whoever brings the last result of 32 output
 // columns adds up those columns, slot by slot and the shared expert last. So the order of every sum
 // is fixed, and bits do not depend on threads, on chunks or on the batch. All in float32; quads
-// ("int8_dyn") multiply quantised rows of x and of hidden, exactly, in int32.
+// ("int8_dyn") multiply quantised rows of x and of hidden, exactly, in int32. Pairs (bf16 tokens, 64
+// or more of them, and packed bf16 weights, where the CPU has AVX512-BF16) multiply bf16 as it is:
+// hidden rows are rounded to bf16 first, sums are float32. So the bits of bf16 tokens differ between
+// 63 and 64, and between CPUs with the instruction and without.
 //
 // Measured on 2 cores (AVX-512), H 2048, I 1408, 64 experts, 6 per token, cold weights: one token in
 // bf16 at 96 % of the read probe, in int8 1.84 times as fast; 512 tokens at 0.41 TFLOP/s, int8_dyn
-// 1.2 TFLOP/s. Waking the threads costs 1.5 us where they spin between regions, 40 to 50 us where
-// they sleep. Did not help: 2 streams per thread instead of 4 (-8 points of the probe), looking 512
-// bytes ahead in each instead of 1024 (-9), huge pages for the weights (within the noise).
+// 1.2 TFLOP/s. In pairs 512 tokens take 92 ms instead of 170 (0.77 TFLOP/s; PyTorch's best way, which
+// uses the same instruction, 141), and 90 instead of 168 when all choose the same experts (99);
+// PyTorch without the instruction 520. Waking the threads costs 1.5 us where they spin between
+// regions, 40 to 50 us where they sleep. Did not help: 2 streams per thread instead of 4 (-8 points of
+// the probe), looking 512 bytes ahead in each instead of 1024 (-9), huge pages for the weights (within
+// the noise).
 #include "moe_plan.h"
 #include "vmath.h"
 
@@ -21,6 +27,7 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
+constexpr int64_t MANY_TOKENS = 64;  // from here on products, not bytes, are what costs
 // Below both, one thread is done before a second one is awake.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
 
@@ -67,14 +74,17 @@ void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* mem
     const MoeArgs& a = *p.a;
     const X* x = (const X*)a.x + p.t0 * a.x_row;
     const int32_t* token = p.token + position;
-    if (p.quantised)
+    if (p.form == Form::quads)
         gather_quantised(x, a.x_row, token, n, a.H, p.x_scale + at, p.x_sum + at, memory, to);
     else gather(x, a.x_row, token, n, a.H, to);
 }
 
 // The rows at `position`, ... as a tile; `at`: where their scales go.
 void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
-    if (p.a->x_dtype == Dtype::f32) pack_tile_of<float>(p, position, n, at, memory, to);
+    const MoeArgs& a = *p.a;
+    if (p.form == Form::pairs)  // two of x are one word
+        gather((const float*)a.x + p.t0 * (a.x_row / 2), a.x_row / 2, p.token + position, n, a.H / 2, to);
+    else if (p.a->x_dtype == Dtype::f32) pack_tile_of<float>(p, position, n, at, memory, to);
     else if (p.a->x_dtype == Dtype::bf16) pack_tile_of<bf16>(p, position, n, at, memory, to);
     else pack_tile_of<f16>(p, position, n, at, memory, to);
 }
@@ -87,15 +97,23 @@ void pack(const Plan& p, Segment& s, const Item& item, float* memory) {
     finish(s.to_pack, item.count);
 }
 
-// Hidden rows are quantised when they are whole.
+void narrow_row(const float* x, int64_t K, bf16* to) {
+    int64_t k = 0;
+    for (; k + W <= K; k += W) store(to + k, load(x + k));
+    if (k < K) storen(to + k, loadn(x + k, (int)(K - k)), (int)(K - k));
+}
+
+// Hidden rows become words when they are whole.
 void repack(const Plan& p, Segment& s, const Item& item, float* memory) {
     for (int t = item.first; t < item.first + item.count; ++t) {
         const int r0 = s.h.begin(t), n = s.h.begin(t + 1) - r0;
         float* to = (float*)s.h.x + s.h.K * r0;
         for (int i = 0; i < n; ++i) {
             const int64_t at = s.first + r0 + i;
-            quantise_row(s.gated + (r0 + i) * s.width, s.width,
-                         row_of_tile(i, n, s.h.K, memory, to), p.h_scale + at, p.h_sum + at);
+            const float* row = s.gated + (r0 + i) * s.width;
+            int8_t* packed = row_of_tile(i, n, s.h.K, memory, to);
+            if (p.form == Form::pairs) narrow_row(row, s.width, (bf16*)packed);
+            else quantise_row(row, s.width, packed, p.h_scale + at, p.h_sum + at);
         }
         if (n > 1) pack_tile(memory, s.h.K, s.h.K, n, to);
     }
@@ -201,7 +219,7 @@ void multiply_rows(const Segment& s, const Rows& x, const Matrix<T>& m, int64_t 
 template <class T>
 void run_product(Plan& p, Segment& s, const Item& item, const T* after, float* memory) {
     const bool gates = item.kind == Kind::gate_up;
-    wait_for(gates ? s.to_pack : p.quantised ? s.to_repack : s.to_gate);
+    wait_for(gates ? s.to_pack : p.form == Form::floats ? s.to_gate : s.to_repack);
     const Rows& x = gates ? s.x : s.h;
     const Matrix<T> m = matrix_of<T>(p, item);
     float* sums = memory + UNPACKED;
@@ -209,11 +227,11 @@ void run_product(Plan& p, Segment& s, const Item& item, const T* after, float* m
         const int64_t col = panel * m.width();
         const int n = (int)least(m.outputs - col, m.width());
         if (!gates) keep_result(s, p.a->H, col, n, of);
-        else if (p.quantised) keep_gated(s, col, n, of);
+        else if (p.form != Form::floats) keep_gated(s, col, n, of);
         else pack_gated(s, col, n, of);
     };
     bool done = false;
-    if constexpr (sizeof(T) > 1 && !Sums<T>::quantised)
+    if constexpr (sizeof(T) > 1 && !Sums<T>::words)
         if (p.a->layout == Layout::rows) {
             multiply_rows(s, x, m, item.first, memory, sums);
             end(item.first, sums);
@@ -271,19 +289,31 @@ bool is_small(const MoeArgs& a, int64_t element) {
     return products < SERIAL_PRODUCTS && weights * element < SERIAL_BYTES;
 }
 
+// bf16 with bf16, many tokens, no row of an odd length.
+bool in_pairs(const MoeArgs& a) {
+#if defined(MC_AVX512)
+    const int64_t odd = a.H | a.I | a.x_row | (a.shared_gate_up.data ? a.shared_I : 0);
+    return cpu_bf16 && a.T >= MANY_TOKENS && a.w_dtype == Dtype::bf16 && a.x_dtype == Dtype::bf16 &&
+           a.layout != Layout::rows && odd % 2 == 0;
+#else
+    return false;
+#endif
+}
+
 }  // namespace
 
 int64_t moe_mlp(const MoeArgs& a) {
     const int64_t bad = first_bad_slot(a);
     if (bad >= 0 || a.T == 0) return bad;
     const int64_t element = element_bytes(a.w_dtype), chunk = tokens_per_chunk(a);
+    const bool pairs = in_pairs(a);
     for (int64_t t0 = 0; t0 < a.T; t0 += chunk) {
         Plan p{};
         p.a = &a;
         p.t0 = t0, p.T = least(a.T - t0, chunk);
         p.slots = p.T * a.K, p.positions = p.slots + (a.shared_gate_up.data ? p.T : 0);
         p.element = element;
-        p.quantised = a.w_dtype == Dtype::u8;
+        p.form = a.w_dtype == Dtype::u8 ? Form::quads : pairs ? Form::pairs : Form::floats;
         p.threads = is_small(a, element) ? 1 : a.threads;
         lay_out(p, (char*)workspace(lay_out(p, nullptr)));
         make_plan(p);
@@ -295,6 +325,9 @@ int64_t moe_mlp(const MoeArgs& a) {
                               : a.w_dtype == Dtype::f16  ? run_items<f16>
                               : a.w_dtype == Dtype::i8   ? run_items<int8_t>
                                                          : run_items<quad>;
+#if defined(MC_AVX512)
+        if (pairs) run = run_items<pair>;
+#endif
         parallel(p.threads, run, &p);
     }
     return -1;

@@ -8,7 +8,7 @@
 //
 //   pack 0 | pack 1, gate_up 0 | pack 2, gate_up 1 | ... | down 0 | down 1 | ...
 //
-// (with quads, hidden rows are packed as well, one expert after their gate_up). So while the last
+// (with pairs and quads, hidden rows are packed as well, one expert after their gate_up). So while the last
 // pieces of gate_up are in the works other threads begin with down 0, which was done long ago, and
 // memory is read without a gap from the first weight to the last.
 #pragma once
@@ -25,6 +25,10 @@ constexpr int ROW_BLOCK = 256;  // rows of a segment: their sums for one panel s
 constexpr int PACK_TILES = 4;   // row tiles that one item packs
 constexpr int64_t CHUNK_FLOATS = 24 << 20;  // of scratch per chunk of tokens, about
 
+// How rows are packed: as they are, or in words of several k. Words are packed from whole rows, so
+// hidden rows wait in `gated`.
+enum class Form { floats, pairs, quads };
+
 enum class Kind : int32_t { pack, gate_up, repack, down };
 
 struct Segment {
@@ -33,7 +37,7 @@ struct Segment {
     int64_t width, gate_up_row, down_row;  // I, or the shared expert's; row lengths of layout rows
     int64_t first;                         // the position of its first row
     Rows x, h;                             // the packed inputs of both products
-    float *gated, *result;                 // [width] of a row that is to be quantised, [H] of a row
+    float *gated, *result;                 // [width] of a row that is to be repacked, [H] of a row
     int rows, tiles;
     Counter to_pack, to_gate, to_repack;  // row tiles; panels of gate_up; row tiles: not yet done
 };
@@ -49,7 +53,7 @@ struct Plan {
     int64_t t0, T;             // this chunk's tokens
     int64_t slots, positions;  // T K; with the shared expert's rows
     int64_t element;           // bytes of a weight
-    bool quantised;            // x and hidden rows are
+    Form form;                 // of x and of hidden rows
     int threads, experts_hit;
     int32_t *token, *place;  // of a position: its token, from t0 on; of a slot: its position
     int32_t* start;          // of an expert: its first position; [E + 1]
@@ -63,6 +67,11 @@ struct Plan {
     int64_t segment_count, item_count, max_items;
     Counter work;
 };
+
+// Numbers that a packed row of K takes.
+MC_INLINE int64_t words(const Plan& p, int64_t K) {
+    return p.form == Form::floats ? K : p.form == Form::pairs ? K / 2 : quads(K);
+}
 
 constexpr int64_t SUMS = ROW_BLOCK * PANEL;  // sums_for of any segment
 constexpr int64_t UNPACKED = KC * PANEL;     // rows_gemm's scratch
@@ -80,15 +89,16 @@ size_t lay_out(Plan& p, char* base) {
     Arena arena{base};
     p.rows = arena.take<float>(p.positions * a.H);
     const int64_t all = p.slots * a.I + shared * a.shared_I, widest = most(a.I, a.shared_I);
-    p.hidden = arena.take<float>(p.quantised ? p.slots * quads(a.I) + shared * quads(a.shared_I) : all);
-    p.gated = arena.take<float>(p.quantised ? all : 0);
+    p.hidden = arena.take<float>(p.slots * words(p, a.I) + shared * words(p, a.shared_I));
+    p.gated = arena.take<float>(p.form == Form::floats ? 0 : all);
     p.one = arena.take<float>(p.T == 1 ? a.H : 0);
-    const int64_t scaled = p.quantised ? p.positions + 1 : 0;
+    const int64_t scaled = p.form == Form::quads ? p.positions + 1 : 0;
     p.x_scale = arena.take<float>(scaled);
     p.h_scale = arena.take<float>(scaled);
     p.x_sum = arena.take<int32_t>(scaled);
     p.h_sum = arena.take<int32_t>(scaled);
-    const int64_t tile = p.quantised ? ceil_div(ROWS * quads(most(a.H, widest)), 16) * 16 : 0;
+    const int64_t tile =
+        p.form == Form::floats ? 0 : ceil_div(ROWS * words(p, most(a.H, widest)), 16) * 16;
     p.memory_each = UNPACKED + SUMS + tile;
     p.memory = arena.take<float>(p.threads * p.memory_each);
     p.segments = arena.take<Segment>(segments);
@@ -133,7 +143,7 @@ void sort_slots(Plan& p) {
 void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down, int64_t e,
                   int64_t width, int64_t begin, int64_t end, float* hidden, float* gated) {
     const MoeArgs& a = *p.a;
-    const int64_t x_K = p.quantised ? quads(a.H) : a.H, h_K = p.quantised ? quads(width) : width;
+    const int64_t x_K = words(p, a.H), h_K = words(p, width);
     const int64_t blocks = ceil_div(end - begin, ROW_BLOCK), rows = end - begin;
     for (int64_t b = 0; b < blocks; ++b) {
         const int64_t from = rows * b / blocks;
@@ -154,7 +164,7 @@ void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down
         s.h = {hidden + from * h_K, h_K, s.rows, s.tiles, p.h_scale + s.first, p.h_sum + s.first};
         s.to_pack.next = only ? 0 : s.tiles;
         s.to_gate.next = ceil_div(width, 16);
-        s.to_repack.next = p.quantised ? s.tiles : 0;
+        s.to_repack.next = p.form == Form::floats ? 0 : s.tiles;
     }
 }
 
@@ -204,12 +214,12 @@ void make_plan(Plan& p) {
     p.work.next = 0;
     if (p.positions > p.slots)
         add_segments(p, a.shared_gate_up, a.shared_down, 0, a.shared_I, p.slots, p.positions,
-                     p.hidden + p.slots * (p.quantised ? quads(a.I) : a.I),
+                     p.hidden + p.slots * words(p, a.I),
                      p.gated + p.slots * a.I);
     for (int64_t e = 0; e < a.E; ++e)
         if (p.start[e] < p.start[e + 1])
             add_segments(p, a.gate_up, a.down, e, a.I, p.start[e], p.start[e + 1],
-                         p.hidden + p.start[e] * (p.quantised ? quads(a.I) : a.I),
+                         p.hidden + p.start[e] * words(p, a.I),
                          p.gated + p.start[e] * a.I);
 
     int64_t gates = 0;

@@ -1,6 +1,7 @@
 // int8 and int32 lanes, and the four-way products of "int8_dyn".
 //
 //   I           W int32 lanes                  quad   four int8 weights of one column, each + 128
+//   pair        two k of one column of a bf16 panel; dot2 their products with two activations
 //   four        the low bytes of four, side by side: a quad of activations
 //   dot4<VNNI>  acc + the four products of each quad and four int8 activations, in int32, exactly
 //
@@ -16,6 +17,9 @@ namespace MC_ISA {
 
 struct quad {
     uint8_t at[4];
+};
+struct pair {  // a word of a bf16 panel: the next row's stands 16 words further on
+    bf16 at[2];
 };
 
 #if defined(MC_AVX512)
@@ -45,6 +49,17 @@ MC_INLINE I four(I a, I b, I c, I d) {
                                  _mm512_slli_epi32(_mm512_and_si512(b, low), 8));
     const I c2 = _mm512_slli_epi32(_mm512_and_si512(c, low), 16);
     return _mm512_or_si512(ab, _mm512_or_si512(c2, _mm512_slli_epi32(d, 24)));
+}
+// Two rows of a bf16 panel, words of columns j and j + 16: two k of column j, and of column j + 16.
+MC_INLINE void load_two(const pair* p, I& a, I& b) {
+    const I r = _mm512_loadu_si512(p), s = _mm512_loadu_si512(p + 16);
+    a = _mm512_mask_blend_epi16(0xaaaaaaaa, r, _mm512_slli_epi32(s, 16));
+    b = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(r, 16), s);
+}
+// acc + both products of two bf16 each; only where cpu_bf16.
+MC_INLINE F dot2(F acc, I w, I x) {
+    asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
+    return acc;
 }
 template <bool VNNI>
 MC_INLINE I dot4(I acc, I w, I x) {

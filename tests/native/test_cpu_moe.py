@@ -92,6 +92,59 @@ def test_int8_dyn_is_the_same_with_and_without_vnni(isa):
         _cpu.set_vnni(True)
 
 
+@pytest.fixture
+def bf16_products(isa):
+    """Only where the CPU has them; on again afterwards."""
+    if not _cpu.bf16():
+        pytest.skip(f"no AVX512-BF16 here with {isa}")
+    yield
+    _cpu.set_bf16(True)
+
+
+@pytest.mark.parametrize("size", (SIZES[0], SIZES[3], (3, 1, 300, 150, 10)))
+@pytest.mark.parametrize("only", (None, 1))
+def test_many_tokens_in_bf16_by_its_own_products(bf16_products, threads, size, only):
+    """Within the tolerance, as without them; the same bits with any neighbours."""
+    for T in (64, 65, 600):
+        kwargs = {**tokens(size, T, torch.bfloat16, only), **experts(size, "bf16")}
+        result = got(kwargs)
+        compare.check_op("moe_mlp", kwargs, (result,))
+        last = {name: kwargs[name][T - 64 :] for name in ("x", "weights", "ids")}
+        assert torch.equal(got({**kwargs, **last}), result[T - 64 :])
+        _cpu.set_bf16(False)
+        widened = got(kwargs)
+        compare.check_op("moe_mlp", kwargs, (widened,))
+        _cpu.set_bf16(True)
+        assert not torch.equal(result, widened)  # else the other path was not taken
+
+
+def test_what_bf16_products_do_not_take_is_widened(bf16_products):
+    """Few tokens, odd sizes and strides, other types of x, rows as they come."""
+    even, odd = SIZES[0], SIZES[1]
+    calls = [{**tokens(even, 63, torch.bfloat16), **experts(even, "bf16")}]
+    calls += [{**tokens(odd, 64, torch.bfloat16), **experts(odd, "bf16")}]
+    calls += [{**tokens(even, 64), **experts(even, "bf16")}]
+    calls += [{**tokens(even, 64, torch.bfloat16), **experts(even, "bf16", layout="rows")}]
+    uneven = {**tokens(even, 64, torch.bfloat16), **experts(even, "bf16")}
+    uneven["x"] = torch.zeros(64, 65, dtype=torch.bfloat16)[:, :64].copy_(uneven["x"])
+    results = [got(call) for call in (*calls, uneven)]
+    _cpu.set_bf16(False)
+    for call, result in zip((*calls, uneven), results, strict=True):
+        assert torch.equal(got(call), result)
+        compare.check_op("moe_mlp", call, (result,))
+
+
+@pytest.mark.parametrize("stride", (66, 128))
+def test_bf16_products_of_spread_rows(bf16_products, stride):
+    size = SIZES[0]
+    kwargs = {**tokens(size, 70, torch.bfloat16), **experts(size, "bf16")}
+    expected = got(kwargs)
+    kwargs["x"] = torch.full((70, stride), torch.nan, dtype=torch.bfloat16)[:, :64].copy_(
+        kwargs["x"]
+    )
+    assert torch.equal(got(kwargs), expected)
+
+
 @pytest.mark.parametrize("x_dtype", DTYPES.values())
 @pytest.mark.parametrize("format", FORMATS)
 def test_any_activations_with_any_weights(isa, format, x_dtype):
