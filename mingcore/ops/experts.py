@@ -156,8 +156,9 @@ def moe_mlp(
     `shared` (gate_up [2Is, H], down [H, Is]) or None; weights [T, K] float32; ids [T, K] int32 in
     0..E-1. mlp(x) = down (silu(gate x) * up x). Returns [T, H] in x.dtype; the routed sum is
     made in float32, in the order of k: the same bits every run. docs/model.md section 2. With
-    "int8_dyn" experts the rows of x, and of what enters the second product, are quantised to int8.
-    Raises InputError.
+    "int8_dyn" experts the rows of x, and of what enters the second product, are quantised to int8;
+    on a CPU with AVX512-BF16 the latter are rounded to bfloat16 where x [64 and more, H] and the
+    packed experts are bfloat16. Raises InputError.
     """
     if type(experts) is not PackedExperts:
         gate_up, down = experts
