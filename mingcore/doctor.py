@@ -118,10 +118,12 @@ def _ops() -> dict[str, dict[str, str | None]]:
             entry = known.get((op, backend))
             if entry is None:
                 row[backend] = registry.load(backend) or MISSING
-            elif backend not in ("cuda", "triton"):
+            elif backend in ("reference", "cpu"):
                 row[backend] = None
             elif not torch.cuda.is_available():
                 row[backend] = NO_GPU
+            elif backend == "flash":
+                row[backend] = None
             else:
                 row[backend] = verified.why_not(entry, torch.device("cuda"))
     return table

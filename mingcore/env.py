@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-BACKENDS = ("reference", "cpu", "triton", "cuda")
+BACKENDS = ("reference", "cpu", "triton", "cuda", "flash")
 
 
 def backend() -> str | None:

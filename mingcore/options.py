@@ -39,7 +39,8 @@ Language = Annotated[str | None, typer.Option(help="zh or en; detected when not 
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 weights")]
 Backend = Annotated[
-    str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, or several in order")
+    str | None,
+    typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]

@@ -192,7 +192,8 @@ def _processors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
-def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [M, K] with dense rows as int8 [M, K] and its scales [M], on the current device."""
     M, K = x.shape
     stored, scale = x.new_empty(M, K, dtype=torch.int8), x.new_empty(M, dtype=torch.float32)
     block = min(triton.next_power_of_2(K), 2048)
@@ -290,7 +291,7 @@ def _tokens(
     hidden, hidden_s = x.new_empty(S, I), x.new_empty(T, down_s.shape[1]) if shared else None
     x_scale = None
     if dynamic:
-        x, x_scale = _quantised(x)
+        x, x_scale = quantised_rows(x)
     pair = (x, w_s, hidden_s, scale_s, x_scale) if shared else None
     launch(
         "gate_up", x, gate_up, hidden, scale=gate_up_scale, x_scale=x_scale, shared=pair, **where
@@ -302,9 +303,9 @@ def _tokens(
     )
     hidden_scale = hidden_s_scale = None
     if dynamic:
-        hidden, hidden_scale = _quantised(hidden)
+        hidden, hidden_scale = quantised_rows(hidden)
         if shared:
-            hidden_s, hidden_s_scale = _quantised(hidden_s)
+            hidden_s, hidden_s_scale = quantised_rows(hidden_s)
     pair = (hidden_s, down_s, by_slot[S:], down_scale_s, hidden_s_scale) if shared else None
     scales = {"scale": down_scale, "x_scale": hidden_scale}
     launch("down", hidden, down, by_slot, **scales, shared=pair, **where)

@@ -1,8 +1,8 @@
 """Which function serves an op on a backend, and how one is chosen.
 
 `(op, backend) -> Entry(function, why_not, sources)`. The adapters `reference/`, `cpu.py`,
-`triton.py` and `cuda.py` register themselves on import, and are imported when their backend is
-first asked for. Functions and `why_not` take the flat arguments of the op's schema
+`triton.py`, `cuda.py` and `flash.py` register themselves on import, and are imported when their
+backend is first asked for. Functions and `why_not` take the flat arguments of the op's schema
 (`library.py`), positionally.
 
 Choice: the `backend` argument, else `use_backend(...)`, else MINGCORE_BACKEND, else automatic: the
@@ -31,8 +31,9 @@ _MODULES = {
     "cpu": "mingcore.ops.cpu",
     "triton": "mingcore.ops.triton",
     "cuda": "mingcore.ops.cuda",
+    "flash": "mingcore.ops.flash",
 }
-_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+_AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "flash", "reference")}
 _GPU_KERNELS = ("cuda", "triton")
 
 _entries: dict[tuple[str, str], "Entry"] = {}

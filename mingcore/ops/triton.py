@@ -9,7 +9,14 @@ import torch
 from mingcore_kernels import flow_step as flow_kernels
 from mingcore_kernels import silu_mul as silu_kernels
 
-from . import triton_audio, triton_conv, triton_flow, triton_moe  # noqa: F401  register theirs
+from . import (  # noqa: F401  they register their ops
+    triton_attention,
+    triton_audio,
+    triton_conv,
+    triton_dense,
+    triton_flow,
+    triton_moe,
+)
 from .registry import register
 from .triton_common import KERNELS, unfit
 

@@ -100,7 +100,7 @@ def test_several_names_are_an_order_of_preference(backends, monkeypatch):
 
 
 def test_unknown_names_raise(backends, monkeypatch):
-    message = "backend must be one of reference, cpu, triton, cuda, got 'gpu'"
+    message = "backend must be one of reference, cpu, triton, cuda, flash, got 'gpu'"
     with pytest.raises(InputError, match=message):
         ops.silu_mul(X, backend="gpu")
     with pytest.raises(InputError, match=message), ops.use_backend("gpu"):

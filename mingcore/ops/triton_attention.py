@@ -1,0 +1,40 @@
+"""The `triton` backend's attention over a cache, and the writing of it."""
+
+import torch
+
+from mingcore_kernels import attention_decode as attention_kernels
+from mingcore_kernels import kv_write as cache_kernels
+
+from .registry import register
+from .triton_common import KERNELS, unfit
+
+_LONGEST = 1 << 30  # slots: they are counted in 32 bits
+
+
+def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
+    D, S = q.shape[-1], k_cache.shape[1]
+    if D > attention_kernels.WIDEST:
+        return f"heads are {D} wide; it takes up to {attention_kernels.WIDEST}"
+    if S > _LONGEST or window > _LONGEST:
+        return f"the cache has {S} slots, the window is {window}; it takes up to {_LONGEST}"
+    return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+
+
+@register("attention_decode", "triton", _decode_why_not,
+          sources=(KERNELS / "attention_decode.py", __file__))  # fmt: skip
+def attention_decode(q, k_cache, v_cache, positions, window, scale):
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    attention_kernels.attention_decode(q, k_cache, v_cache, positions, window, scale, out)
+    return out
+
+
+def _write_why_not(k_cache, v_cache, k, v, positions):
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        if torch._debug_has_internal_overlap(cache) == 1:
+            return f"{name} overlaps itself (strides {tuple(cache.stride())}); it takes none"
+    return unfit(("k_cache", "v_cache", "k", "v"), (k_cache, v_cache, k, v))
+
+
+@register("kv_write_", "triton", _write_why_not, sources=(KERNELS / "kv_write.py", __file__))
+def kv_write_(k_cache, v_cache, k, v, positions):
+    cache_kernels.kv_write(k_cache, v_cache, k, v, positions)

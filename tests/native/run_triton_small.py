@@ -1,0 +1,227 @@
+"""Run by test_triton_small.py in a process of its own, once per Triton version.
+
+`interpret [few]`: the norms, rotary embeddings, the cache, attention over it and small linear
+layers against the oracle; `few` takes every third named case. `compile [few]`: the very launches
+that the real model's shapes lead to, recorded on meta tensors and compiled for three GPUs, every
+tile and type; `few` takes a representative few, for Hopper. Prints one line of JSON per result.
+"""
+
+import os
+import sys
+
+if sys.argv[1] == "interpret":
+    os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
+
+import torch
+from run_triton import resources, say
+from triton_launches import TYPES, binary, loops_with_new_numpy, meta, recorded
+
+from mingcore import ops
+from mingcore.errors import BackendError
+from mingcore.ops import registry
+from mingcore.testing import cases, compare
+from mingcore.testing.layouts import nan_poisoned
+from mingcore_kernels import attention_decode, grouped_gemm, kv_write, linear, moe_mlp, norms, rope
+
+OPS = (
+    "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
+    "linear",
+)  # fmt: skip
+LARGEST = {1: 2e5, 3: 2e4}  # elements of an argument: the interpreter is slow
+TYPES[torch.int64] = "i64"
+
+
+def interpret(step: int) -> None:
+    loops_with_new_numpy()
+    for op in OPS:
+        for i, case in enumerate(cases.for_op(op)[::step]):
+            dtype = (torch.float32, torch.float16)[i % 2]  # in turns
+            kwargs = case.make("cpu", dtype, seed=2)
+            if (
+                max(t.numel() for t in kwargs.values() if isinstance(t, torch.Tensor))
+                < LARGEST[step]
+            ):
+                check(op, kwargs, case=case.name, dtype=str(dtype))
+    d = cases.Draw("cpu", torch.float16, 3)
+    _linear_formats(d, step)
+    _rows_are_their_own(d)
+    _shares(d, step)
+    _refused(d)
+
+
+def check(op: str, kwargs: dict, **said) -> tuple[torch.Tensor, ...]:
+    try:
+        with nan_poisoned():
+            got = compare.run(op, kwargs, backend="triton")
+    except BackendError as error:
+        assert "takes a dense last dimension" in str(error), error
+        say(op=op, declined=str(error), **said)
+        return ()
+    compare.check_op(op, kwargs, got)
+    assert all(map(torch.equal, got, compare.run(op, kwargs, backend="triton"))), f"{op} {said}"
+    say(op=op, **said)
+    return got
+
+
+def _linear_formats(d: cases.Draw, step: int) -> None:
+    """Quantised weights under every activation, few rows and many."""
+    formats = (
+        (1, "int8", None), (16, "int8", "swiglu"), (17, "int8", "gelu"), (3, "fp8", "silu"),
+        (40, "fp8", "swiglu"), (2, "int8_dyn", "gelu_tanh"), (70, "int8_dyn", "swiglu"),
+    )  # fmt: skip
+    for M, format, activation in formats[step // 2 :: step]:
+        weight = ops.pack_linear(d.matrix(38, 83), format=format, backend="reference")
+        kwargs = {"x": d.normal(M, 83), "weight": weight, "bias": d.normal(38)}
+        width = 19 if activation == "swiglu" else 38
+        kwargs |= {"activation": activation, "residual": d.normal(M, width)}
+        check("linear", kwargs, case=f"{format}_{activation}_m{M}", dtype=str(d.dtype))
+
+
+def _rows_are_their_own(d: cases.Draw) -> None:
+    """A row's bits are the same alone and among others, on the path for few rows."""
+    x, weight = d.normal(16, 600), d.matrix(16, 600)
+    together = ops.linear(x, weight, activation="silu", backend="triton")
+    for i in (0, 7, 15):
+        alone = ops.linear(x[i], weight, activation="silu", backend="triton")
+        assert torch.equal(together[i], alone)
+    q, caches = d.normal(3, 2, 4, 16), (d.normal(3, 200, 2, 16), d.normal(3, 200, 2, 16))
+    positions = torch.tensor([[3, 4], [520, 521], [-1, 130]])
+    together = ops.attention_decode(q, *caches, positions, backend="triton")
+    for i in range(3):
+        one = (t[i : i + 1] for t in (q, *caches, positions))
+        assert torch.equal(together[i : i + 1], ops.attention_decode(*one, backend="triton"))
+    say(op="attention_decode", case="alone")
+
+
+def _shares(d: cases.Draw, step: int) -> None:
+    """Any number of shares, of which some may be empty, is within the tolerance."""
+    places = ((0, 300, 290), (150, 160, 1000), (0, 300, 2), (0, 129, 4000))
+    for dtype in (torch.float16, torch.float32)[::step]:
+        d.dtype = dtype
+        for window, S, start in places[step // 2 :: step]:
+            positions = torch.stack([torch.arange(start, start + 5), torch.arange(-2, 3)])
+            kwargs = {"q": d.normal(2, 5, 4, 24), "positions": positions, "window": window or None}
+            kwargs |= {"k_cache": d.normal(2, S, 2, 24), "v_cache": d.normal(2, S, 2, 24)}
+            flat = [*kwargs.values()]
+            check("attention_decode", kwargs, case=f"s{S}_w{window}_p{start}", dtype=str(dtype))
+            one = torch.empty_like(flat[0])
+            q, caches = kwargs["q"], (kwargs["k_cache"], kwargs["v_cache"])
+            for shares in (1, 2, 7):
+                got = torch.full_like(one, float("nan"))
+                attention_decode.attention_decode(
+                    q, *caches, positions, window, 24**-0.5, got, shares=shares
+                )
+                compare.check_op("attention_decode", kwargs, (got,))
+                assert (got[positions < 0] == 0).all()
+
+
+def _refused(d: cases.Draw) -> None:
+    d.dtype = torch.float16
+    x, cache = d.normal(1, 1, 2, 512), d.normal(1, 4, 2, 512)
+    position, half = torch.zeros(1, 1, dtype=torch.int64), d.normal(1, 1, 256)
+    cos = half.double()
+    small = cache[..., :8]
+    for op, args in (
+        ("attention_decode", (x, cache, cache, position, 0, 1.0)),
+        ("kv_write_", (small[:, :1].expand(1, 4, 2, 8), small, small[:, :1], small[:, :1],
+                       position)),
+        ("rope", (x, cos, cos, False, 2)),
+        ("rms_norm", (d.normal(1, 20000), d.normal(20000), 1e-6)),
+        ("layer_norm", (half.double(), half[0, 0], None, 1e-6)),
+        ("linear", (half, d.matrix(256, 6).t(), None, None, "none", "rows", 6, None, "")),
+        ("linear", (half, d.matrix(6, 256).float(), None, None, "none", "rows", 6, None, "")),
+    ):  # fmt: skip
+        say(refused=registry.entry(op, "triton").reason(args))
+
+
+def attention(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, window: int, dtype) -> None:
+    q, caches = meta(B, T, Hq, D, dtype=dtype), (meta(B, S, Hkv, D, dtype=dtype),) * 2
+    positions = meta(B, T, dtype=torch.int64)
+    attention_decode.attention_decode(q, *caches, positions, window, D**-0.5, meta_like(q))
+    kv_write.kv_write(*caches, *(meta(B, T, Hkv, D, dtype=dtype),) * 2, positions)
+
+
+def meta_like(x: torch.Tensor) -> torch.Tensor:
+    return meta(*x.shape, dtype=x.dtype)
+
+
+def turned(B: int, T: int, Hq: int, Hkv: int, D: int, interleaved: bool, dtype) -> None:
+    x, angles = meta(B, T, Hq + 2 * Hkv, D, dtype=dtype), meta(1, T, D // 2, dtype=torch.float32)
+    kv = (meta(B, T, Hkv, D, dtype=dtype),) * 2 if Hkv else None
+    rope.rope(x, angles, angles, interleaved, Hq, meta(B, T, Hq, D, dtype=dtype), kv)
+
+
+def product(M: int, K: int, N: int, format: str, activation: str, dtype) -> None:
+    stored = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}.get(format)
+    x, w, x_scale = meta(M, K, dtype=dtype), meta(N, K, dtype=stored or dtype), None
+    if format == "int8_dyn":
+        x, x_scale = moe_mlp.quantised_rows(x)
+    bias, width = meta(N, dtype=dtype), N // 2 if activation == "swiglu" else N
+    out = meta(M, width, dtype=dtype)
+    scale = meta(N, dtype=torch.float32) if stored else None
+    linear.linear(x, w, bias, out, activation, out, scale=scale, x_scale=x_scale)
+
+
+def launches(capability: int, everything: bool) -> None:
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    formats = ["bf16", "int8", "int8_dyn"] + (["fp8"] if capability >= 89 else [])
+    for dtype in (bf16, fp16, fp32) if everything else (bf16,):
+        x, w = meta(5, 1280, dtype=dtype), meta(1280, dtype=dtype)
+        norms.layer_norm(x, w, w, 1e-5, meta_like(x))
+        x, w = meta(1, 2048, dtype=dtype), meta(2048, dtype=dtype)
+        norms.rms_norm(x, w, 1e-6, meta_like(x))
+        norms.add_rms_norm(x, meta_like(x), w, 1e-6, meta_like(x), meta_like(x))
+        turned(1, 1, 16, 4, 128, False, dtype)
+        turned(1, 5, 20, 20, 64, True, dtype)
+        attention(1, 1, 16, 4, 128, 4096, 0, dtype)
+        attention(1, 5, 20, 20, 64, 4096, 0, dtype)
+        attention(1, 5, 14, 2, 64, 37, 32, dtype)
+        if everything:
+            norms.layer_norm(*(meta(3, 16384, dtype=dtype), *(meta(16384, dtype=dtype),) * 2), 1e-5,
+                             meta(3, 16384, dtype=dtype))  # fmt: skip
+            turned(2, 11, 16, 0, 64, True, dtype)
+            turned(2, 3, 3, 0, 1024, False, dtype)
+            for D in (16, 64, 80, 128, 256):
+                for T in (1, 5, 40):
+                    attention(2, T, 14, 2, D, 300, 32 * (T % 2), dtype)
+                    attention(2, T, 4, 1, D, 3000, 0, dtype)
+    products = ((1, 2048, 3072, "none"), (5, 896, 9728, "swiglu"), (40, 1280, 5120, "gelu"))
+    for (M, K, N, activation), format in zip(products, ("bf16", "int8", "fp8")):
+        if format in formats:
+            product(M, K, N, format, activation, bf16)
+    if everything:
+        for M in (1, 20, 40, 100, 300):
+            for format, dtype in [(f, t) for f in formats for t in (bf16, fp16)] + [("", fp32)]:
+                for activation in linear.ACTIVATIONS:
+                    product(M, 1280, 2048, format, activation, dtype)
+                product(M, 1344, 1282, format, "none", dtype)
+            product(M, 2048, 3072, "int8", "none", fp32)
+
+
+def compile_all(everything: bool) -> None:
+    for capability in (80, 90, 100) if everything else (90,):
+        grouped_gemm.capability_of = linear.capability_of = lambda _, found=capability: found
+        for kernel, signature, constants, *rest in recorded(
+            lambda found=capability: launches(found, everything)
+        ):
+            made = binary(kernel, signature, constants, *rest, capability)
+            ptx = made.asm["ptx"]
+            blocks = "MNK" if "BLOCK_M" in constants else "RSD"
+            say(
+                kernel=kernel.__name__,
+                sm=capability,
+                types=[signature.get("x") or signature.get("q"), signature.get("w")],
+                blocks=[constants.get(f"BLOCK_{letter}") for letter in blocks],
+                usage=resources(made.asm["cubin"]),
+                shared=made.metadata.shared,
+                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
+                copies16=ptx.count("cp.async.cg.shared.global"),
+                loads16=ptx.count("ld.global.v4"),
+            )
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "interpret":
+        interpret(3 if "few" in sys.argv[2:] else 1)
+    else:
+        compile_all("few" not in sys.argv[2:])

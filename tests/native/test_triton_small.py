@@ -1,0 +1,130 @@
+"""Triton's norms, rotary embeddings, cache, attention over it and small linear layers without a GPU:
+against the oracle, and as binaries."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+import torch
+
+from mingcore_kernels import attention_decode, configs, linear, norms
+
+ROOT = Path(__file__).parents[2]
+OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+OPS = (
+    "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
+    "linear",
+)  # fmt: skip
+REFUSALS = (
+    "heads are 512 wide", "k_cache overlaps itself", "cos is torch.float64",
+    "rows have 20000 elements", "x is torch.float64", "a dense last dimension", "it takes one type",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=("installed", "oldest"))
+def triton_folder(request) -> Path | None:
+    if request.param == "installed":
+        return None
+    if not (OLDEST / "triton" / "backends").is_dir():
+        pytest.skip("the oldest supported Triton is not beside the environment")
+    return OLDEST
+
+
+def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
+    here = Path(__file__).parent
+    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "TRITON_CACHE_DIR": str(cache),
+    }
+    environment.pop("TRITON_INTERPRET", None)
+    done = subprocess.run(
+        [sys.executable, str(here / "run_triton_small.py"), *mode],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def check_interpreted(lines: list[dict], least: int) -> None:
+    for op in OPS:
+        passed = [line for line in lines if line.get("op") == op and "declined" not in line]
+        assert len(passed) >= least, op
+    refused = [line["refused"] for line in lines if "refused" in line]
+    assert all(expected in got for expected, got in zip(REFUSALS, refused, strict=True)), refused
+
+
+def test_some_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
+    check_interpreted(run(tmp_path, triton_folder, "interpret", "few"), least=2)
+
+
+@pytest.mark.slow
+def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
+    check_interpreted(run(tmp_path, triton_folder, "interpret"), least=7)
+
+
+def check_binaries(lines: list[dict]) -> None:
+    for line in lines:
+        usage = line["usage"]
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert line["shared"] <= configs.shared_bytes(line["sm"]), line
+        if line["kernel"] in ("_attention_decode_kernel", "_linear_kernel"):
+            if line["types"][0] != "*fp32":
+                assert line["matrix"] and line["copies16"], line  # the matrix unit, wide copies
+
+
+def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
+    lines = run(tmp_path, triton_folder, "compile", "few")
+    check_binaries(lines)
+    assert {line["kernel"] for line in lines} >= {
+        "_norm_kernel", "_rope_kernel", "_kv_write_kernel", "_attention_decode_kernel",
+        "_combine_kernel", "_linear_kernel",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_tile_and_type_compiles(triton_folder, tmp_path):
+    check_binaries(run(tmp_path, triton_folder, "compile"))
+
+
+@pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))
+def test_every_choice_of_linear_fits(capability):
+    for kind in ("16", "w8", "32"):
+        for rows in (1, 16, 17, 64, 65, 500):
+            for depth in (1, 37, 704, 1280, 2048):
+                config = linear.choose(kind, rows, depth, capability)
+                there = configs.shared_bytes(capability)
+                assert linear.staged_bytes(config, kind) + 1024 <= there
+    few = {linear.choose("16", rows, 2048, capability) for rows in range(1, 17)}
+    assert len(few) == 1  # one path: a row's bits do not depend on its neighbours
+
+
+def test_choices_print_themselves():
+    for config, module in (
+        (linear.choose("16", 1, 2048, 90), linear),
+        (attention_decode.choose(5, 64, 2), attention_decode),
+    ):
+        assert str(config) in module.choose.__doc__
+    assert "[1, 4, 8, 16]" in norms.warps_of.__doc__
+    assert [norms.warps_of(H) for H in (64, 1024, 2048, 16384)] == [1, 4, 8, 16]
+    shares = attention_decode.shares_of
+    found = shares(4096, 0, 1, 4, 64), shares(4096, 0, 5, 20, 64), shares(37, 32, 5, 2, 64)
+    assert str(found) in shares.__doc__
+
+
+def test_every_width_of_attention_has_a_tile():
+    for D in range(1, attention_decode.WIDEST + 1):
+        for dtype in (torch.bfloat16, torch.float32):
+            for rows in (1, 16, 17, 64, 65, 5000):
+                config = attention_decode.choose(rows, D, dtype.itemsize)
+                assert config.block_r >= min(rows, 64)
