@@ -158,7 +158,7 @@ def test_doctor(mingcore):
     facts = json.loads(mingcore("doctor", "--json").out)
     assert facts["packages"]["torch"] and facts["cpu"]["isa"] in facts["cpu"]["isas"]
     assert facts["ops"]["linear"]["reference"] is None and facts["ops"]["linear"]["cpu"] is None
-    assert set(facts["backends"]) == {"reference", "cpu", "triton", "cuda"}
+    assert set(facts["backends"]) == {"reference", "cpu", "triton", "cuda", "flash"}
 
 
 def test_help_and_version(mingcore):

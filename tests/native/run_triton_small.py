@@ -14,7 +14,7 @@ if sys.argv[1] == "interpret":
 
 import torch
 from run_triton import resources, say
-from triton_launches import TYPES, binary, loops_with_new_numpy, meta, recorded
+from triton_launches import binary, loops_with_new_numpy, meta, recorded
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -28,7 +28,6 @@ OPS = (
     "linear",
 )  # fmt: skip
 LARGEST = {1: 2e5, 3: 2e4}  # elements of an argument: the interpreter is slow
-TYPES[torch.int64] = "i64"
 
 
 def interpret(step: int) -> None:
@@ -37,10 +36,8 @@ def interpret(step: int) -> None:
         for i, case in enumerate(cases.for_op(op)[::step]):
             dtype = (torch.float32, torch.float16)[i % 2]  # in turns
             kwargs = case.make("cpu", dtype, seed=2)
-            if (
-                max(t.numel() for t in kwargs.values() if isinstance(t, torch.Tensor))
-                < LARGEST[step]
-            ):
+            sizes = [t.numel() for t in kwargs.values() if isinstance(t, torch.Tensor)]
+            if max(sizes) < LARGEST[step]:
                 check(op, kwargs, case=case.name, dtype=str(dtype))
     d = cases.Draw("cpu", torch.float16, 3)
     _linear_formats(d, step)

@@ -1,4 +1,4 @@
-"""Triton's norms, rotary embeddings, cache, attention over it and small linear layers without a GPU:
+"""Triton's norms, rotary embeddings, attention over a cache and linear layers without a GPU:
 against the oracle, and as binaries."""
 
 import json
@@ -27,7 +27,9 @@ REFUSALS = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=("installed", "oldest"))
+@pytest.fixture(
+    scope="module", params=("installed", pytest.param("oldest", marks=pytest.mark.slow))
+)
 def triton_folder(request) -> Path | None:
     if request.param == "installed":
         return None
