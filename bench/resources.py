@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from mingcore.ops import cuda_flow, cuda_moe, cuda_moe_prefill, launch  # noqa: E402
+from mingcore.ops import cuda_audio, cuda_flow, cuda_moe, cuda_moe_prefill, launch  # noqa: E402
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
@@ -120,6 +120,12 @@ def _dynamic(name: str, target: str) -> int:
         return cuda_moe_prefill.SORT_BYTES
     if name.startswith(("moe_prefill_up", "moe_prefill_down")):
         return cuda_moe_prefill.SHARED_BYTES
+    if name.startswith("overlap_add"):
+        return cuda_audio.COPY_BYTES
+    if name == "spectrum_inverse":
+        return cuda_audio.SHARED_BYTES
+    if name.startswith("spectrum"):
+        return cuda_audio.spectrum_bytes(int(name.rsplit("_", 1)[1]))
     if name.startswith("flow_sample"):
         _, _, format, tiles = name.split("_")
         sizes = (1024, 5 * 64, 132, int(tiles), format)

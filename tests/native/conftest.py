@@ -51,6 +51,7 @@ def emulated_driver(tmp_path_factory):
             **os.environ,
             "LD_LIBRARY_PATH": str(built[arch]),
             "EMULATED_CUDA_LOG": str(log),
+            "MALLOC_TRIM_THRESHOLD_": str(1 << 33),  # the fibers' stacks stay mapped
             "PYTHONPATH": os.pathsep.join((str(root), str(root / "kernels"))),
         }
         return subprocess.run(

@@ -15,6 +15,13 @@ namespace decode {
 namespace prefill {
 #include "moe_prefill.cu"
 }
+#include "overlap_rows.cuh"
+namespace overlap {
+#include "overlap_add.cu"
+}
+namespace head {
+#include "spectrum_head.cu"
+}
 
 static void* context = nullptr;
 static int loads = 0;
@@ -43,6 +50,9 @@ static void launch(void* function, unsigned gx, unsigned bx, unsigned shared, vo
         return on_fibers<prefill::MoeSumParams>(function, gx, bx, shared, params);
     if (is("moe_prefill"))
         return on_fibers<prefill::MoePrefillParams>(function, gx, bx, shared, params);
+    if (is("overlap_add") || is("spectrum_inverse"))
+        return on_fibers<OverlapParams>(function, gx, bx, shared, params);
+    if (is("spectrum")) return on_fibers<head::SpectrumParams>(function, gx, bx, shared, params);
     for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)  // flow_step, whose threads are alone
         for (threadIdx.x = 0; threadIdx.x < bx; ++threadIdx.x)
             ((void (*)(const FlowStepParams))function)(*(const FlowStepParams*)params[0]);
