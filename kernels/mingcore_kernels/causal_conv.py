@@ -332,6 +332,7 @@ def causal_conv(
             times = -(-T // up)
             config = conv_configs.choose(
                 str(8 * operand.itemsize), rows=NG * up, times=times, batch=B * groups,
+                single=(stride if transposed else CG * kernel) * weight.itemsize % 16 != 0,
                 capability=capability_of(x),
             )  # fmt: skip
             tiles = triton.cdiv(NG * up, config.block_m) * groups

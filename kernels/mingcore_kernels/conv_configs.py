@@ -48,15 +48,15 @@ class DirectConfig:
     warps: int
 
 
-# kind and block_t -> (block_m, block_k, warps, stages), the tallest first
+# kind and block_t -> (block_m, block_k, warps, stages), the tallest first. Inputs that come an
+# element at a time, and their addresses, take the registers: wider or deeper tiles spill
 _TABLE = {
     ("16", 16): ((64, 64, 4, 4), (32, 64, 4, 4), (16, 64, 4, 4)),
     ("16", 32): ((64, 64, 4, 4), (32, 64, 4, 4), (16, 64, 4, 4)),
-    ("16", 64): ((128, 64, 8, 3), (64, 64, 4, 4), (32, 64, 4, 4), (16, 64, 4, 4)),
-    ("16", 128): ((128, 64, 8, 3), (64, 64, 4, 3), (32, 64, 4, 4), (16, 64, 4, 4)),
+    ("16", 64): ((128, 64, 8, 3), (64, 64, 8, 4), (32, 64, 8, 4), (16, 64, 8, 4)),
     ("32", 16): ((32, 32, 4, 3), (16, 32, 4, 3)),
     ("32", 32): ((32, 32, 4, 3), (16, 32, 4, 3)),
-    ("32", 64): ((64, 32, 8, 2), (32, 32, 4, 2), (16, 32, 4, 2)),
+    ("32", 64): ((32, 32, 8, 2), (16, 32, 8, 2)),
 }
 
 
@@ -77,11 +77,20 @@ def why_invalid(config: Config, kind: str, capability: int) -> str | None:
     return None
 
 
-def choose(kind: str, *, rows: int, times: int, batch: int = 1, capability: int = 90) -> Config:
+def choose(
+    kind: str,
+    *,
+    rows: int,
+    times: int,
+    batch: int = 1,
+    single: bool = False,
+    capability: int = 90,
+) -> Config:
     """The tile of a dense convolution.
 
     rows: output rows of a group; times: of a batch row, per phase; batch: rows of the batch times
-    groups. Raises ValueError where no tile of the table fits the GPU.
+    groups; single: the weights come an element at a time, which takes registers: steps of half the
+    depth. Raises ValueError where no tile of the table fits the GPU.
     """
     widths = [width for name, width in _TABLE if name == kind]
     # few times: the weights' bytes are what takes long, and need many loads under way
@@ -93,7 +102,7 @@ def choose(kind: str, *, rows: int, times: int, batch: int = 1, capability: int 
         block_m, block_k, warps, stages = entry
         if block_m < 2 * rows and _tiles(rows, times, block_m, block_t) * batch >= least:
             break
-    config = Config(block_m, block_t, block_k, warps, stages)
+    config = Config(block_m, block_t, block_k // 2 if single else block_k, warps, stages)
     while config.stages > 1 and why_invalid(config, kind, capability):
         config = replace(config, stages=config.stages - 1)
     reason = why_invalid(config, kind, capability)

@@ -1,15 +1,14 @@
-"""The `triton` backend's causal convolutions."""
-
-from pathlib import Path
+"""The `triton` backend's causal convolutions, and frame_embed, which is one."""
 
 import torch
 
 from mingcore_kernels import causal_conv as kernels
+from mingcore_kernels import frame_embed as frame_kernels
 
 from .registry import register
 from .triton_common import KERNELS, unfit
 
-_SOURCES = (KERNELS / "causal_conv.py", Path(__file__))
+_SOURCES = (KERNELS / "causal_conv.py", __file__)
 _NAMES = ("x", "weight", "bias", "residual", "alpha", "gain", "alpha", "gain")
 _MOST_ROWS = 65535  # of a grid's second dimension
 
@@ -99,3 +98,19 @@ def _run(x, weight, bias, residual, carried, rows, results, sizes, acts, **kind)
     rows = (_dense(rows[0]), _dense(rows[1]), rows[2])
     kernels.causal_conv(x, weight.contiguous(), _dense(bias), residual, carried, rows, results,
                         sizes, (*snakes, _dense(after_gain)), **kind)  # fmt: skip
+
+
+def _frame_embed_why_not(samples, weight, hop, layout, n):
+    if layout != "rows":
+        return f"the weight is in layout {layout!r}; it takes 'rows'"
+    if samples.shape[0] > _MOST_ROWS:
+        return f"there are {samples.shape[0]} rows; it takes up to {_MOST_ROWS}"
+    return unfit(("samples", "weight"), (samples, weight))
+
+
+@register("frame_embed", "triton", _frame_embed_why_not,
+          sources=(KERNELS / "frame_embed.py", __file__))  # fmt: skip
+def frame_embed(samples, weight, hop, layout, n):
+    out = samples.new_empty(samples.shape[0], -(-samples.shape[1] // hop), n)
+    frame_kernels.frame_embed(samples, weight.contiguous(), hop, out)
+    return out

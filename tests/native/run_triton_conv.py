@@ -3,7 +3,7 @@
 `interpret [few, all]`: the convolutions against the oracle, and their streams; `few` takes a
 handful, `all` every case and many random ones.
 `compile [few, all]`: the very launches that the layers of two real codecs lead to, compiled for one
-GPU and some of them for two others; `few`: some for one; `all`: all for three.
+GPU; `few`: two layers; `all`: every layer, type and batch for three.
 Prints one line of JSON per result.
 """
 
@@ -21,7 +21,7 @@ from mingcore import ops
 from mingcore.errors import BackendError
 from mingcore.testing import cases, compare, streaming
 from mingcore.testing.layouts import nan_poisoned, tensors_in
-from mingcore_kernels import causal_conv, conv_configs
+from mingcore_kernels import causal_conv, conv_configs, frame_embed
 
 OPS = [op + tail for op in ("causal_conv1d", "causal_conv_transpose1d") for tail in ("", "_")]
 LARGEST = 2e4  # elements of what is interpreted
@@ -50,14 +50,14 @@ LAYERS = {
     "vibe_down": (64, 128, 4, 1600, 120000, {"stride": 2}),
     "vibe_out": (32, 1, 7, 3200, 240000, {}),
 }  # fmt: skip
-FEW = ("mixed_rows", "depthwise", "wide", "no_inputs", "flush")
+FEW = ("mixed_rows", "depthwise", "wide", "flush", "odd_sizes")
 
 
 def interpret(mode: str) -> None:
     loops_with_new_numpy()
     conv_configs.PROCESSORS = 1  # as few programs as can be: each costs the interpreter seconds
     far = causal_conv.FAR
-    for op in OPS:
+    for op in (*OPS, "frame_embed"):
         for i, case in enumerate(cases.for_op(op)):
             if mode == "few" and (case.name not in FEW or op.endswith("_")):
                 continue
@@ -148,28 +148,37 @@ def layer(
     )  # fmt: skip
 
 
+def embedding(B: int, L: int, dtype: torch.dtype) -> None:
+    """frame_embed of the released model."""
+    samples, weight = meta(B, L, dtype=dtype), meta(896, 320, dtype=dtype)
+    frame_embed.frame_embed(samples, weight, 320, meta(B, -(-L // 320), 896, dtype=dtype))
+
+
 def launches(mode: str) -> None:
-    few = {
-        "few": ("vox_up_5", "vox_unit_3"),
-        "": ("vox_mix", "vox_up_8", "vox_unit_9", "vox_down", "vibe_mixer", "vibe_out"),
-    }.get(mode, LAYERS)
-    for i, name in enumerate(few):
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+    names = {"few": ("vox_up_5", "vox_unit_3"), "": tuple(LAYERS)[::3]}.get(mode, tuple(LAYERS))
+    if mode != "few":
+        embedding(1, 1600, bf16)
+        embedding(1, 160000, bf16)
+        embedding(8, 160000, fp32)
+    for i, name in enumerate(names):
         C, N, k, patch, whole, rest = LAYERS[name]
-        dtypes = (torch.bfloat16, torch.float16, torch.float32)
-        for dtype in dtypes if mode == "all" else dtypes[:: 2 * (i % 2) + 1][:1]:
-            layer(C, N, k, patch, dtype, streamed=True, **rest)
-            if mode == "all" or i % 2:
-                layer(C, N, k, whole, dtype, **rest)
+        layer(C, N, k, patch, bf16, streamed=True, **rest)
+        if mode == "few":
+            continue
+        layer(C, N, k, whole, bf16, **rest)
         if mode == "all":
-            layer(C, N, k, patch, torch.bfloat16, B=32, streamed=True, **rest)
+            layer(C, N, k, patch, bf16, B=32, streamed=True, **rest)
+            if i % 3 == 2:
+                layer(C, N, k, whole, fp32, **rest)
+                layer(C, N, k, patch, fp16, streamed=True, **rest)
 
 
 def compile_all(mode: str) -> None:
-    for capability in CAPABILITIES[1:2] if mode == "few" else CAPABILITIES:
-        causal_conv.capability_of = lambda x, found=capability: found
+    for capability in CAPABILITIES if mode == "all" else CAPABILITIES[1:2]:
+        for module in (causal_conv, frame_embed):
+            module.capability_of = lambda x, found=capability: found
         found = recorded(lambda: launches(mode))
-        if mode != "all" and capability != 90:
-            found = found[capability // 10 % 3 :: 3]
         for kernel, signature, constants, *rest in found:
             made = binary(kernel, signature, constants, *rest, capability)
             ptx = made.asm["ptx"]

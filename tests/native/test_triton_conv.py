@@ -93,10 +93,12 @@ def test_every_choice_is_valid(kind, capability):
     for rows in (1, 7, 96, 960, 6144, 20000):
         for times in (0, 1, 4, 17, 40, 256, 5000, 240000):
             for batch in (1, 3, 64):
-                config = conv_configs.choose(
-                    kind, rows=rows, times=times, batch=batch, capability=capability
-                )
-                assert conv_configs.why_invalid(config, kind, capability) is None
+                for single in (False, True):
+                    config = conv_configs.choose(
+                        kind, rows=rows, times=times, batch=batch, single=single,
+                        capability=capability,
+                    )  # fmt: skip
+                    assert conv_configs.why_invalid(config, kind, capability) is None
 
 
 def test_the_table_is_valid_where_it_was_made_for():
