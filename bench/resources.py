@@ -20,7 +20,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
 
-from mingcore.ops import cuda_audio, cuda_flow, cuda_moe, cuda_moe_prefill, launch  # noqa: E402
+from mingcore.ops import (  # noqa: E402
+    cuda_audio,
+    cuda_conv_plan,
+    cuda_flow,
+    cuda_moe,
+    cuda_moe_prefill,
+    launch,
+)
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
@@ -110,10 +117,26 @@ def _products(ptx: str) -> str:
     return ", ".join(found) or "-"
 
 
+# layers whose shared memory is stated for causal_conv: a 1x1 over 10 s, a patch going up by 8, and
+# a dilated depthwise layer
+CONVS = {
+    "many": cuda_conv_plan.Shape(1, 16000, 768, 768, 1, 1, 1, 1, 0, 0, 2, True, 1),
+    "few": cuda_conv_plan.Shape(1, 32, 1536, 768, 1, 16, 1, 1, 8, 1, 2, False, 2),
+    "depthwise": cuda_conv_plan.Shape(1, 1280, 1, 1, 192, 7, 1, 9, 0, 54, 2, True, 1),
+}
+
+
 def _dynamic(name: str, target: str) -> int:
     """Dynamic shared memory that the adapter asks for; flow_sample's is for a head 1024 wide, one
-    patch of 5 frames of 64 channels, on 132 multiprocessors.
+    patch of 5 frames of 64 channels, on 132 multiprocessors, causal_conv's for CONVS.
     """
+    if name.startswith("causal_conv"):
+        _, _, kind, dtype = name.split("_")
+        if kind == "state":
+            return 0
+        shape = CONVS[kind]._replace(size=4, parts=1) if dtype == "float32" else CONVS[kind]
+        limit = (163 if target == "sm_80" else 227) * 1024
+        return cuda_conv_plan.plan(shape, 132, limit).shared_bytes
     if name.startswith("moe_decode"):
         return cuda_moe.shared_bytes(name.rsplit("_", 1)[1], target != "sm_80")
     if name == "moe_prefill_sort":

@@ -52,6 +52,16 @@ __device__ __forceinline__ void mma_f16(float (&d)[4], unsigned a0, unsigned a1,
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+// Four 8 by 8 matrices of 16-bit values, transposed: lane 8i + r names row r of matrix i, 16 bytes;
+// lane 4g + c gets of each rows 2c and 2c + 1 of column g.
+__device__ __forceinline__ void ldmatrix_trans(unsigned (&to)[4], const void* row) {
+    const unsigned from = (unsigned)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(from)
+                 : "memory");
+}
+
 // Asynchronous copies of 16 bytes past L1, of which the first `bytes` (16 or 0) are read and the
 // rest are zeros. A group is what a thread issued since its last commit; after cp_async_wait<N>()
 // all but its N newest groups have arrived, for itself alone until a barrier.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import (
     cuda_audio,  # noqa: F401  registers overlap_add and the spectrum head
+    cuda_conv,  # noqa: F401  registers the convolutions
     cuda_flow,  # noqa: F401  registers the flow sampler
     cuda_moe,  # noqa: F401  registers the expert kernels
     launch,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cases import Draw, case
+from .cases import LARGE, Draw, case
 from .layouts import strided, transposed
 
 # one patch of latents of VoxCPM's AudioVAE (16 kHz, 25 latents a second, 4 a patch) and of
@@ -78,23 +78,24 @@ def _cases(op: str) -> None:
     def add(name: str, *tags: str, **dims: Any) -> None:
         case(op, name, _conv, *tags, kind=op, **dims)
 
-    add("odd_sizes", "odd", B=2, C=6, N=10, L=13, k=3, groups=2, before=5, residual=True,
+    add("odd_sizes", "odd", "verify", B=2, C=6, N=10, L=13, k=3, groups=2, before=5, residual=True,
         acts=("elu", "gelu_tanh"))  # fmt: skip
     add("one", "edge", B=1, C=1, N=1, L=1, k=1)
-    add("no_inputs", "edge", B=2, C=4, N=6, L=0, k=3, before=3)
-    add("shorter_than_the_stride", "edge", B=2, C=4, N=6, L=2, k=7, stride=5, before=4)
-    add("stride_beyond_the_kernel", "edge", B=2, C=4, N=6, L=11, k=2, stride=5, before=3, last=True)
+    add("no_inputs", "edge", "verify", B=2, C=4, N=6, L=0, k=3, before=3)
+    add("shorter_than_the_stride", "edge", "verify", B=2, C=4, N=6, L=2, k=7, stride=5, before=4)
+    add("stride_beyond_the_kernel", "edge", "verify", B=2, C=4, N=6, L=11, k=2, stride=5, before=3,
+        last=True)  # fmt: skip
     add("kernel_1_strided", "edge", B=1, C=5, N=3, L=9, k=1, stride=3, last=True)
     add("dilated", B=1, C=8, N=8, L=20, k=7, dilation=27, before=30, acts=("snake", "snake"))
     add("depthwise", "verify", B=2, C=24, N=24, L=33, k=7, groups=24, dilation=3, before=40,
         residual=True, acts=("snake", "snake"))  # fmt: skip
-    add("depth_multiplier", B=1, C=6, N=12, L=19, k=5, groups=6, stride=2, before=3)
+    add("depth_multiplier", "verify", B=1, C=6, N=12, L=19, k=5, groups=6, stride=2, before=3)
     add("mixed_rows", "verify", B=4, C=5, N=7, L=9, k=5, stride=2, before=6, mixed=True,
         acts=(None, "silu"))  # fmt: skip
     add("one_output", B=1, C=40, N=1, L=70, k=7, acts=("elu", "tanh"))
-    add("strided", "strided", B=2, C=6, N=8, L=15, k=3, layout=strided, residual=True)
-    add("transposed", "strided", B=2, C=6, N=8, L=15, k=4, stride=2, layout=transposed)
-    add("float_input", B=1, C=40, N=36, L=70, k=3, acts=("gelu", None), float_input=True)
+    add("strided", "strided", "verify", B=2, C=6, N=8, L=15, k=3, layout=strided, residual=True)
+    add("transposed", "strided", "verify", B=2, C=6, N=8, L=15, k=4, stride=2, layout=transposed)
+    add("float_input", "verify", B=1, C=40, N=36, L=70, k=3, acts=("gelu", None), float_input=True)
     add("wide", "verify", B=1, C=72, N=80, L=150, k=3, before=9, residual=True,
         acts=("snake", None))  # fmt: skip
 
@@ -135,6 +136,21 @@ for _op in ("causal_conv_transpose1d", "causal_conv_transpose1d_"):
          stride=5, before=2, acts=("snake", None))  # fmt: skip
     case(_op, "real_vibe_up", _conv, "real", kind=_op, B=1, C=512, N=256, L=40, k=10, stride=5,
          before=2)  # fmt: skip
+
+# those that prove a GPU kernel, beside the tagged ones above: tiles of every kind, more than there
+# are multiprocessors, with weights, inputs and outputs that 16-byte copies can and cannot move
+for _op in ("causal_conv1d", "causal_conv1d_", "causal_conv_transpose1d",
+            "causal_conv_transpose1d_"):  # fmt: skip
+    _up = "transpose" in _op
+    for _name, _dims in {
+        "proof_many": {"C": 64, "N": 256, "L": 8800, "k": 4 if _up else 1, "stride": 1 + _up},
+        "proof_many_taps": {"C": 40, "N": 200, "L": 9001, "k": 5, "acts": ("snake", "silu")},
+        "proof_few": {"C": 520, "N": 264, "L": 24, "k": 16, "stride": 8, "acts": ("snake", None)},
+        "proof_few_odd": {"C": 301, "N": 77, "L": 45, "k": 3, "acts": ("elu", "tanh")},
+        "proof_depthwise": {"C": 264, "N": 264, "L": 4096, "k": 7, "groups": 264, "dilation": 9,
+                            "acts": ("snake", "snake"), "residual": True},
+    }.items():  # fmt: skip
+        case(_op, _name, _conv, "verify", LARGE, kind=_op, B=1, before=70, **_dims)
 
 
 def _pack_conv(d: Draw, shape: tuple[int, int, int], **options: Any) -> dict[str, Any]:

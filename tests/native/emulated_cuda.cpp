@@ -22,6 +22,9 @@ namespace overlap {
 namespace head {
 #include "spectrum_head.cu"
 }
+namespace conv {
+#include "causal_conv.cu"
+}
 
 static void* context = nullptr;
 static int loads = 0;
@@ -53,6 +56,8 @@ static void launch(void* function, unsigned gx, unsigned bx, unsigned shared, vo
     if (is("overlap_add") || is("spectrum_inverse"))
         return on_fibers<OverlapParams>(function, gx, bx, shared, params);
     if (is("spectrum")) return on_fibers<head::SpectrumParams>(function, gx, bx, shared, params);
+    if (is("causal_conv"))
+        return on_fibers<conv::CausalConvParams>(function, gx, bx, shared, params);
     for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)  // flow_step, whose threads are alone
         for (threadIdx.x = 0; threadIdx.x < bx; ++threadIdx.x)
             ((void (*)(const FlowStepParams))function)(*(const FlowStepParams*)params[0]);

@@ -204,6 +204,12 @@ static float __uint_as_float(unsigned u) {
     memcpy(&f, &u, 4);
     return f;
 }
+static unsigned __float_as_uint(float f) {
+    unsigned u;
+    memcpy(&u, &f, 4);
+    return u;
+}
+static float __fdividef(float a, float b) { return a / b; }
 static int min(int a, int b) { return a < b ? a : b; }
 static int max(int a, int b) { return a > b ? a : b; }
 static void __syncthreads() { gpu::sync_block(); }
@@ -264,6 +270,24 @@ static void mma_f16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsign
     gpu::mma(d, {a0, a1, a2, a3, b0, b1}, gpu::f16);
 }
 
+static void ldmatrix_trans(unsigned (&to)[4], const void* row) {
+    if ((u64)row % 16) {
+        fprintf(stderr, "a row of a matrix is not aligned\n");
+        abort();
+    }
+    memcpy(&gpu::warp().words[gpu::lane()][0], &row, 8);
+    gpu::sync_warp();
+    for (unsigned i = 0; i < 4; ++i) {
+        unsigned short pair[2];
+        for (unsigned e = 0; e < 2; ++e) {
+            const unsigned short* from;
+            memcpy(&from, &gpu::warp().words[8 * i + gpu::lane() % 4 * 2 + e][0], 8);
+            pair[e] = from[gpu::lane() / 4];
+        }
+        to[i] = pair[0] | (unsigned)pair[1] << 16;
+    }
+    gpu::sync_warp();
+}
 static void cp_async(void* shared, const void* global, int bytes) {
     gpu::Copy copy{shared, {}, gpu::current->group};
     if ((u64)shared % 16 || (u64)global % 16) {

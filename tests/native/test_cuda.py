@@ -21,6 +21,7 @@ import resources  # noqa: E402
 from resources import OPS, targets  # noqa: E402
 
 NVCC = shutil.which("nvcc")
+LONG = ("causal_conv",)  # seconds per target
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +35,22 @@ def test_there_are_kernels():
     assert "flow_step" in OPS
 
 
+def ops_and_targets():
+    """Every op for all its targets; of what takes long to compile only one in the fast tests."""
+    for op in OPS:
+        if op not in LONG:
+            yield pytest.param(op, targets(op), id=op)
+            continue
+        for target in targets(op):
+            marks = [] if target == "sm_90a" else [pytest.mark.slow]
+            yield pytest.param(op, [target], id=f"{op}-{target}", marks=marks)
+
+
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
-@pytest.mark.parametrize("op", OPS)
-def test_nvcc_compiles_without_spills_or_local_memory(op):
+@pytest.mark.parametrize(("op", "chosen"), list(ops_and_targets()))
+def test_nvcc_compiles_without_spills_or_local_memory(op, chosen):
     """And to what the report says, where it was made with this nvcc."""
-    made = [kernel for target in targets(op) for kernel in resources.compiled(op, target)]
+    made = [kernel for target in chosen for kernel in resources.compiled(op, target)]
     assert made
     for kernel in made:
         assert kernel.spilled == 0 and not kernel.local, kernel
@@ -85,7 +97,9 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     assert launch.fatbin(op) is None
 
 
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "op", [pytest.param(op, marks=[pytest.mark.slow] * (op in LONG)) for op in OPS]
+)
 def test_nvrtc_compiles_the_same_source(op, cache):
     for target in targets(op):
         binary = launch.compiled(op, int(re.search(r"\d+", target)[0]))

@@ -1,0 +1,130 @@
+// causal_conv1d and causal_conv_transpose1d, continuing a stream: out = after(conv(before(x)) + bias)
+// + residual, rows of the batch at places of their own.
+// arch: sm_80 sm_90 sm_100 compute_80
+//
+// Cost: 2 B T N C taps / groups FLOPs (transposed B L for B T); weights, inputs, context, residual and
+// out move once where one block sees them all, else again from L2: inputs once per tile of rows,
+// weights once per tile of times. Streamed, a layer is its weights: 1536 to 768 channels, 16 taps, is
+// 38 MB for 4 inputs, 9 us at 4.3 TB/s. A depthwise layer is its inputs, outputs and residual.
+//
+// - Dense: a product of weights [N, C taps] and inputs, which nothing like im2col unfolds: a stage
+//   holds the inputs of its channels once, with the halo of the kernel, and summed element (c, tap)
+//   at column t is read at c * pitch + t * stride + tap * dilation, whatever the taps share.
+// - Weights stay as PyTorch holds them. The order of summed elements within 32 is ours, so 16
+//   successive bytes of a weight row are what a lane hands the tensor core. A transposed weight
+//   [C, N, taps] is a product as it lies, rows (n, tap): no phase is padded, whatever kernel and
+//   stride; a tile holds all taps of its channels, columns are inputs, and what columns contribute
+//   to an output meets in shared memory.
+// - With one tap, and transposed, columns are read as matrices (ldmatrix): channels that a matrix takes
+//   lie together, an odd number of 16 bytes apart, so no bank is met twice.
+// - Weights and inputs come by asynchronous copies, 2 to 4 stages of a ring, one barrier per stage. The
+//   activation is applied by the thread that copied, in place, once per element. In 16 bits its
+//   result is kept as the sum of two values, and products are made twice: rounded to one, outputs
+//   behind a tanh missed the tolerance by a factor of two.
+// - float32 products are multiply-adds of 8 by 8 sums per thread.
+// - Few columns: "few" has 64 rows by up to 32 columns, and the warps share the summed elements
+//   instead; columns go by eights, so weights that meet 4 times are not multiplied with 128.
+// - Context, padding, ends of rows and inputs at odd addresses are loaded one by one, by the threads
+//   that would have copied them.
+// - A row's place is computed from its counters by every block: nothing goes to the host. The state
+//   is renewed by a launch of its own, since any block may read the old one; it goes from the front
+//   on, and so may overwrite it.
+//
+// It was compiled and emulated only: times are not measured.
+#include "causal_conv_depthwise.cuh"
+#include "causal_conv_products.cuh"
+
+template <class T>
+__device__ __forceinline__ void dense(const CausalConvParams& p) {
+    using X = typename T::X;
+    float* const scratch = (float*)shared_memory() + threadIdx.x * 9;
+    char* const ring = shared_memory() + SCRATCH;
+    Place at;
+    at.find(p);
+    const Row r = row_of(p, p.lengths, at.b);
+    at.look(p, r);
+    if (blockIdx.x == 0 && p.seen)
+        for (long long n = threadIdx.x; n < p.B; n += THREADS) p.seen[n] = p.lengths[n];
+    const int each = p.up ? p.up : 1, inputs = p.up ? p.C : p.C * p.taps;
+    const bool empty = at.first * each >= r.count;
+
+    const Stage<T> stage{p, at, r, ring, inputs};
+    const int turns = empty ? 0 : (inputs + T::DEPTH - 1) / T::DEPTH;
+    const int warp = threadIdx.x / 32;
+    const int row = warp % T::WM * 64, column = warp / T::WM % T::WN * 32;
+    Sums<T> sums;
+    int slot = 0, fill = 0;
+#pragma unroll 1
+    for (int s = 1 - p.stages; s < turns; ++s) {
+        if (s >= 0) {
+            if (p.stages == 4)
+                cp_async_wait<2>();
+            else if (p.stages == 3)
+                cp_async_wait<1>();
+            else
+                cp_async_wait<0>();
+            stage.activate_inputs(slot, s, scratch);
+            __syncthreads();  // and nobody reads the slot any more that is filled now
+        }
+        const int ahead = s + p.stages - 1;
+        if (ahead < turns) stage.copy(fill, ahead);
+        cp_async_commit();
+        if (++fill == p.stages) fill = 0;
+        if (s < 0) continue;
+        const X *w = stage.weights(slot), *x = stage.staged(slot);
+#pragma unroll 1
+        for (int step = T::WK == 1 ? 0 : warp; step < T::STEPS; step += T::WK)
+            if (s * T::DEPTH + step * T::STEP < inputs && row < p.rows && column < p.cols)
+#pragma unroll 1
+                for (int part = 0; part < p.parts; ++part)
+                    sums.add(p, w, (const X*)((const char*)x + part * p.part_bytes),
+                             stage.offsets(slot), step, row, column);
+        if (++slot == p.stages) slot = 0;
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+
+    float* const to = (float*)ring;  // [WK][rows][pitch]
+    const int pitch = p.cols / 8 * 9, size = p.rows * pitch;
+    if (!empty) sums.store(p, to + (T::WK == 1 ? 0 : warp * size), pitch, row, column);
+    __syncthreads();
+    if (T::WK > 1 && !empty) {
+        for (int i = threadIdx.x; i < size; i += THREADS) {
+            float sum = 0;
+#pragma unroll
+            for (int k = 0; k < T::WK; ++k) sum += to[k * size + i];
+            to[i] = sum;
+        }
+        __syncthreads();
+    }
+    const int units = (p.step * each + 7) / 8, channels = min(p.channels, p.N - at.channel);
+    for (int i = threadIdx.x; i < channels * units; i += THREADS) {
+        const int c = i / units, unit = i % units;
+        const long long o = at.first * each + unit * 8;
+        if (o >= p.T) continue;
+        float v[8] = {};
+        if (!empty && p.up) {
+            over_taps(p, (int)(o - at.u * p.up), 1, p.cols, v, [&](int tap, int column) {
+                return to[(c * p.taps + tap) * pitch + column / 8 * 9 + column % 8];
+            });
+        } else if (!empty) {
+#pragma unroll
+            for (int e = 0; e < 8; ++e) v[e] = to[c * pitch + unit * 9 + e];
+        }
+        const long long n = (long long)at.group * p.N + at.channel + c;
+        finish_eight<X>(p, r, at.b, n, o, v, scratch);
+    }
+}
+
+#define KERNEL(NAME, BLOCKS)                                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME( \
+        const CausalConvParams p)
+#define INSTANTIATE(NAME, X)                                             \
+    KERNEL(causal_conv_many_##NAME, 1) { dense<Tiling<X, 2, 4, 1>>(p); } \
+    KERNEL(causal_conv_few_##NAME, 1) { dense<Tiling<X, 1, 1, 8>>(p); }  \
+    KERNEL(causal_conv_depthwise_##NAME, 4) { depthwise<X>(p); }         \
+    KERNEL(causal_conv_state_##NAME, 4) { next_state<X>(p); }
+
+INSTANTIATE(float32, float)
+INSTANTIATE(bfloat16, bf16)
+INSTANTIATE(float16, f16)
