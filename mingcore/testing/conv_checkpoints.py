@@ -43,6 +43,31 @@ VIBEVOICE = {
     "vae_std": 0.625,
 }
 
+REAL_VOXCPM = {  # the packages' own defaults
+    **VOXCPM,
+    "encoder_dim": 128,
+    "encoder_rates": [2, 5, 8, 8],
+    "latent_dim": 64,
+    "decoder_dim": 1536,
+    "decoder_rates": [8, 8, 5, 2],
+}
+REAL_VOXCPM2 = {
+    **VOXCPM2,
+    "encoder_dim": 128,
+    "encoder_rates": [2, 5, 8, 8],
+    "latent_dim": 64,
+    "decoder_dim": 2048,
+    "decoder_rates": [8, 6, 5, 2, 2, 2],
+    "cond_dim": 128,
+}
+REAL_VIBEVOICE = {
+    **VIBEVOICE,
+    "hidden_size": 64,
+    "num_filters": 32,
+    "downsampling_ratios": [2, 2, 4, 5, 5, 8],
+    "depths": [3, 3, 3, 3, 3, 3, 8],
+}
+
 
 def voxcpm_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """A state dict of VoxCPM's AudioVAE; with `out_sample_rate` that of version 2."""

@@ -17,6 +17,9 @@ from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE, load
 from mingcore.testing import streaming
 from mingcore.testing.compare import assert_within, max_relative
 from mingcore.testing.conv_checkpoints import (
+    REAL_VIBEVOICE,
+    REAL_VOXCPM,
+    REAL_VOXCPM2,
     VIBEVOICE,
     VOXCPM,
     VOXCPM2,
@@ -39,25 +42,7 @@ CONFIGS = {
     "v2-add": {**VOXCPM2, "cond_type": "add"},
     "v2-concat": {**VOXCPM2, "cond_type": "concat", "cond_out_layer": True},
 }
-REAL = {  # the packages' own defaults
-    "v1": {
-        **VOXCPM,
-        "encoder_dim": 128,
-        "encoder_rates": [2, 5, 8, 8],
-        "latent_dim": 64,
-        "decoder_dim": 1536,
-        "decoder_rates": [8, 8, 5, 2],
-    },
-    "v2": {
-        **VOXCPM2,
-        "encoder_dim": 128,
-        "encoder_rates": [2, 5, 8, 8],
-        "latent_dim": 64,
-        "decoder_dim": 2048,
-        "decoder_rates": [8, 6, 5, 2, 2, 2],
-        "cond_dim": 128,
-    },
-}
+REAL = {"v1": REAL_VOXCPM, "v2": REAL_VOXCPM2}
 
 
 def package_file(package: str, variable: str, inner: str) -> Path:
@@ -257,14 +242,7 @@ def test_vibevoice(transformers, change):
 
 
 def test_vibevoice_at_its_real_size(transformers):
-    config = {
-        **VIBEVOICE,
-        "hidden_size": 64,
-        "num_filters": 32,
-        "downsampling_ratios": [2, 2, 4, 5, 5, 8],
-        "depths": [3, 3, 3, 3, 3, 3, 8],
-    }
-    hold_vibevoice(transformers, config, 3, 1, [3200, 1, 4799, 1600])
+    hold_vibevoice(transformers, REAL_VIBEVOICE, 3, 1, [3200, 1, 4799, 1600])
 
 
 def test_vibevoice_as_saved(transformers, tmp_path):
