@@ -24,23 +24,12 @@ device. Each sum has one order: the same bits every run. Fused further, attentio
 again by every program of `out`, 135 KB and 16 dependent softmaxes each; not tried.
 """
 
-import functools
-
 import torch
 import triton
 from torch import Tensor
 
 from . import flow_attention, flow_configs, flow_ends, flow_product
-from .routing import on_device
-
-
-@functools.cache
-def device_of(index: int | None) -> tuple[int, int]:
-    """Compute capability, such as 90, and SMs of a GPU; an H200's where kernels are interpreted."""
-    if index is None:
-        return 90, flow_configs.PROCESSORS
-    properties = torch.cuda.get_device_properties(index)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
+from .routing import device_of, on_device
 
 
 def norm_type(operand: torch.dtype) -> torch.dtype:

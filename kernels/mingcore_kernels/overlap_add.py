@@ -58,8 +58,8 @@ def carried_sums(numerator, i_b, before, o_t, o_i, F, hop, HAS_STATE: tl.constex
 @triton.jit
 def finish_hops(
     b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator, lengths, emitted,
-    F, hop, outputs,
-    HAS_ENDED: tl.constexpr, LAST: tl.constexpr, IN_PLACE: tl.constexpr, PARTS: tl.constexpr,
+    F, hop, outputs, last,
+    HAS_ENDED: tl.constexpr, IN_PLACE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """From sums b_sum [hops o_t, columns o_i] to samples, carried sums, lengths and emitted.
 
@@ -81,7 +81,7 @@ def finish_hops(
     if HAS_ENDED:
         done = tl.load(ended + i_b).to(tl.int32)
     else:
-        done = (near * 0) + LAST
+        done = last
     skip = tl.maximum(trim - near * hop, 0)
     end = fresh * hop + tl.where((done != 0) & (near + fresh > 0), carried - trim, 0)
     gives = tl.minimum(tl.maximum(end - skip, 0), outputs)
@@ -99,11 +99,11 @@ def finish_hops(
     tl.store(emitted + i_b, gives.to(tl.int64), mask=writes)
 
 
-@triton.jit(do_not_specialize=["T", "outputs", "stripes", "chunks"])
+@triton.jit(do_not_specialize=["T", "outputs", "last", "stripes", "chunks"])
 def _overlap_add_kernel(
     frames, window, numerator, lengths, valid, ended, out, numerator_out, lengths_out, emitted,
-    T, F, hop, outputs, stripes, chunks, stride_b, stride_t,
-    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr, LAST: tl.constexpr,
+    T, F, hop, outputs, last, stripes, chunks, stride_b, stride_t,
+    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr,
     IN_PLACE: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     i_stripe, i_chunk = tl.program_id(0) % stripes, tl.program_id(0) // stripes % chunks
@@ -126,7 +126,7 @@ def _overlap_add_kernel(
         b_sum += b_x * b_w[None, :]
     finish_hops(
         b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator_out,
-        lengths_out, emitted, F, hop, outputs, HAS_ENDED, LAST, IN_PLACE, PARTS,
+        lengths_out, emitted, F, hop, outputs, last, HAS_ENDED, IN_PLACE, PARTS,
     )  # fmt: skip
 
 
@@ -166,11 +166,11 @@ def overlap_add(
     with on_device(frames):
         _overlap_add_kernel[(B * chunks * stripes,)](
             frames, window, numerator, lengths, valid, ended, out, *after,
-            T, F, hop, out.shape[1], stripes, chunks, frames.stride(0), frames.stride(1),
+            T, F, hop, out.shape[1], int(last), stripes, chunks,
+            frames.stride(0), frames.stride(1),
             HAS_STATE=lengths is not None,
             HAS_VALID=valid is not None,
             HAS_ENDED=ended is not None,
-            LAST=bool(last),
             IN_PLACE=in_place,
             PARTS=parts,
             BLOCK_T=block_t,

@@ -32,9 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .flow_product import TYPES, prefetch_rows, row_products, wait_for_previous
-from .flow_sample import device_of
 from .overlap_add import carried_sums, finish_hops, frames_before, own_frames
-from .routing import on_device
+from .routing import device_of, on_device
 
 LOUDEST = tl.constexpr(100.0)
 
@@ -97,11 +96,11 @@ def _spectrum_kernel(
     tl.store(p_out + half, b_size * b_sine, mask=m_m[:, None] & m_imaginary[None, :])
 
 
-@triton.jit(do_not_specialize=["T", "outputs", "stripes", "chunks"])
+@triton.jit(do_not_specialize=["T", "outputs", "last", "stripes", "chunks"])
 def _inverse_kernel(
     spectra, basis, window, numerator, lengths, valid, ended, out, numerator_out, lengths_out,
-    emitted, scratch, counters, T, F, hop, outputs, stripes, chunks,
-    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr, LAST: tl.constexpr,
+    emitted, scratch, counters, T, F, hop, outputs, last, stripes, chunks,
+    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr,
     IN_PLACE: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
     SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -152,7 +151,7 @@ def _inverse_kernel(
     b_sum += carried_sums(numerator, i_b, before, o_t, o_i, F, hop, HAS_STATE)
     finish_hops(
         b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator_out,
-        lengths_out, emitted, F, hop, outputs, HAS_ENDED, LAST, IN_PLACE, PARTS,
+        lengths_out, emitted, F, hop, outputs, last, HAS_ENDED, IN_PLACE, PARTS,
     )  # fmt: skip
 
 
@@ -237,7 +236,7 @@ def spectrum_head(
         return
     with on_device(hidden):
         _launch(hidden.view(B * T, H), weight, bias, window, hop, basis, state, valid, ended,
-                bool(last), results, T, F)  # fmt: skip
+                int(last), results, T, F)  # fmt: skip
 
 
 def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, results, T, F):
@@ -277,11 +276,10 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
     scratch = x.new_empty(tiles * splits * tile.block_t * tile.block_i, dtype=torch.float32)
     _inverse_kernel[(tiles, splits)](
         spectra, basis, window, numerator, lengths, valid, ended, out, *after, scratch, counters,
-        T, F, hop, out.shape[1], stripes, chunks,
+        T, F, hop, out.shape[1], last, stripes, chunks,
         HAS_STATE=lengths is not None,
         HAS_VALID=valid is not None,
         HAS_ENDED=ended is not None,
-        LAST=last,
         IN_PLACE=in_place,
         OVERLAP=overlap,
         PRECISION="ieee" if torch.version.hip else "tf32x3",
