@@ -48,6 +48,8 @@ lint: $(VENV)/.tests
 bench: $(VENV)/.tests
 	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q $(ARGS)
 	$(PY) bench/bench_moe.py --size mid
+	$(PY) bench/bench_conv.py --sizes patch --budget 0.3
+	$(PY) bench/bench_decoder.py --size mid --budget 5
 	$(PY) bench/end_to_end.py --size mid --no-save
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.

@@ -101,6 +101,18 @@ def _flow(format: str, key: str, device: str, case: str = "real_11_b1") -> Find:
     return find
 
 
+def _conv(layer: str, size: str, key: str) -> Find:
+    """A column of the convolutions' bench on a GPU; "torch": how many times faster than its ops."""
+
+    def find(found: Results) -> float | None:
+        for row in (found.get("conv") or {}).get("rows", ()):
+            if (row["layer"], row["size"]) == (layer, size) and "read_share" in row:
+                return row["faster"]["torch"]["median"] if key == "torch" else row[key]
+        return None
+
+    return find
+
+
 def _flow_x(format: str, *others: str) -> Find:
     """How many times faster than the fastest of `others` that was measured, on the CPU."""
 
@@ -127,6 +139,28 @@ BARS = (
     Bar("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
     Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
     Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
+    Bar("decode of one patch in a graph, ms", "<= 0.4", _nothing, 0.4),
+    Bar(
+        "depthwise convolution, share of read",
+        ">= 0.80",
+        _conv("vibe_mixer_256", "60s", "read_share"),
+        0.80,
+        True,
+    ),
+    Bar(
+        "transposed convolution, share of read",
+        ">= 0.80",
+        _conv("vox_up_192_to_96", "60s", "read_share"),
+        0.80,
+        True,
+    ),
+    Bar(
+        "dense convolution, 10 s, x cuDNN",
+        ">= 1",
+        _conv("vox_down_512_to_1024", "10s", "torch"),
+        1.0,
+        True,
+    ),
     Bar("one patch, everything, ms", "<= 5", _nothing, 5),
     Bar("first audio after the prompt, ms", "<= 30", _nothing, 30),
     Bar("throughput B=32, audio s/s", ">= 180", _nothing, 180, True),
@@ -179,6 +213,12 @@ def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
         return None
     if kind in ("ops", "moe", "flow"):
         return reporting.table(measure.HEAD, [_cells(row) for row in result["rows"]])
+    if kind == "conv":
+        return reporting.table(
+            ("layer", "size", "us", "GB/s", "GFLOP/s", "x torch"),
+            [(r["layer"], r["size"], r["us"], r["gbs"], r["gflops"],
+              r["faster"].get("torch", {}).get("median")) for r in result["rows"]],
+        )  # fmt: skip
     if kind == "end_to_end":
         rows = [
             (stage, spread["median"], result["eager"]["stages_ms"][stage]["median"])

@@ -3,7 +3,8 @@
 Every way is checked before it is timed; all take turns within a round. Then come the design's bars
 for the CPU, and one line of JSON last.
 `python bench/bench_conv.py [--layers unit,up] [--sizes patch,10s,60s] [--compile] [--keep FOLDER]`;
-with --keep and --add parts of a series are put together.
+with --keep and --add parts of a series are put together. With --device cuda the layers are
+bfloat16, timed as CUDA graphs, and only where one of our kernels serves them.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ import reporting  # noqa: E402
 from conv_head import PATCH, Head  # noqa: E402
 from conv_layers import LAYERS, Built, Size  # noqa: E402
 
+from mingcore.ops import dispatch, registry  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+from mingcore.testing.roofline import ceilings  # noqa: E402
+from mingcore.testing.timing import graph_interleaved, interleaved  # noqa: E402
 
 SIZES = {"patch": Size("patch", None), "10s": Size("10s", 10.0), "60s": Size("60s", 60.0)}
+CONVS = ("causal_conv1d", "causal_conv_transpose1d")
 PARTS = ("overlap_add", "spectrum_head", "frame_embed")
-AGREE = 2e-4
+AGREE = {"cpu": 2e-4, "cuda": 4e-2}  # float32; bfloat16, which PyTorch's ops round after each
 HEAD = ("layer", "size", "us", "GB/s", "GFLOP/s", "x best", "p10", "p90", "best other")
 Call = Callable[[], torch.Tensor]
 
 
 def measured(
-    name: str, size: str, calls: dict[str, Call], nbytes: int, flops: int, budget_s: float
+    name: str, size: str, calls: dict[str, Call], nbytes: int, flops: int, args: argparse.Namespace
 ):
     """One row; AssertionError, and nothing timed, when a way computes something else."""
     expected = calls["ours"]()
@@ -43,9 +47,12 @@ def measured(
         got = call()
         mine = expected[..., 160 : 160 + got.shape[-1]] if way == "torch.istft" else expected
         error = max_relative(got, mine)
-        if not error <= AGREE:
+        if not error <= AGREE[args.device]:
             raise AssertionError(f"{name} {size}: {way} differs by {error:.2e}")
-    times = interleaved(calls, rounds=15, budget_s=budget_s)
+    if args.device == "cuda":
+        times = graph_interleaved(calls, rounds=15, budget_s=args.budget)
+    else:
+        times = interleaved(calls, rounds=15, budget_s=args.budget)
     took = times.time_s("ours")
     others = {way: times.time_s(way).median * 1e6 for way in calls if way != "ours"}
     ratios = {way: times.speedup("ours", over=way).as_dict() for way in others}
@@ -62,7 +69,11 @@ def layer_rows(args: argparse.Namespace):
         if not _wanted(layer.name, args.layers):
             continue
         for size in args.sizes:
-            built = Built(layer, SIZES[size])
+            dtype = torch.bfloat16 if args.device == "cuda" else torch.float32
+            built = Built(layer, SIZES[size], args.device, dtype)
+            if args.device == "cuda" and not served(built):
+                args.lacking.append(f"{layer.name} {size}")
+                continue
             calls = {"ours": built.ours, "torch": built.torch}
             if args.compile and layer.kind in ("unit", "up", "mixer") and size != "60s":
                 torch._dynamo.reset()
@@ -70,7 +81,26 @@ def layer_rows(args: argparse.Namespace):
                 calls["torch.compile"] = lambda built=built, fused=fused: fused(
                     built.x, built.context
                 )
-            yield measured(layer.name, size, calls, built.nbytes, built.flops, args.budget)
+            yield measured(layer.name, size, calls, built.nbytes, built.flops, args)
+
+
+def served(built: Built) -> bool:
+    """Whether a kernel of ours, and not the reference, would serve every op of a layer."""
+    chosen = []
+    original = dispatch.select
+
+    def select(op: str, args: tuple, backend: str | None):
+        function = original(op, args, backend)
+        chosen.append(function)
+        return function
+
+    dispatch.select = select
+    try:
+        built.ours()
+    finally:
+        dispatch.select = original
+    references = [registry.entry(op, "reference").function for op in CONVS]
+    return not any(function in references for function in chosen)
 
 
 def head_rows(args: argparse.Namespace):
@@ -83,7 +113,7 @@ def head_rows(args: argparse.Namespace):
             calls = head.calls(part)
             if not args.compile:
                 calls = {way: call for way, call in calls.items() if "compiled" not in way}
-            yield measured(part, size, calls, *head.cost(part), args.budget)
+            yield measured(part, size, calls, *head.cost(part), args)
 
 
 def _wanted(name: str, chosen: list[str]) -> bool:
@@ -116,6 +146,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", default="", help="parts of names, by comma; all by default")
     parser.add_argument("--sizes", default="patch,10s,60s")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more way")
     parser.add_argument("--budget", type=float, default=1.0, help="seconds per row")
     parser.add_argument("--keep", type=Path, help="a folder to write the result to")
@@ -123,13 +154,20 @@ def main() -> None:
     args = parser.parse_args()
     args.layers = [part for part in args.layers.split(",") if part]
     args.sizes = args.sizes.split(",")
+    args.lacking = []
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench_conv: no GPU here that PyTorch can use")
     unknown = set(args.sizes) - set(SIZES)
     if unknown:
         parser.error(f"--sizes must be among {', '.join(SIZES)}, got {', '.join(unknown)}")
     with torch.inference_mode():
-        rows = [*head_rows(args), *layer_rows(args)]
+        heads = head_rows(args) if args.device == "cpu" else ()
+        rows = [*heads, *layer_rows(args)]
+        if args.device == "cuda":
+            read_gbs = ceilings("cuda", quick=True).read_gbs
+            rows = [{**row, "read_share": row["gbs"] / read_gbs} for row in rows]
     if args.keep and args.add:
-        earlier = reporting.kept("conv-cpu", args.keep)
+        earlier = reporting.kept(f"conv-{args.device}", args.keep)
         fresh = {(row["layer"], row["size"]) for row in rows}
         if earlier:
             old = [r for r in earlier["rows"] if (r["layer"], r["size"]) not in fresh]
@@ -140,15 +178,18 @@ def main() -> None:
         cells.append((row["layer"], row["size"], row["us"], row["gbs"], row["gflops"],
                       ratio["median"], ratio["p10"], ratio["p90"], row["best"]))  # fmt: skip
     print(reporting.table(HEAD, cells))
-    held = bars(rows)
+    held = bars(rows) if args.device == "cpu" else []
+    for name in args.lacking:
+        print(f"{name}: not measured, only the reference serves it here")
     for bar in held:
         print(f"{'met ' if bar['met'] else 'MISSED'} {bar['bar']} >= {bar['at_least']}: "
               f"{bar['got']:.2f}")  # fmt: skip
     out = reporting.result(
-        "conv", threads=torch.get_num_threads(), cache="warm", rows=rows, bars=held
-    )
+        "conv", device=args.device, threads=torch.get_num_threads(), cache="warm", rows=rows,
+        bars=held, lacking=args.lacking,
+    )  # fmt: skip
     if args.keep:
-        reporting.keep("conv-cpu", out, args.keep)
+        reporting.keep(f"conv-{args.device}", out, args.keep)
     print(json.dumps(out))
 
 

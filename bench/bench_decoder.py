@@ -2,7 +2,8 @@
 
 Ours in bfloat16 and in float32 weights against the reference's structure in eager float32,
 streamed with filled caches; then the bar of the design, and one line of JSON last.
-`python bench/bench_decoder.py [--keep FOLDER]`
+`python bench/bench_decoder.py [--compile] [--keep FOLDER]`; --compile adds the eager layers by
+torch.compile, for the lengths of the cache that they meet.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def decoder_only(size: str) -> tuple[dict, dict[str, torch.Tensor]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="real", help="real or mid")
+    parser.add_argument("--compile", action="store_true", help="torch.compile as one more way")
     parser.add_argument("--budget", type=float, default=20.0)
     parser.add_argument("--keep", type=Path, help="a folder to write the result to")
     args = parser.parse_args()
@@ -68,6 +70,13 @@ def main() -> None:
                 vae.new_decoder_state(1))  # fmt: skip
         del tensors
         add("eager fp32", lambda z, s: eager.decoder.decode(z, s, False), DecoderState())
+        if args.compile:
+            compiled = EagerAudio(audio).eval()
+            compiled.load_state_dict(eager.state_dict())
+            for layer in compiled.decoder.decoder.layers:
+                layer.compile(dynamic=True)
+            add("torch.compile fp32", lambda z, s: compiled.decoder.decode(z, s, False),
+                DecoderState())  # fmt: skip
         for _ in range(WARM):  # the same number of patches, so that the results can be compared
             for call in calls.values():
                 call()

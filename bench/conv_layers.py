@@ -73,20 +73,30 @@ LAYERS = [
 class Built:
     """One layer at one size: `ours()` and `torch()` on the same random tensors."""
 
-    def __init__(self, layer: Layer, size: Size):
+    def __init__(
+        self,
+        layer: Layer,
+        size: Size,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
         self.layer, self.streaming = layer, size.seconds is None
         torch.manual_seed(0)
         c, L = layer, layer.length(size)
-        self.x = torch.randn(1, c.C, L)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape).to(device, dtype)
+
+        self.x = draw(1, c.C, L)
         up, groups = c.kind == "up", c.C if c.kind in ("unit", "mixer") else 1
         shape = (c.C, c.N, c.k) if up else (c.N, c.C // groups, c.k)
         fan = c.C // groups * c.k / (c.stride if up else 1)
-        self.weight, self.bias = torch.randn(shape) / fan**0.5, torch.randn(c.N) * 0.1
+        self.weight, self.bias = draw(*shape) / fan**0.5, draw(c.N) * 0.1
         self.dilation = 9 if c.kind == "unit" else 1
         self.groups, self.up = groups, up
-        self.alpha = [0.5 + torch.rand(c.C) for _ in range(2)]
+        self.alpha = [0.5 + torch.rand(c.C).to(device) for _ in range(2)]
         self.pairs = [(a, 1 / (a + 1e-9)) for a in self.alpha]
-        self.mix, self.mix_bias = torch.randn(c.C, c.C, 1) / c.C**0.5, torch.randn(c.C) * 0.1
+        self.mix, self.mix_bias = draw(c.C, c.C, 1) / c.C**0.5, draw(c.C) * 0.1
         shapes = {"stride": c.stride, "dilation": self.dilation, "groups": groups}
         self.packed = ops.pack_conv(self.weight, transposed=up, **shapes)
         self.packed_mix = ops.pack_conv(self.mix)
@@ -94,7 +104,7 @@ class Built:
         self.options = shapes
         self.state = self.context = None
         if self.streaming:
-            earlier = torch.randn(1, c.C, (self.packed.context // c.stride + 1) * c.stride)
+            earlier = draw(1, c.C, (self.packed.context // c.stride + 1) * c.stride)
             self.state = self.op(earlier, self.packed, **shapes)[1]
             self.context = self.state.context
 
@@ -162,9 +172,9 @@ class Built:
         out = c.N * L * c.stride if self.up else c.N * L // c.stride
         mix = self.mix.numel() if c.kind == "unit" else 0
         carried = 0 if self.context is None else 2 * self.context.numel()
-        return 4 * (self.weight.numel() + mix + self.x.numel() + out + carried)
+        return self.x.element_size() * (self.weight.numel() + mix + self.x.numel() + out + carried)
 
 
 def _snake(x: Tensor, alpha: Tensor) -> Tensor:
-    a = alpha.view(1, -1, 1)
+    a = alpha.view(1, -1, 1).to(x.dtype)
     return x + (a + 1e-9).reciprocal() * torch.sin(a * x).pow(2)

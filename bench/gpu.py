@@ -116,6 +116,7 @@ def parts(dry: bool) -> list[Part]:
     ops += ["--benchmark-disable-gc", "--benchmark-columns=median"]
     moe = [python, f"{bench}/bench_moe.py"]
     flow = [python, f"{bench}/bench_flow.py"]
+    conv = [python, f"{bench}/bench_conv.py"]
     end_to_end = [python, f"{bench}/end_to_end.py", "--no-save", "--device", device, "--size", size]
     if dry:
         ops += ["-m", "not gpu", "--quick", "--size", "odd", "-k", "linear"]
@@ -127,6 +128,11 @@ def parts(dry: bool) -> list[Part]:
             Part(
                 "flow", [*flow, "--size", "tiny", "--batches", "1", "--tokens", "11", "--quick"], 60
             ),
+            Part(
+                "conv",
+                [*conv, "--layers", "mixer_32,out_32", "--sizes", "patch", "--budget", "0.05"],
+                60,
+            ),
             Part("ops", ops, 60),
             Part("end to end", [*end_to_end, "--dtype", "fp32", "--patches", "2"], 60),
         ]
@@ -134,14 +140,16 @@ def parts(dry: bool) -> list[Part]:
     ops += ["-m", "gpu", "--size", "real", "--budget", "0.15", "-k", "not moe_mlp"]
     flow += ["--device", "cuda", "--batches", "1,4,32", "--budget", "0.3"]
     moe += ["--device", "cuda", "--size", "real", "--budget", "0.1"]
+    conv += ["--device", "cuda", "--budget", "0.1"]
     return [
-        Part("build", build, 95, {"MINGCORE_CUDA": "1"}),
-        Part("verify", [python, "-c", VERIFY, "75"], 80),
-        Part("gpu tests", tests, 70, ok_codes=(0, 5)),
+        Part("build", build, 85, {"MINGCORE_CUDA": "1"}),
+        Part("verify", [python, "-c", VERIFY, "65"], 70),
+        Part("gpu tests", tests, 65, ok_codes=(0, 5)),
         Part("probes", probes, 30),
         Part("moe", moe, 65),
         Part("flow", flow, 40),
-        Part("ops", ops, 35),
+        Part("conv", conv, 30),
+        Part("ops", ops, 30),
         Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 45),
     ]
 
@@ -234,7 +242,7 @@ def main(arguments: list[str] | None = None) -> int:
             results=found,
         )
         files = leave(folder, cache / "verified", done, content, report)
-    for name in ("moe", "flow", "ops", "end_to_end", "probes"):
+    for name in ("moe", "flow", "conv", "ops", "end_to_end", "probes"):
         table = bars.table_of(name, found.get(name))
         if table:
             print(f"\n{table}")
