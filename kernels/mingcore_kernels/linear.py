@@ -28,14 +28,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .activations import activate
 from .configs import shared_bytes
 from .flow_product import TYPES, row_products
 from .grouped_gemm import capability_of
 from .routing import on_device
 
 FEW = 16  # rows that go as one tile
-ACTIVATIONS = {"none": 0, "silu": 1, "gelu": 2, "gelu_tanh": 3, "swiglu": 4}
-SWIGLU = tl.constexpr(4)
+ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "swiglu")
 
 
 @dataclass(frozen=True)
@@ -105,18 +105,6 @@ def choose(kind: str, rows: int, depth: int, capability: int) -> Config:
     return config
 
 
-@triton.jit
-def _activate(b_y, ACTIVATION: tl.constexpr):
-    if ACTIVATION == 1:
-        b_y = b_y / (1.0 + tl.exp(-b_y))
-    elif ACTIVATION == 2:
-        b_y = 0.5 * b_y * (1.0 + tl.erf(b_y * 0.7071067811865476))
-    elif ACTIVATION == 3:
-        b_u = 1.5957691216057308 * b_y * (1.0 + 0.044715 * b_y * b_y)
-        b_y = b_y / (1.0 + tl.exp(-b_u))
-    return b_y
-
-
 @triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x, x_scale, w, scale, bias, residual, out, M, N, K, stride_x, stride_r,
@@ -129,7 +117,7 @@ def _linear_kernel(
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
     o_n = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_m = o_m < M
-    if ACTIVATION == SWIGLU:
+    if ACTIVATION == "swiglu":
         o_n = tl.minimum(o_n, N - 1)
         o_w = (o_n // 2 + o_n % 2 * (N // 2)).to(tl.int64)  # gate, up, gate, up ...
     else:
@@ -144,14 +132,14 @@ def _linear_kernel(
         b_y *= tl.load(x_scale + o_m, mask=m_m, other=0.0)[None, :]
     if HAS_BIAS:
         b_y += tl.load(bias + o_w).to(tl.float32)[:, None]
-    if ACTIVATION == SWIGLU:
+    if ACTIVATION == "swiglu":
         b_pair = tl.permute(tl.reshape(b_y, [BLOCK_N // 2, 2, BLOCK_M]), (0, 2, 1))
         b_gate, b_up = tl.split(b_pair)  # [BLOCK_N / 2, BLOCK_M] each
         b_y = b_gate / (1.0 + tl.exp(-b_gate)) * b_up
         o_out = i_n * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
         N = N // 2
     else:
-        b_y = _activate(b_y, ACTIVATION)
+        b_y = activate(b_y, ACTIVATION, 0.0, 0.0)
         o_out = i_n * BLOCK_N + tl.arange(0, BLOCK_N)
     m_out = (o_out < N)[:, None] & m_m[None, :]
     o_row = o_m.to(tl.int64)[None, :]
@@ -192,7 +180,7 @@ def linear(
             x, x_scale, w, scale, bias, residual, out, M, N, K,
             x.stride(0), 0 if residual is None else residual.stride(0),
             OPERAND=TYPES[operand],
-            ACTIVATION=ACTIVATIONS[activation],
+            ACTIVATION=activation,
             SCALED=scale is not None,
             X_SCALED=x_scale is not None,
             HAS_BIAS=bias is not None,

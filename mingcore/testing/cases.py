@@ -151,9 +151,14 @@ def _linear(
     residual: bool = False,
     layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
     float_input: bool = False,
+    format: str | None = None,
 ) -> dict[str, Any]:
     x = d.normal(*M, K, dtype=torch.float32 if float_input else None)
     args: dict[str, Any] = {"x": layout(x), "weight": d.matrix(N, K)}
+    if format:
+        from mingcore import ops
+
+        args["weight"] = ops.pack_linear(args["weight"], format=format, activation=activation)
     if bias:
         args["bias"] = d.normal(N)
     if activation:
@@ -179,7 +184,8 @@ for _name, _m, _k, _n, _options in [
     ("real_decoder_down", (1, 5), 4864, 896, {"residual": True}),
     ("real_head", (1, 5), 896, 1282, {"bias": True}),
 ]:
-    case("linear", _name, _linear, "real", M=_m, K=_k, N=_n, **_options)
+    _tags = ["real"] if _name in ("real_flow_qkv", "real_flow_up") else ["real", "verify"]
+    case("linear", _name, _linear, *_tags, M=_m, K=_k, N=_n, **_options)
 for _name, _m, _k, _n, _options in [
     ("mid_qkv_t1", (1, 1), 1024, 1536, {}),
     ("mid_dense_t1", (1, 1), 1024, 1024, {"residual": True}),
@@ -187,18 +193,25 @@ for _name, _m, _k, _n, _options in [
     ("mid_shared_gate_up", (1, 1), 1024, 2816, {"activation": "swiglu"}),
 ]:
     case("linear", _name, _linear, "mid", M=_m, K=_k, N=_n, **_options)
-case("linear", "odd_sizes", _linear, "odd", M=(3,), K=67, N=45, bias=True, residual=True)
-case("linear", "odd_swiglu", _linear, "odd", M=(5,), K=33, N=70, activation="swiglu", residual=True)
-case("linear", "odd_silu", _linear, "odd", M=(2, 7), K=129, N=31, activation="silu")
+_V = "verify"
+case("linear", "odd_sizes", _linear, "odd", _V, M=(3,), K=67, N=45, bias=True, residual=True)
+case("linear", "odd_swiglu", _linear, "odd", _V, M=(5,), K=33, N=70, activation="swiglu",
+     residual=True)  # fmt: skip
+case("linear", "odd_silu", _linear, "odd", _V, M=(2, 7), K=129, N=31, activation="silu")
 case("linear", "wide_silu", _linear, M=(64,), K=64, N=96, activation="silu", bias=True)
-case("linear", "many_rows", _linear, M=(150,), K=96, N=64, bias=True, activation="gelu_tanh")
-case("linear", "one_by_one", _linear, "edge", M=(1,), K=1, N=1, bias=True)
+case("linear", "many_rows", _linear, _V, M=(150,), K=96, N=64, bias=True, activation="gelu_tanh")
+case("linear", "one_by_one", _linear, "edge", _V, M=(1,), K=1, N=1, bias=True)
 case("linear", "vector", _linear, "edge", M=(), K=40, N=24)
-case("linear", "no_rows", _linear, "edge", M=(0,), K=16, N=24, bias=True)
-case("linear", "strided", _linear, "strided", M=(6,), K=48, N=40, layout=strided, residual=True)
+case("linear", "no_rows", _linear, "edge", _V, M=(0,), K=16, N=24, bias=True)
+case("linear", "strided", _linear, "strided", _V, M=(6,), K=48, N=40, layout=strided, residual=True)
 case("linear", "transposed", _linear, "strided", M=(2, 9), K=48, N=40, layout=transposed)
-case("linear", "float_input", _linear, M=(4,), K=80, N=72, bias=True, float_input=True)
+case("linear", "float_input", _linear, _V, M=(4,), K=80, N=72, bias=True, float_input=True)
 case("linear", "float_input_gelu", _linear, M=(4,), K=80, N=72, activation="gelu", float_input=True)
+for _format in ("int8", "int8_dyn", "fp8"):
+    _f = {"format": _format, "bias": True, "residual": True}
+    case("linear", f"{_format}_odd_sizes", _linear, "odd", _V, M=(3,), K=67, N=45, **_f)
+    case("linear", f"{_format}_many_rows", _linear, _V, M=(70,), K=96, N=64, activation="swiglu",
+         **_f)  # fmt: skip
 
 case("pack_linear", "even", _pack_linear, K=64, N=96)
 case("pack_linear", "odd_sizes", _pack_linear, "odd", K=67, N=45)
@@ -244,6 +257,7 @@ for _op, _build in (
     case(_op, "one_row", _build, "edge", M=(1,), H=16)
     case(_op, "no_rows", _build, "edge", M=(0,), H=16)
     case(_op, "strided", _build, "strided", M=(7,), H=48, layout=strided)
+    case(_op, "long_rows", _build, M=(2,), H=9001)
 
 
 def _flow_step(

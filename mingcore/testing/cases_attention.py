@@ -180,6 +180,12 @@ case("attention_decode", "window_one", _decode, "edge", S=8, Hq=2, Hkv=1, D=8,
      positions=(_span(2, 4),), window=1)  # fmt: skip
 case("attention_decode", "scaled", _decode, S=9, Hq=2, Hkv=1, D=8, positions=(_span(5, 2),),
      scale=0.3)  # fmt: skip
+case("attention_decode", "long_cache", _decode, S=4096, Hq=8, Hkv=4, D=64,
+     positions=(_span(3000, 5), _span(5000, 5), _span(60, 5)))  # fmt: skip
+case("attention_decode", "long_ring", _decode, S=200, Hq=4, Hkv=2, D=32,
+     positions=(_span(777, 3), _span(150, 3)), window=190)  # fmt: skip
+case("attention_decode", "many_queries", _decode, S=96, Hq=4, Hkv=2, D=16,
+     positions=(_span(30, 50), _span(100, 50)), window=40)  # fmt: skip
 case("attention_decode", "odd_sizes", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
      positions=(_span(5, 3),) * 3)  # fmt: skip
 case("attention_decode", "strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,

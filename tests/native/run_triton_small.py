@@ -47,6 +47,8 @@ def interpret(step: int) -> None:
 
 
 def check(op: str, kwargs: dict, **said) -> tuple[torch.Tensor, ...]:
+    if hasattr(kwargs.get("weight"), "as_rows"):  # packed for the CPU, where the tensors are
+        kwargs = {**kwargs, "weight": kwargs["weight"].as_rows()}
     try:
         with nan_poisoned():
             got = compare.run(op, kwargs, backend="triton")
@@ -178,21 +180,21 @@ def launches(capability: int, everything: bool) -> None:
                              meta(3, 16384, dtype=dtype))  # fmt: skip
             turned(2, 11, 16, 0, 64, True, dtype)
             turned(2, 3, 3, 0, 1024, False, dtype)
-            for D in (16, 64, 80, 128, 256):
-                for T in (1, 5, 40):
-                    attention(2, T, 14, 2, D, 300, 32 * (T % 2), dtype)
-                    attention(2, T, 4, 1, D, 3000, 0, dtype)
+            for D in (64, 128, 256) if dtype != fp16 else (16, 80):
+                for T in (1, 3, 40):
+                    attention(2, T, 14, 2, D, 3000, 32 * (T % 2), dtype)
     products = ((1, 2048, 3072, "none"), (5, 896, 9728, "swiglu"), (40, 1280, 5120, "gelu"))
     for (M, K, N, activation), format in zip(products, ("bf16", "int8", "fp8")):
         if format in formats:
             product(M, K, N, format, activation, bf16)
     if everything:
-        for M in (1, 20, 40, 100, 300):
-            for format, dtype in [(f, t) for f in formats for t in (bf16, fp16)] + [("", fp32)]:
-                for activation in linear.ACTIVATIONS:
-                    product(M, 1280, 2048, format, activation, dtype)
-                product(M, 1344, 1282, format, "none", dtype)
-            product(M, 2048, 3072, "int8", "none", fp32)
+        for M in (1, 20, 40, 100):
+            for format in formats:
+                product(M, 1280, 2048, format, "swiglu", bf16)
+                product(M, 1344, 1282, format, "gelu", bf16)
+            product(M, 1280, 2048, "fp16", "silu", fp16)
+            product(M, 1280, 2048, "fp32", "gelu_tanh", fp32)
+            product(M, 1280, 2048, "int8", "none", fp32)
 
 
 def compile_all(everything: bool) -> None:
