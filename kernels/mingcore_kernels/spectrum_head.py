@@ -192,14 +192,17 @@ def product(operand_bytes: int, frames: int) -> Product:
     return Product(64, 32, 64, 1, 4, 4) if frames <= 256 else Product(64, 64, 64, 1, 4, 4)
 
 
-def inverse(rows: int, hops: int, hop: int, F: int, processors: int) -> Inverse:
+def inverse(
+    rows: int, hops: int, hop: int, F: int, processors: int, capability: int = 90
+) -> Inverse:
     """The inverse's tile for `rows` streams of `hops` hops; enough programs for the processors."""
     block_t = 16 if hops <= 24 else 32 if hops <= 64 else 64
     block_i = min(32 if block_t < 64 else 64, max(16, triton.next_power_of_2(hop)))
     tiles = rows * triton.cdiv(hops, block_t) * triton.cdiv(hop, block_i)
     steps = triton.cdiv(F, BLOCK_K) * triton.cdiv(F, hop)
     fit = [n for n in SPLITS if tiles * n <= 1.25 * processors and steps >= LEAST_STEPS * n]
-    return Inverse(block_t, block_i, fit[0] if fit else 1, 8 if block_t == 64 else 4, 3)
+    warps = 8 if block_t == 64 and capability < 100 else 4  # the others of these spill
+    return Inverse(block_t, block_i, fit[0] if fit else 1, warps, 3)
 
 
 @functools.cache  # its address is in captured graphs: kept for good
@@ -247,7 +250,7 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
     overlap = capability >= 90 and on_gpu and T > 0 and not torch.version.hip
     parts = triton.cdiv(F, hop)
     hops = max(T + parts - 1, 1)
-    tile = inverse(B, hops, hop, F, processors)
+    tile = inverse(B, hops, hop, F, processors, capability)
     splits = tile.splits if T else 1
     chunks, stripes = triton.cdiv(hops, tile.block_t), triton.cdiv(hop, tile.block_i)
     tiles = B * chunks * stripes
