@@ -1,6 +1,7 @@
 """Convolutional VAEs against plain PyTorch in float64, and what a stream of theirs must hold."""
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -449,3 +450,52 @@ def test_what_a_vae_says_of_itself():
     mean, std = torch.zeros(1, 2, 6), torch.ones(1, 2, 6)
     noise = torch.randn(1, 2, 6)
     assert torch.equal(vae.sample_posterior(mean, std, noise), noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voxcpm", "vibevoice"])
+def test_thirty_minutes(subject):
+    """At 25 latents a second: memory flat, and the end sounds as a stream that began late."""
+    vae, count, patch = subject.vae, 30 * 60 * 25, 4
+    motif, state, resident, tail = subject.latents(100, B=1), vae.new_decoder_state(1), [], []
+    bytes_at_first = state.nbytes
+    for i in range(0, count, patch):
+        y, state = vae.decode(motif[:, i % 100 : i % 100 + patch], state, last=False)
+        if i % 4000 == 0:
+            resident.append(resident_bytes())
+        if i >= count - 100:
+            tail.append(y)
+    assert state.nbytes == bytes_at_first and state.lengths.tolist() == [count]
+    assert max(resident[1:]) - resident[1] < 4 << 20, resident
+    fresh, _ = vae.decode(torch.cat((motif, motif), 1))
+    n = 100 * vae.out_hop_samples
+    assert max_relative(torch.cat(tail, -1), fresh[:, n:]) <= NETWORK
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+@pytest.mark.gpu
+@every_variant
+@pytest.mark.parametrize("backend", ["triton,reference", "cuda,triton,reference"])
+def test_on_a_gpu(subject, backend):
+    """One-shot and streamed against the formula in float64."""
+    samples, latents, noise = subject.samples(40 * 6), subject.latents(9), subject.noise(9)
+    with ops.use_backend(backend):
+        vae = type(subject.vae).from_state_dict(subject.tensors, subject.config, device="cuda")
+        more = {**subject.options, "noise": noise} if subject.vox else {}
+        once, _ = vae.decode(latents, **more)
+        state, out = None, []
+        for i in range(0, 9, 3):
+            if subject.vox:
+                more["noise"] = piece(noise, vae, i, 3)
+            y, state = vae.decode(latents[:, i : i + 3], state, last=False, **more)
+            out.append(y)
+        mean, _ = vae.encode(samples)
+    plain = subject.formula_decode(latents, torch.float32, noise)
+    exact = subject.formula_decode(latents, torch.float64, noise)
+    assert_within(once.cpu(), plain, exact)
+    assert_within(torch.cat(out, -1).cpu(), plain, exact)
+    assert max_relative(mean, subject.vae.encode(samples)[0]) <= NETWORK
