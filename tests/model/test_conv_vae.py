@@ -499,3 +499,19 @@ def test_on_a_gpu(subject, backend):
     assert_within(once.cpu(), plain, exact)
     assert_within(torch.cat(out, -1).cpu(), plain, exact)
     assert max_relative(mean, subject.vae.encode(samples)[0]) <= NETWORK
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["voxcpm", "vibevoice"])
+def test_a_streamed_step_compiles_as_one_graph(subject):
+    """Whatever the state has seen: no break, no recompilation without end."""
+    vae, z = subject.vae, subject.latents(4)
+    torch.compiler.reset()
+    step = torch.compile(
+        lambda z, state: vae.decode(z, state, last=False)[0], fullgraph=True, backend="eager"
+    )
+    state, plain = vae.new_decoder_state(2), vae.new_decoder_state(2)
+    for _ in range(4):
+        expected, _ = vae.decode(z, plain, last=False)
+        assert torch.equal(step(z, state), expected)
+    assert state.seen == plain.seen == 16
