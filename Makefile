@@ -50,6 +50,7 @@ bench: $(VENV)/.tests
 	$(PY) bench/bench_moe.py --size mid
 	$(PY) bench/bench_conv.py --sizes patch --budget 0.3
 	$(PY) bench/bench_decoder.py --size mid --budget 5
+	$(PY) bench/bench_conv_vae.py --seconds 1 --budget 2
 	$(PY) bench/end_to_end.py --size mid --no-save
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.
