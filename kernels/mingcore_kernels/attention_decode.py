@@ -202,7 +202,7 @@ def attention_decode(
     tiles = Hkv * triton.cdiv(rows, config.block_r)
     if shares is None:
         shares = shares_of(S, window, T, tiles, config.block_s)
-    block_d = max(16, triton.next_power_of_2(D))
+    block_d = max(32, triton.next_power_of_2(D))  # 16: spills, sm_90
     partial = out
     if shares > 1:
         partial = q.new_empty(B * T * Hq, shares, D + 2, dtype=torch.float32)
