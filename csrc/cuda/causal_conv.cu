@@ -28,7 +28,8 @@
 //   that would have copied them.
 // - A row's place is computed from its counters by every block: nothing goes to the host. The state
 //   is renewed by a launch of its own, since any block may read the old one; it goes from the front
-//   on, and so may overwrite it.
+//   on, and so may overwrite it. A 1x1 layer has only counters, which its blocks need not read: there
+//   the first block renews them.
 //
 // It was compiled and emulated only: times are not measured.
 #include "causal_conv_depthwise.cuh"
@@ -43,8 +44,7 @@ __device__ __forceinline__ void dense(const CausalConvParams& p) {
     at.find(p);
     const Row r = row_of(p, p.lengths, at.b);
     at.look(p, r);
-    if (blockIdx.x == 0 && p.seen)
-        for (long long n = threadIdx.x; n < p.B; n += THREADS) p.seen[n] = p.lengths[n];
+    begin_state(p);
     const int each = p.up ? p.up : 1, inputs = p.up ? p.C : p.C * p.taps;
     const bool empty = at.first * each >= r.count;
 

@@ -16,8 +16,7 @@ __device__ __forceinline__ void depthwise(const CausalConvParams& p) {
     i /= p.rows_all;
     const long long time = (long long)(i % p.times_all) * p.step, b = i / p.times_all;
     const Row r = row_of(p, p.lengths, b);
-    if (blockIdx.x == 0 && p.seen)
-        for (long long n = threadIdx.x; n < p.B; n += THREADS) p.seen[n] = p.lengths[n];
+    begin_state(p);
     const int rows = min(p.rows, p.groups * p.N - first);
     const bool empty = time >= r.count;
     long long u = r.begin + (p.up ? time / p.up : time * p.stride);
@@ -84,10 +83,7 @@ __device__ __forceinline__ void next_state(const CausalConvParams& p) {
     if (b >= p.B) return;
     const int lane = threadIdx.x % 32;
     const Row r = row_of(p, p.seen ? p.seen : p.lengths, b);
-    if (c == 0 && lane == 0) {
-        p.lengths_out[b] = r.done ? 0 : r.seen + r.fresh;
-        p.emitted[b] = r.count;
-    }
+    if (c == 0 && lane == 0) next_counters(p, r, b);
     X* const to = (X*)p.context_out + (long long)at * p.span;
     for (int w = lane; w - lane < p.span; w += 32) {
         X v = zero<X>();

@@ -34,7 +34,11 @@ struct CausalConvParams {  // the order and sizes are known to mingcore/ops/cuda
     int pitch;                     // elements from one staged channel to the next
     int stages, w_bytes, x_bytes;  // of the ring in shared memory
     int parts, part_bytes;         // staged inputs as one value each, or as two whose sum they are
+    int alone, unused;  // an input makes an output, whatever the row has had: the outputs' launch
+                        // renews the state, which is only counters
 };
+
+constexpr int THREADS = 256, WARPS = THREADS / 32;
 
 enum Act { NONE, SILU, ELU, GELU, GELU_TANH, TANH, SNAKE };
 enum Type { FLOAT32, BFLOAT16, FLOAT16 };
@@ -64,7 +68,10 @@ __device__ __forceinline__ Row row_of(const CausalConvParams& p, const long long
     r.seen = lengths ? lengths[b] : 0;
     r.fresh = p.valid ? p.valid[b] : p.L;
     r.done = p.ended ? p.ended[b] != 0 : p.last != 0;
-    if (p.up) {
+    if (p.alone) {
+        r.begin = 0;
+        r.count = r.fresh;
+    } else if (p.up) {
         r.begin = -p.span;
         r.count = r.fresh * p.up + (r.done && r.seen + r.fresh > 0 ? p.flush : 0);
     } else {
@@ -74,6 +81,21 @@ __device__ __forceinline__ Row row_of(const CausalConvParams& p, const long long
     }
     if (r.count > p.T) r.count = p.T;
     return r;
+}
+
+__device__ __forceinline__ void next_counters(const CausalConvParams& p, const Row& r, long long b) {
+    p.lengths_out[b] = r.done ? 0 : r.seen + r.fresh;
+    p.emitted[b] = r.count;
+}
+// The first block's part for the state: what will be overwritten, or the state itself.
+__device__ __forceinline__ void begin_state(const CausalConvParams& p) {
+    if (blockIdx.x != 0) return;
+    for (long long b = threadIdx.x; b < p.B; b += THREADS) {
+        if (p.alone)
+            next_counters(p, row_of(p, p.lengths, b), b);
+        else if (p.seen)
+            p.seen[b] = p.lengths[b];
+    }
 }
 
 template <class X>

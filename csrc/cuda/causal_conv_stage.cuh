@@ -2,7 +2,6 @@
 #pragma once
 #include "causal_conv_rows.cuh"
 
-constexpr int THREADS = 256, WARPS = THREADS / 32;
 constexpr int SCRATCH = 9 * THREADS * (int)sizeof(float);  // 8 floats of each thread, a gap between
 
 // WM, WN, WK: warps along rows, columns and summed elements; a warp has 64 rows and 32 columns.

@@ -1,4 +1,4 @@
-"""The `cuda` backend's convolutions: `causal_conv.cu`, launched for outputs and for the state."""
+"""The `cuda` backend's convolutions: `causal_conv.cu`, launched for outputs and for a state."""
 
 import struct
 
@@ -13,7 +13,7 @@ from .registry import register
 OP = "causal_conv"
 _ACTS = ("none", "silu", "elu", "gelu", "gelu_tanh", "tanh", "snake")
 _TYPES = {dtype: i for i, dtype in enumerate(TYPES)}
-_PARAMS = struct.Struct("<17Q12q34i")  # CausalConvParams of causal_conv_rows.cuh
+_PARAMS = struct.Struct("<17Q12q36i")  # CausalConvParams of causal_conv_rows.cuh
 _WARPS = THREADS // 32
 _SOURCES = (
     launch.source(OP), __file__, cuda_conv_plan.__file__, cuda_common.__file__,
@@ -184,6 +184,8 @@ def _run(shape: Shape, operands, rows, results, ends, rest) -> None:
     context, lengths, valid, ended = map(_dense, (context, lengths, valid, ended))
     params = [_dense(t) for t in (*before_params, after_alpha, after_gain)]
     plan = _plan(shape, x.device) or Plan(*[0] * 13, "", 0, 0)
+    # no context, and counters that blocks need not read: no launch for the state
+    alone = plan.blocks > 0 and shape.taps == shape.stride == 1 and not shape.up
     seen = None
     if lengths is not None and lengths_out.data_ptr() == lengths.data_ptr():
         seen = torch.empty_like(lengths) if plan.blocks else lengths.clone()
@@ -201,12 +203,14 @@ def _run(shape: Shape, operands, rows, results, ends, rest) -> None:
         *(0 if t is None else t.data_ptr() for t in tensors), *strides, B, L, shape.T, shape.C,
         shape.N, shape.groups, shape.taps, shape.stride, shape.dilation, shape.up, shape.span,
         *ends, last, _ACTS.index(before), _ACTS.index(after), *types, shape.fast, w_fast,
-        _by_eights(out), residual_fast, *plan[:13],
+        _by_eights(out), residual_fast, *plan[:13], alone, 0,
     )  # fmt: skip
     device, name = x.device.index, TYPES[x.dtype]
     if plan.blocks:
         kernel = launch.kernel(OP, f"{OP}_{plan.kind}_{name}", device, plan.shared_bytes)
         launch.launch(kernel, (plan.blocks, 1, 1), (THREADS, 1, 1), values)
+    if alone:
+        return
     lines = B * (shape.groups * shape.C if shape.span else 1)
     kernel = launch.kernel(OP, f"{OP}_state_{name}", device)
     launch.launch(kernel, (-(-lines // _WARPS), 1, 1), (THREADS, 1, 1), values)

@@ -49,7 +49,7 @@ def named(dtypes, multiprocessors, skip):
         for i, case in enumerate(cases.for_op(op)):
             if case.tags & {"real", "mid"} or (op.endswith("_") and i % skip):
                 continue
-            gpu.multi_processor_count = multiprocessors[i % len(multiprocessors)]
+            gpu.multi_processor_count = multiprocessors[i // 2 % len(multiprocessors)]
             try:
                 kwargs = case.make("cpu", dtypes[i % len(dtypes)], seed=i)
                 check(op, kwargs, twice=i % 4 == 0)
@@ -57,6 +57,14 @@ def named(dtypes, multiprocessors, skip):
                 assert "is made of up to 163 times" in str(error), error
                 declined.append(case.name)
     assert set(declined) == {"dilated"}, declined
+
+
+def deep():
+    """More stages than the ring has slots, for weights that are dealt to the warps."""
+    gpu.multi_processor_count = SMALL_TILES
+    for op in OPS:
+        (case,) = [c for c in cases.for_op(op, large=True) if c.name == "proof_few_odd"]
+        check(op, case.build(cases.Draw("cpu", torch.bfloat16, 5), **{**case.dims, "N": 9}))
 
 
 def random(seed):
@@ -75,13 +83,11 @@ def random(seed):
             streaming.assert_same(mine, alone, f"{op} {seed}, rows")
 
 
-if sys.argv[1] == "named":
-    chosen = [DTYPES[sys.argv[2]]] if sys.argv[2:] else list(DTYPES.values())
-    named(
-        chosen,
-        [int(sys.argv[3])] if sys.argv[3:] else [SMALL_TILES, LARGE_TILES],
-        1 if sys.argv[2:] else 3,
-    )
+if sys.argv[1] == "named" and sys.argv[2:]:
+    named([DTYPES[sys.argv[2]]], [int(sys.argv[3])], 1)
+elif sys.argv[1] == "named":
+    named(list(DTYPES.values()), [SMALL_TILES, LARGE_TILES], 3)
+    deep()
 else:
     for seed in range(int(sys.argv[2]), int(sys.argv[3])):
         gpu.multi_processor_count = (SMALL_TILES, LARGE_TILES)[seed % 2]
