@@ -56,6 +56,16 @@ OPS = {
         "5 frames and one of 20 and 500. Blocks are, of spectrum, frames, rows of weights, K and "
         "the warps' shares; of overlap_add hops and columns; of inverse the same, depth and parts",
     ),
+    "causal_conv": Op(
+        "run_triton_conv.py",
+        "triton_conv_resources.md",
+        "Resources of Triton's convolutions and frame_embed",
+        "the launches of 16 layers of VoxCPM's AudioVAE and VibeVoice's acoustic tokenizer for a "
+        "streamed patch of 1 and of 32 requests and for ten seconds in one shot, and the "
+        "AudioVAE's frames. Blocks are output rows, times and K of the dense kernel and of "
+        "frame_embed, channels, times and a thread's outputs of the direct one, channels and "
+        "width of the state's",
+    ),
 }
 
 

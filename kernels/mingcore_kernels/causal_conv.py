@@ -8,7 +8,8 @@ one of stride 1 whose output rows are (channel, phase): tap i of phase r reads w
 that it writes whole sectors of the interleaved output.
 
 Dense: an implicit matrix product with tl.dot, the inputs summed in the order (channel, tap), which
-is how the weights lie; the activation before is computed anew for each tap and each tile of rows.
+is how the weights lie; the activation before is computed anew for each tap and each tile of rows,
+and goes to the tensor cores as two 16-bit parts, so that nothing is rounded between the two.
 
 Direct, for groups of fewer than FEW inputs (depthwise): multiply and add over [channels, time]. A
 thread's four outputs lie a dilation apart, so k taps of all four are k + 3 inputs: each is loaded
@@ -84,7 +85,11 @@ def _product(
             b_x = activate(b_x.to(tl.float32), BEFORE, b_alpha, b_gain)
         elif BEFORE != "none":
             b_x = activate(b_x.to(tl.float32), BEFORE, None, None)
-        b_acc = tl.dot(b_w.to(OPERAND), b_x.to(OPERAND), b_acc, input_precision="ieee")
+        b_w, b_high = b_w.to(OPERAND), b_x.to(OPERAND)
+        b_acc = tl.dot(b_w, b_high, b_acc, input_precision="ieee")
+        if BEFORE != "none" and OPERAND != tl.float32:  # noqa: SIM300  what the rounding took
+            b_low = (b_x - b_high.to(tl.float32)).to(OPERAND)
+            b_acc = tl.dot(b_w, b_low, b_acc, input_precision="ieee")
     return b_acc
 
 
@@ -330,10 +335,12 @@ def causal_conv(
             operand = x.dtype if x.dtype == weight.dtype else torch.float32
             up = stride if transposed else 1
             times = -(-T // up)
+            capability = capability_of(x)
+            unaligned = (stride if transposed else CG * kernel) * weight.itemsize % 16 != 0
+            parts = before != "none" and operand != torch.float32
             config = conv_configs.choose(
                 str(8 * operand.itemsize), rows=NG * up, times=times, batch=B * groups,
-                single=(stride if transposed else CG * kernel) * weight.itemsize % 16 != 0,
-                capability=capability_of(x),
+                single=unaligned or (parts and capability < 90), capability=capability,
             )  # fmt: skip
             tiles = triton.cdiv(NG * up, config.block_m) * groups
             tiles *= max(triton.cdiv(times, config.block_t), 1)

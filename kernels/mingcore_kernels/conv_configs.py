@@ -89,8 +89,8 @@ def choose(
     """The tile of a dense convolution.
 
     rows: output rows of a group; times: of a batch row, per phase; batch: rows of the batch times
-    groups; single: the weights come an element at a time, which takes registers: steps of half the
-    depth. Raises ValueError where no tile of the table fits the GPU.
+    groups; single: registers are short, as where the weights come an element at a time: steps of
+    half the depth. Raises ValueError where no tile of the table fits the GPU.
     """
     widths = [width for name, width in _TABLE if name == kind]
     # few times: the weights' bytes are what takes long, and need many loads under way

@@ -90,6 +90,9 @@ def _cases(op: str) -> None:
     add("depthwise", "verify", B=2, C=24, N=24, L=33, k=7, groups=24, dilation=3, before=40,
         residual=True, acts=("snake", "snake"))  # fmt: skip
     add("depth_multiplier", "verify", B=1, C=6, N=12, L=19, k=5, groups=6, stride=2, before=3)
+    add("depthwise_long", "verify", B=2, C=3, N=3, L=1100, k=7, groups=3, before=6, residual=True)
+    add("dilated_long", B=1, C=3, N=3, L=1100, k=7, groups=3, dilation=9, before=30,
+        acts=("snake", "silu"))  # fmt: skip
     add("mixed_rows", "verify", B=4, C=5, N=7, L=9, k=5, stride=2, before=6, mixed=True,
         acts=(None, "silu"))  # fmt: skip
     add("one_output", B=1, C=40, N=1, L=70, k=7, acts=("elu", "tanh"))

@@ -50,7 +50,7 @@ LAYERS = {
     "vibe_down": (64, 128, 4, 1600, 120000, {"stride": 2}),
     "vibe_out": (32, 1, 7, 3200, 240000, {}),
 }  # fmt: skip
-FEW = ("mixed_rows", "depthwise", "wide", "flush", "odd_sizes")
+FEW = ("mixed_rows", "depthwise_long", "dilated_long", "wide", "flush", "odd_sizes")
 
 
 def interpret(mode: str) -> None:
