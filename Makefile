@@ -3,11 +3,13 @@
 # PYTHON  the interpreter; a PyTorch >= 2.10 that it can import is kept and used
 # TORCH   what pip is asked for when it has none. The default never downloads a CUDA build on a
 #         machine without a GPU. It is a pip requirement and may carry pip options.
+# JOBS    processes that run the tests: as many as there are cores, 8 at most
 # MARK    pytest's -m expression for `make test`;  ARGS  further arguments for pytest
 # OUT     where `make demo` and `make gpu` leave their files
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= out
+JOBS   ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 MARK   ?= not gpu and not slow
 ARGS   ?=
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
@@ -38,7 +40,7 @@ demo: $(VENV)/.runtime
 	@$(VENV)/bin/mingcore info tiny
 
 test: $(VENV)/.tests
-	$(PY) -m pytest -m "$(MARK)" $(ARGS)
+	$(PY) -m pytest -m "$(MARK)" -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .

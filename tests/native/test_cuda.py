@@ -69,8 +69,7 @@ def test_nvcc_compiles_without_spills_or_local_memory(op, chosen):
 @pytest.mark.skipif(NVCC is None, reason="no nvcc")
 def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     """setup.py's name for a fatbin is what launch.py looks for; another text finds none."""
-    for name in ("kernels", "mingcore", "setup.py", "pyproject.toml"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copy(ROOT / "setup.py", tmp_path)
     op, folder = "flow_step", tmp_path / "csrc" / "cuda"  # one is enough: the others take long
     folder.mkdir(parents=True)
     for path in (ROOT / "csrc" / "cuda").iterdir():
@@ -78,7 +77,7 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
             (folder / path.name).symlink_to(path)
     script = (
         "import setuptools; setuptools.setup = lambda **k: None; import runpy\n"
-        f"made = runpy.run_path({str(ROOT / 'setup.py')!r})\n"
+        f"made = runpy.run_path({str(tmp_path / 'setup.py')!r})\n"
         "build = made['BuildExt'].build_fatbins\n"
         f"print(build(None, made['Path']({str(tmp_path / 'out')!r})))\n"
     )
@@ -89,7 +88,7 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
         text=True,
         env={**os.environ, "MINGCORE_CUDA": "1"},
     )
-    assert done.returncode == 0 and op in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout == f"{op}\n", done.stderr
     folder = tmp_path / "out" / "mingcore" / "_cuda"
     monkeypatch.setattr(launch, "_FOLDERS", (folder, launch._FOLDERS[1]))
     assert launch.fatbin(op) is not None
@@ -97,17 +96,18 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     assert launch.fatbin(op) is None
 
 
-@pytest.mark.parametrize(
-    "op", [pytest.param(op, marks=[pytest.mark.slow] * (op in LONG)) for op in OPS]
-)
-def test_nvrtc_compiles_the_same_source(op, cache):
-    for target in targets(op):
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("op", OPS)
+def test_nvrtc_compiles_the_same_source(op, few, cache):
+    """For one target here, since nvcc has compiled it for all; for all of them where slow."""
+    wanted = targets(op)[:1] if few else targets(op)
+    for target in wanted:
         binary = launch.compiled(op, int(re.search(r"\d+", target)[0]))
         assert binary.startswith(b"\x7fELF")
     files = sorted((cache / "cuda").iterdir())
-    assert len(files) == len(targets(op)) and all(f"{op}.sm_" in file.name for file in files)
+    assert len(files) == len(wanted) and all(f"{op}.sm_" in file.name for file in files)
     files[0].write_bytes(b"from the cache")
-    first = sorted(targets(op), key=lambda t: f"{op}.{t}")[0]
+    first = sorted(wanted, key=lambda t: f"{op}.{t}")[0]
     assert launch.compiled(op, int(re.search(r"\d+", first)[0])) == b"from the cache"
 
 
