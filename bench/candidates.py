@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import attention_ways
 import moe_ways
 import torch
 import torch.nn.functional as F
@@ -170,5 +171,10 @@ _OTHERS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "moe_mlp": _moe_mlp,
     "grouped_gemm": _grouped_gemm,
     "attention_prefill": _attention_prefill,
+    "attention_decode": attention_ways.attention_decode,
+    "kv_write_": attention_ways.kv_write_,
+    "rope": attention_ways.rope,
+    "qkv_rope": attention_ways.qkv_rope,
+    "route_topk": attention_ways.route_topk,
     "overlap_add": _overlap_add,
 }

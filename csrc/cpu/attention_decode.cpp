@@ -5,7 +5,15 @@
 // than the threads need, a chunk of CHUNK keys. Chunks begin at multiples of CHUNK and are merged in
 // order whether or not they were tasks of their own: bits depend neither on threads nor on the batch.
 // Softmax is online over blocks of BLOCK keys, in float32.
-// Cost: 4 flops and 2 elements read per query row, key and element of a head.
+// Cost: keys and values read once; 4 flops per query row, key and element of a head.
+//
+// Measured on two cores of an AMD EPYC with AVX-512, caches cold, medians:
+//   16 heads on 4, D 128, 1 token, 4096 keys: 0.67 ms float32 (25 GB/s), 0.48 ms bf16; 301 keys on
+//   one thread 90 and 62 us. 20 heads, D 64, 5 tokens: 1.65 ms and 1.13 ms at 4096 keys.
+// Fetching ahead took the last two from 2.40 and 2.61 ms: in bf16 too it was the distance between a
+// head's rows that cost, not the bytes. 8 keys ahead is best; 16 and 32 are 10 to 25 % slower where
+// rows are 512 bytes.
+// One region of sleeping threads costs 40 to 50 us: below SERIAL one thread does it all.
 #include "kernels.h"
 #include "parallel.h"
 #include "arena.h"

@@ -12,6 +12,7 @@ namespace MC_ISA {
 namespace {
 
 constexpr int64_t BLOCK = 128;  // keys whose scores are held at once; a multiple of W
+constexpr int64_t AHEAD = 8;   // keys that are fetched before they are needed
 
 // Query rows of one task, all in scratch. Row r sees the positions low[r] .. high[r] - 1.
 struct Queries {
@@ -29,30 +30,42 @@ MC_INLINE F read(const T* p, int64_t left) {
     return left >= W ? load(p) : loadn(p, (int)left);
 }
 
+template <class T>
+MC_INLINE void fetch(const T* row, int64_t D) {
+    for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof(T)) prefetch(row + d);
+}
+
 // s[r][j] = q[r] . k[j], for R rows and `keys` keys; s rows BLOCK long, what lies behind is lost.
+// v: the values of these keys, which come next; null where they were fetched before. A cache's rows
+// of one head are too far apart for the hardware to foresee them.
 template <class T, int R>
 MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t k_row,
-                      int64_t keys, float* s) {
+                      const T* v, int64_t v_row, int64_t keys, float* s) {
     constexpr int N = W / R;
     for (int64_t j = 0; j < keys; j += N) {
+        if (v)
+            for (int64_t i = j; i < j + N; ++i) {
+                fetch(k + (i + AHEAD) * k_row, D);
+                fetch(v + i * v_row, D);
+            }
         const T* key[N];
         for (int i = 0; i < N; ++i) key[i] = k + (j + i < keys ? j + i : keys - 1) * k_row;
         F acc[W];
         for (F& each : acc) each = zero();
         int64_t d = 0;
         for (; d + W <= D; d += W) {
-            F v[N];
-            for (int i = 0; i < N; ++i) v[i] = load(key[i] + d);
+            F y[N];
+            for (int i = 0; i < N; ++i) y[i] = load(key[i] + d);
             for (int r = 0; r < R; ++r) {
                 const F x = load(q + r * Dp + d);
-                for (int i = 0; i < N; ++i) acc[r * N + i] = fma(x, v[i], acc[r * N + i]);
+                for (int i = 0; i < N; ++i) acc[r * N + i] = fma(x, y[i], acc[r * N + i]);
             }
         }
         if (d < D)
             for (int i = 0; i < N; ++i) {
-                const F v = loadn(key[i] + d, (int)(D - d));
+                const F y = loadn(key[i] + d, (int)(D - d));
                 for (int r = 0; r < R; ++r)
-                    acc[r * N + i] = fma(load(q + r * Dp + d), v, acc[r * N + i]);
+                    acc[r * N + i] = fma(load(q + r * Dp + d), y, acc[r * N + i]);
             }
         float lanes[W];
         store(lanes, sum_rows(acc));
@@ -117,7 +130,7 @@ MC_INLINE float soften(float* s, int64_t keys, int64_t from, int64_t low, int64_
 template <class T, int R>
 static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int64_t k_row,
                    const T* v, int64_t v_row, int64_t keys, int64_t from, float* s) {
-    scores<T, R>(q.q + r * q.Dp, q.D, q.Dp, k, k_row, keys, s);
+    scores<T, R>(q.q + r * q.Dp, q.D, q.Dp, k, k_row, r ? nullptr : v, v_row, keys, s);
     float factor[R];
     for (int i = 0; i < R; ++i)
         factor[i] = soften(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i], to.top[r + i],

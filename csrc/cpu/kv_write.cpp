@@ -11,7 +11,7 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t SERIAL = 1 << 19;  // bytes under which waking threads costs more
+constexpr int64_t SERIAL = 1 << 20;  // bytes under which waking threads costs more
 
 struct Plan {
     const KvWriteArgs& a;

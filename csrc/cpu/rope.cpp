@@ -13,7 +13,7 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t SERIAL = 1 << 16;  // elements under which waking threads costs more
+constexpr int64_t SERIAL = 1 << 18;  // elements under which waking threads costs more
 
 struct Plan {
     const RopeArgs& a;

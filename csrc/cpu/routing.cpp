@@ -20,12 +20,11 @@ struct Plan {
     Counter work;
 };
 
-MC_INLINE int32_t ordered(float x) {  // the same order as of the floats; -0 equals 0
+MC_INLINE int32_t ordered(float x) {  // the same order as of the floats
     if (x != x) return INT32_MAX;
     int32_t i;
-    x += 0.0f;
     memcpy(&i, &x, 4);
-    return i < 0 ? INT32_MIN - i : i;
+    return i < 0 ? INT32_MIN - i : i;  // -0 is INT32_MIN, so 0
 }
 
 template <class T>

@@ -162,6 +162,10 @@ case("attention_decode", "real_semantic", _decode, "real", S=512, Hq=20, Hkv=20,
      positions=(_span(400, 5),))  # fmt: skip
 case("attention_decode", "real_decoder_ring", _decode, "real", S=37, Hq=14, Hkv=2, D=64,
      positions=(_span(100, 5),), window=32)  # fmt: skip
+case("attention_decode", "real_llm_long", _decode, "real", S=4096, Hq=16, Hkv=4, D=128,
+     positions=(_span(4095, 1),))  # fmt: skip
+case("attention_decode", "real_semantic_long", _decode, "real", S=4096, Hq=20, Hkv=20, D=64,
+     positions=(_span(4091, 5),))  # fmt: skip
 case("attention_decode", "mid_llm", _decode, "mid", S=512, Hq=8, Hkv=2, D=128,
      positions=(_span(300, 1),))  # fmt: skip
 case("attention_decode", "rows_differ", _decode, S=16, Hq=4, Hkv=2, D=8,
