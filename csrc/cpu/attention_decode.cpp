@@ -1,4 +1,5 @@
-// attention_decode: softmax(scale q k^T) v of new tokens over a cache.
+// attention_decode: softmax(scale q k^T) v of new tokens over a cache; attention_prefill is the same
+// over a cache that is just full.
 //
 // The heads that share a KV head, and the tokens of a row, are the query rows of one task: a key is
 // read once for all of them. A task is a KV head, up to GROUP query rows and, where there are fewer
@@ -13,6 +14,8 @@
 // Fetching ahead took the last two from 2.40 and 2.61 ms: in bf16 too it was the distance between a
 // head's rows that cost, not the bytes. 8 keys ahead is best; 16 and 32 are 10 to 25 % slower where
 // rows are 512 bytes.
+// Prompts, one thread pool, against SDPA: 300 tokens of 16 heads on 4 1.6 ms (5.0), 1000 tokens 13.9
+// (36.7), 250 of 14 heads on 2 with a window of 32 0.35 (2.0), float32; bf16 takes the same time.
 // One region of sleeping threads costs 40 to 50 us: below SERIAL one thread does it all.
 #include "kernels.h"
 #include "parallel.h"

@@ -1,15 +1,10 @@
-"""The `cpu` backend's attention over a cache, and writing that cache."""
+"""The `cpu` backend's attention, and writing its cache."""
 
 import torch
-from torch import Tensor
 
 from .. import _cpu
-from .cpu_common import array, unfit
+from .cpu_common import array, dense_last, unfit
 from .registry import register
-
-
-def _dense_last(t: Tensor) -> Tensor:
-    return t if t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
 
 
 def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
@@ -20,7 +15,7 @@ def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
 def attention_decode(q, k_cache, v_cache, positions, window, scale):
     out = torch.empty(q.shape, dtype=q.dtype)
     # copies made here must live, by name, until the kernel has read them
-    q, k_cache, v_cache = _dense_last(q), _dense_last(k_cache), _dense_last(v_cache)
+    q, k_cache, v_cache = dense_last(q), dense_last(k_cache), dense_last(v_cache)
     _cpu.attention_decode(
         array(q),
         array(k_cache),
@@ -32,6 +27,18 @@ def attention_decode(q, k_cache, v_cache, positions, window, scale):
         torch.get_num_threads(),
     )
     return out
+
+
+def _prefill_why_not(q, k, v, causal, window, scale):
+    return unfit(("q", "k", "v"), (q, k, v))
+
+
+@register("attention_prefill", "cpu", _prefill_why_not)
+def attention_prefill(q, k, v, causal, window, scale):
+    # fresh keys are a cache that is just full: query t stands at position t, or behind every key
+    T, S = q.shape[1], k.shape[1]
+    positions = torch.arange(T) if causal else torch.full((T,), S - 1)
+    return attention_decode(q, k, v, positions.expand(q.shape[0], T), window, scale)
 
 
 def _kv_write_why_not(k_cache, v_cache, k, v, positions):
@@ -47,7 +54,7 @@ def _kv_write_why_not(k_cache, v_cache, k, v, positions):
 
 @register("kv_write_", "cpu", _kv_write_why_not)
 def kv_write_(k_cache, v_cache, k, v, positions):
-    k, v = _dense_last(k), _dense_last(v)
+    k, v = dense_last(k), dense_last(v)
     _cpu.kv_write(
         array(k_cache),
         array(v_cache),

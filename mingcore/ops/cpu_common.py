@@ -37,6 +37,11 @@ def rows(t: Tensor) -> Tensor:
     return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
 
 
+def dense_last(t: Tensor) -> Tensor:
+    """t, copied only where its last dimension is not dense."""
+    return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
+
+
 def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
     """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
     grad = torch.is_grad_enabled()

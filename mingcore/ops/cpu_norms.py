@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .. import _cpu
-from .cpu_common import array, array_or_none, rows, unfit
+from .cpu_common import array, array_or_none, dense_last, rows, unfit
 from .registry import register
 
 
@@ -62,10 +62,6 @@ def layer_norm(x, weight, bias, eps):
     return out
 
 
-def _dense_last(t: Tensor) -> Tensor:
-    return t if t.is_contiguous() or t.stride(-1) == 1 or t.shape[-1] <= 1 else t.contiguous()
-
-
 def _rope_why_not(x, cos, sin, interleaved, rope_heads):
     if cos.dtype != torch.float32:
         return f"cos is {cos.dtype}; it takes float32 angles"
@@ -75,7 +71,7 @@ def _rope_why_not(x, cos, sin, interleaved, rope_heads):
 @register("rope", "cpu", _rope_why_not)
 def rope(x, cos, sin, interleaved, rope_heads):
     out = torch.empty(x.shape, dtype=x.dtype)
-    x, cos, sin = _dense_last(x), _dense_last(cos), _dense_last(sin)
+    x, cos, sin = dense_last(x), dense_last(cos), dense_last(sin)
     threads = torch.get_num_threads()
     _cpu.rope(array(x), array(cos), array(sin), interleaved, rope_heads, array(out), threads)
     return out
@@ -94,7 +90,7 @@ def qkv_rope(qkv, cos, sin, num_heads, num_kv_heads, interleaved, rope_heads):
     q = torch.empty((B, T, num_heads, D), dtype=qkv.dtype)
     k = torch.empty((B, T, num_kv_heads, D), dtype=qkv.dtype)
     v = torch.empty((B, T, num_kv_heads, D), dtype=qkv.dtype)
-    qkv, cos, sin = _dense_last(qkv), _dense_last(cos), _dense_last(sin)
+    qkv, cos, sin = dense_last(qkv), dense_last(cos), dense_last(sin)
     _cpu.qkv_rope(
         array(qkv),
         array(cos),

@@ -1,4 +1,4 @@
-"""attention_decode and kv_write_ on the CPU kernels."""
+"""Attention and kv_write_ on the CPU kernels."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.mark.parametrize("op", ("attention_decode", "kv_write_"))
+@pytest.mark.parametrize("op", ("attention_prefill", "attention_decode", "kv_write_"))
 def test_named_cases(isa, op):
     for dtype in DTYPES:
         for case in cases.for_op(op):
@@ -70,6 +70,18 @@ def test_many_query_rows_behind_a_cache(isa, threads):
     """More query rows than one task takes, each with its own view of the keys."""
     kwargs = arguments(700, 3, 1, 20, [span(520, 90), [-1] * 10 + span(0, 80)], window=200)
     check(kwargs)
+
+
+@pytest.mark.parametrize("window", (None, 33))
+def test_prompts(isa, threads, window):
+    """Query rows in several tasks, keys in several blocks; slices of one tensor."""
+    for T, Hq, Hkv, D in ((150, 4, 2, 24), (70, 5, 1, 64), (9, 3, 3, 5)):
+        qkv = torch.randn(2, T, Hq + 2 * Hkv, D, generator=torch.Generator().manual_seed(T))
+        q, k, v = qkv.split((Hq, Hkv, Hkv), 2)
+        kwargs = {"q": q, "k": k, "v": v, "window": window}
+        with nan_poisoned():
+            got = compare.run("attention_prefill", kwargs, backend="cpu")
+        compare.check_op("attention_prefill", kwargs, got)
 
 
 def test_the_same_bits_on_any_number_of_threads_and_in_any_batch(isa):
