@@ -37,8 +37,12 @@ def candidates(op: str, kwargs: dict[str, Any]) -> dict[str, Call]:
 def _ours(op: str, kwargs: dict[str, Any]) -> Call:
     function, kwargs = getattr(ops, op), dict(kwargs)
     if op in ("linear", "frame_embed", "spectrum_head"):
-        hint = kwargs.get("activation")
-        kwargs["weight"] = ops.pack_linear(kwargs["weight"], activation=hint)
+        weight, hint = kwargs["weight"], kwargs.get("activation")
+        if isinstance(weight, ops.PackedLinear):
+            packed = ops.pack_linear(weight.unpack(), format=weight.format, activation=hint)
+        else:
+            packed = ops.pack_linear(weight, activation=hint)
+        kwargs["weight"] = packed
     if op == "moe_mlp":
         kwargs["experts"] = ops.pack_experts(*kwargs["experts"], shared=kwargs.pop("shared", None))
     return lambda: function(**kwargs)
@@ -47,6 +51,10 @@ def _ours(op: str, kwargs: dict[str, Any]) -> Call:
 def _linear(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
     x, w, b = kw["x"], kw["weight"], kw.get("bias")
     act, residual = _ACT[kw.get("activation")], kw.get("residual")
+    if isinstance(w, ops.PackedLinear):
+        if w.format == "int8_dyn":
+            return  # PyTorch has no such product of one scale per row
+        w = w.unpack().to(x.dtype)
 
     def finish(y: Tensor) -> Tensor:
         y = act(y)

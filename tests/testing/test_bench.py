@@ -15,10 +15,12 @@ BENCH = ROOT / "bench"
 
 def start(*command, **environment):
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
+    # pytest-benchmark measures nothing where it finds the mark of a parallel pytest
+    ours = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        env={**ours, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         timeout=240,
