@@ -260,7 +260,9 @@ def test_gpu_runner_walks_through_on_a_cpu(tmp_path):
     done = start(BENCH / "gpu.py", "--dry-run", OUT=str(tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
     said = last_json(done.stdout)
-    assert [p["status"] for p in said["parts"]] == ["ok"] * 7
+    names = {part["name"] for part in said["parts"] if part["status"] == "ok"}
+    assert names >= {"build", "gpu tests", "probes", "moe", "flow", "conv", "ops", "end to end"}
+    assert len(names) == len(said["parts"])
     assert {b["verdict"] for b in said["bars"]} == {"not measured"}
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"report.txt", "gpu.json", "log.txt"}
