@@ -35,7 +35,7 @@ HEAD = ("target", "kernel", "threads", "registers", "shared bytes", "products", 
 COPIES = {  # PTX to the column's words
     "cp.async.bulk.tensor": "tensor boxes",
     "cp.async.bulk.shared": "bulk",
-    "cp.async.c": "16 bytes",
+    "cp.async.cg": "16 bytes",
     "ldmatrix": "ldmatrix",
     "stmatrix": "stmatrix",
 }
@@ -147,8 +147,10 @@ def _dynamic(name: str, target: str) -> int:
         return cuda_audio.COPY_BYTES
     if name == "spectrum_inverse":
         return cuda_audio.SHARED_BYTES
-    if name.startswith("spectrum"):
-        return cuda_audio.spectrum_bytes(int(name.rsplit("_", 1)[1]))
+    if name.startswith(("spectrum", "frame_embed")):
+        kind = name.rsplit("_", 1)[1]
+        tiles = kind in ("any", "many")
+        return cuda_audio.EMBED_TILE[2] if tiles else cuda_audio.few_rows_bytes(int(kind))
     if name.startswith("flow_sample"):
         _, _, format, tiles = name.split("_")
         sizes = (1024, 5 * 64, 132, int(tiles), format)

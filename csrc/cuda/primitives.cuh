@@ -62,7 +62,7 @@ __device__ __forceinline__ void ldmatrix_trans(unsigned (&to)[4], const void* ro
                  : "memory");
 }
 
-// Asynchronous copies of 16 bytes past L1, of which the first `bytes` (16 or 0) are read and the
+// Asynchronous copies of 16 bytes past L1, of which the first `bytes` (0 to 16) are read and the
 // rest are zeros. A group is what a thread issued since its last commit; after cp_async_wait<N>()
 // all but its N newest groups have arrived, for itself alone until a barrier.
 __device__ __forceinline__ void cp_async(void* shared, const void* global, int bytes) {

@@ -1,4 +1,4 @@
-"""The `cuda` backend's overlap-add (one launch) and spectrum head (two)."""
+"""The `cuda` backend's frames, overlap-add (one launch each) and spectrum head (two)."""
 
 import functools
 import math
@@ -16,15 +16,71 @@ FEW_HOPS = 16  # that one block takes: what is carried is then read and written 
 HOPS = 8  # of a block, where there are more
 SHARED_BYTES = 96 << 10  # of the inverse transform: what any GPU from sm_80 on has
 SUMS_BYTES = 32 << 10  # at most, of them for a block's samples
-BINS, SPECTRUM_THREADS, INVERSE_THREADS = 8, 128, 512
+BINS, FEW_THREADS, INVERSE_THREADS = 8, 128, 512
+FEW_FRAMES = 256  # of frame_embed, up to which its blocks share w's rows by 16 (not measured)
+EMBED_TILE = (128, 64, 49152)  # frames, channels, bytes of shared memory
+MOST_HOP = 1 << 22  # a tile's samples are counted in 32 bits
+_EMBED = struct.Struct("<3Q2q4i")  # FrameEmbedParams of frame_embed.cu
 _OVERLAP = struct.Struct("<11Q2q11i13i")  # OverlapParams of overlap_rows.cuh
 _SPECTRUM = struct.Struct("<4Qq4i")  # SpectrumParams of spectrum_head.cu
 
 
-def spectrum_bytes(tiles: int) -> int:
-    """Dynamic shared memory of the spectrum for 8 * tiles frames: the ring and partial sums."""
+def few_rows_bytes(tiles: int) -> int:
+    """Dynamic shared memory of few_rows.cuh for 8 * tiles frames: the ring and partial sums."""
     stages = 7 if tiles == 1 else 4
-    return stages * (2 + tiles) * SPECTRUM_THREADS * COPY_BYTES + 4 * 16 * 8 * tiles * 4
+    return stages * (2 + tiles) * FEW_THREADS * COPY_BYTES + 4 * 16 * 8 * tiles * 4
+
+
+def _embed_why_not(samples, weight, hop, layout, n):
+    if layout != "rows":
+        return f"weight is in layout {layout!r}; it takes rows"
+    if samples.dtype not in TYPES:
+        return f"samples is {samples.dtype}; it takes float32, bfloat16 and float16"
+    if weight.dtype != samples.dtype:
+        return f"weight is {weight.dtype}, samples {samples.dtype}; it takes one type"
+    if hop > MOST_HOP:
+        return f"hop is {hop}; it takes up to {MOST_HOP}"
+    reason = launch.why_not("frame_embed", samples.device)
+    return reason or unfit(("samples", "weight"), (samples, weight))
+
+
+def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
+    """The kernel for rows of T frames: its name's end, frames and channels of a block, bytes."""
+    B, hop = x.shape[0], weight.shape[1]
+    starts = [hop * x.element_size(), x.data_ptr(), weight.data_ptr()]
+    if B > 1:
+        starts.append(x.stride(0) * x.element_size())
+    if any(start % COPY_BYTES for start in starts):
+        return "any", *EMBED_TILE
+    if T <= 8 or (B * T <= FEW_FRAMES and x.dtype == torch.float32):
+        return "1", 8, 16, few_rows_bytes(1)
+    if B * T <= FEW_FRAMES:
+        return "8", 64, 16, few_rows_bytes(8)
+    return "many", *EMBED_TILE
+
+
+@register("frame_embed", "cuda", _embed_why_not,
+          sources=(launch.source("frame_embed"), __file__, cuda_common.__file__),
+          flags=launch.FLAGS)  # fmt: skip
+def frame_embed(samples, weight, hop, layout, n):
+    B, L = samples.shape
+    T = -(-L // hop)
+    out = samples.new_empty(B, T, n)
+    if out.numel() == 0:
+        return out
+    x = samples if L == 1 or samples.stride(1) == 1 else samples.contiguous()
+    if L % hop == 0 and x.is_contiguous():  # the frames of all rows follow each other
+        x = x.view(1, B * L)
+    weight = weight.contiguous()
+    T = -(-x.shape[1] // hop)
+    kind, frames, channels, shared_bytes = embed_kind(x, weight, T)
+    name = f"frame_embed_{TYPES[x.dtype]}_{kind}"
+    kernel = launch.kernel("frame_embed", name, x.device.index, shared_bytes)
+    blocks = x.shape[0] * -(-T // frames) * -(-n // channels)
+    pointers = (t.data_ptr() for t in (x, weight, out))
+    params = _EMBED.pack(*pointers, x.stride(0), x.shape[1], T, n, hop, 0)
+    launch.launch(kernel, (blocks, 1, 1), (FEW_THREADS, 1, 1), params)
+    return out
 
 
 def _state_reason(op, x, window, numerator, lengths, written=()) -> str | None:
@@ -203,11 +259,11 @@ def _head(hidden, weight, bias, window, hop, state, rows, results):
         bias = _dense(bias)
         tiles = 1 if B * T <= 8 or x.dtype == torch.float32 else 8
         name = f"spectrum_{TYPES[x.dtype]}_{tiles}"
-        kernel = launch.kernel("spectrum_head", name, device, spectrum_bytes(tiles))
+        kernel = launch.kernel("spectrum_head", name, device, few_rows_bytes(tiles))
         blocks = (F // 2 // BINS + 1) * -(-B * T // (8 * tiles))
         pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, spectra)]
         params = _SPECTRUM.pack(*pointers, x.stride(0), B * T, F, H, 0)
-        launch.launch(kernel, (blocks, 1, 1), (SPECTRUM_THREADS, 1, 1), params)
+        launch.launch(kernel, (blocks, 1, 1), (FEW_THREADS, 1, 1), params)
     hops, chunks, group = inverse_blocks(T, F, hop)
     params, held = _params(
         spectra, spectra.stride()[:2], window, hop, state, rows, results,

@@ -21,12 +21,23 @@ def _frame_embed(
     return {"samples": samples, "weight": d.matrix(H, hop), "hop": hop}
 
 
-case("frame_embed", "real_1s", _frame_embed, "real", "mid", B=1, L=16000, hop=320, H=896)
-case("frame_embed", "real_patch", _frame_embed, "real", B=1, L=1600, hop=320, H=896)
-case("frame_embed", "odd_sizes", _frame_embed, "odd", B=3, L=1037, hop=96, H=45)
-case("frame_embed", "short", _frame_embed, "edge", B=2, L=5, hop=16, H=24)
-case("frame_embed", "one_sample", _frame_embed, "edge", B=1, L=1, hop=8, H=8)
-case("frame_embed", "strided", _frame_embed, "strided", B=2, L=100, hop=16, H=8, layout=strided)
+_EMBED = {"hop": 320, "H": 896}
+_FRAMES: tuple[tuple[str, tuple[str, ...], dict[str, Any]], ...] = (
+    ("real_1s", ("real", "mid"), {"B": 1, "L": 16000, **_EMBED}),
+    ("real_patch", ("real",), {"B": 1, "L": 1600, **_EMBED}),
+    ("odd_sizes", ("odd",), {"B": 3, "L": 1037, "hop": 96, "H": 45}),
+    ("short", ("edge",), {"B": 2, "L": 5, "hop": 16, "H": 24}),
+    ("one_sample", ("edge",), {"B": 1, "L": 1, "hop": 8, "H": 8}),
+    ("strided", ("strided",), {"B": 2, "L": 100, "hop": 16, "H": 8, "layout": strided}),
+    # with all of the above, what proves a GPU kernel: many streams at once, and a minute
+    ("proof_any_hop", (LARGE, "odd"), {"B": 2, "L": 16001, "hop": 99, "H": 301}),
+    ("proof_rows", (LARGE,), {"B": 2, "L": 15990, **_EMBED}),
+    ("proof_streams", (LARGE,), {"B": 32, "L": 1600, **_EMBED}),
+    ("proof_minute", (LARGE,), {"B": 1, "L": 959990, **_EMBED}),
+)
+
+for _name, _tags, _sizes in _FRAMES:
+    case("frame_embed", _name, _frame_embed, "verify", *_tags, **_sizes)
 
 
 def _state(d: Draw, B: int, window: Tensor, hop: int, frames: int) -> Any:

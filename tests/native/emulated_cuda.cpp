@@ -15,12 +15,16 @@ namespace decode {
 namespace prefill {
 #include "moe_prefill.cu"
 }
+#include "few_rows.cuh"
 #include "overlap_rows.cuh"
 namespace overlap {
 #include "overlap_add.cu"
 }
 namespace head {
 #include "spectrum_head.cu"
+}
+namespace frames {
+#include "frame_embed.cu"
 }
 namespace conv {
 #include "causal_conv.cu"
@@ -56,6 +60,8 @@ static void launch(void* function, unsigned gx, unsigned bx, unsigned shared, vo
     if (is("overlap_add") || is("spectrum_inverse"))
         return on_fibers<OverlapParams>(function, gx, bx, shared, params);
     if (is("spectrum")) return on_fibers<head::SpectrumParams>(function, gx, bx, shared, params);
+    if (is("frame_embed"))
+        return on_fibers<frames::FrameEmbedParams>(function, gx, bx, shared, params);
     if (is("causal_conv"))
         return on_fibers<conv::CausalConvParams>(function, gx, bx, shared, params);
     for (blockIdx.x = 0; blockIdx.x < gx; ++blockIdx.x)  // flow_step, whose threads are alone

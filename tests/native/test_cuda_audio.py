@@ -1,4 +1,4 @@
-"""The CUDA kernels of overlap_add and spectrum_head on an emulated driver."""
+"""The CUDA kernels of frame_embed, overlap_add and spectrum_head on an emulated driver."""
 
 import re
 
@@ -16,6 +16,26 @@ def emulate(emulated_driver, log, *arguments: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups()))
 
 
+def emulate_frames(emulated_driver, log, *arguments: str) -> tuple[int, ...]:
+    done = emulated_driver("run_emulated_frames.py", log, *arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = re.fullmatch(r"checked (\d+) kernels (\d+) refused (\d+)\n", done.stdout)
+    return tuple(map(int, found.groups()))
+
+
+def test_emulated_frames_match_the_oracle(emulated_driver, tmp_path):
+    checked, kernels, refused = emulate_frames(emulated_driver, tmp_path / "log", "few")
+    assert checked >= 100 and kernels == 11 and refused == 3
+
+
+@pytest.mark.slow
+def test_every_case_of_frames_emulated(emulated_driver, tmp_path):
+    checked, kernels, _ = emulate_frames(emulated_driver, tmp_path / "log")
+    assert checked >= 200 and kernels == 11
+    lines = (tmp_path / "log").read_text()  # 5 frames of the released model: 56 blocks, one launch
+    assert f" 56 128 {cuda_audio.few_rows_bytes(1)} " in lines
+
+
 def test_emulated_kernels_match_the_oracle(emulated_driver, tmp_path):
     checked, streamed, refused = emulate(emulated_driver, tmp_path / "log", "few")
     assert checked >= 16 and streamed == 2 and refused == 5
@@ -28,7 +48,7 @@ def test_every_case_and_stream_emulated(emulated_driver, tmp_path):
     lines = [line.split()[1:4] for line in (tmp_path / "log").read_text().splitlines()
              if line.startswith("launch")]  # fmt: skip
     # at the real size a patch is two launches: 81 blocks, and one of 512 threads
-    real = ["81", "128", str(cuda_audio.spectrum_bytes(1))]
+    real = ["81", "128", str(cuda_audio.few_rows_bytes(1))]
     assert ["1", "512", str(cuda_audio.SHARED_BYTES)] == lines[lines.index(real) + 1]
 
 

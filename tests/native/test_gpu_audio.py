@@ -1,11 +1,11 @@
-"""The GPU kernels of overlap_add and spectrum_head on a real GPU. `make gpu` runs them."""
+"""The GPU kernels of frame_embed, overlap_add and spectrum_head on a GPU. `make gpu` runs them."""
 
 import pytest
 import torch
 
 from mingcore import ops
 from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.testing.layouts import nan_poisoned, strided
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,7 +28,7 @@ def call_of(op: str, size: int, hop: int, B: int, T: int, dtype=torch.float32, s
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("op", ("frame_embed", *OPS))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_named_cases(op, backend, dtype):
     for i, case in enumerate(cases.for_op(op, large=True)):
@@ -36,6 +36,25 @@ def test_named_cases(op, backend, dtype):
         with nan_poisoned():
             got = compare.run(op, kwargs, backend=backend)
         compare.check_op(op, kwargs, got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hop, H", ((320, 896), (40, 70), (7, 33)))
+def test_frames_of_every_count(dtype, hop, H):
+    """Each of the CUDA kernels, the last frame cut short or whole, rows together or apart."""
+    for B, L in (
+        (1, 5 * hop),
+        (1, 8 * hop - 3),
+        (3, 50 * hop - 1),
+        (64, 5 * hop),
+        (2, 700 * hop - 5),
+    ):
+        d = cases.Draw("cuda", dtype, B)
+        for samples in (d.normal(B, L), strided(d.normal(B, L), 16 - L % 8)):
+            kwargs = {"samples": samples, "weight": d.matrix(H, hop), "hop": hop}
+            with nan_poisoned():
+                got = compare.run("frame_embed", kwargs, backend="cuda")
+            compare.check_op("frame_embed", kwargs, got)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
