@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import decoder_graph
 import measure
 import reporting
 
@@ -113,6 +114,16 @@ def _conv(layer: str, size: str, key: str) -> Find:
     return find
 
 
+def _decode(found: Results) -> float | None:
+    """ms of one patch at the real size in a CUDA graph, by the first order of backends that was
+    right and had kernels of ours."""
+    for row in (found.get("decoder") or {}).get("rows", ()):
+        real = (row.get("size"), row.get("device"), row.get("graph")) == ("real", "cuda", True)
+        if real and row["backend"] != "reference":
+            return row["ms"]
+    return None
+
+
 def _flow_x(format: str, *others: str) -> Find:
     """How many times faster than the fastest of `others` that was measured, on the CPU."""
 
@@ -139,7 +150,7 @@ BARS = (
     Bar("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
     Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
     Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
-    Bar("decode of one patch in a graph, ms", "<= 0.4", _nothing, 0.4),
+    Bar("decode of one patch in a graph, ms", "<= 0.4", _decode, 0.4),
     Bar(
         "depthwise convolution, share of read",
         ">= 0.80",
@@ -213,6 +224,8 @@ def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
         return None
     if kind in ("ops", "moe", "flow"):
         return reporting.table(measure.HEAD, [_cells(row) for row in result["rows"]])
+    if kind == "decoder":
+        return decoder_graph.table(result["rows"])
     if kind == "conv":
         return reporting.table(
             ("layer", "size", "us", "GB/s", "GFLOP/s", "x torch"),

@@ -1,10 +1,11 @@
 """One patch through the AudioVAE's whole decoder at its real size: 24 layers, 896 wide, 5 frames.
 
-Ours in bfloat16 and in float32 weights against the reference's structure in eager float32,
-streamed with filled caches; then the bar of the design, and one line of JSON last.
+On the CPU: ours in bfloat16 and in float32 weights against the reference structure in eager
+float32, streamed with filled caches; the bar of the design; one line of JSON last.
 `python bench/bench_decoder.py [--compile] [--keep FOLDER]`; --compile adds the eager decoder
 with its norms and MLPs by torch.compile (attention finds its cache by the number of the layer:
 compiled, it would be a graph per layer, more than torch.compile makes of one function).
+`--graph [--device cuda]`: by orders of backends, on a GPU in a CUDA graph (decoder_graph.py).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
+import decoder_graph  # noqa: E402
 import reporting  # noqa: E402
 
 from mingcore.model.vae import AudioVAE  # noqa: E402
@@ -28,7 +30,7 @@ from mingcore.testing.eager.audio import DecoderState, EagerAudio  # noqa: E402
 from mingcore.testing.synthetic import model_config, random_tensor  # noqa: E402
 from mingcore.testing.timing import interleaved  # noqa: E402
 
-PATCH, WARM = 5, 8
+PATCH, WARM = decoder_graph.PATCH, 8
 BAR = 1.5
 AGREE = {"ours fp32": 1e-3, "ours bf16": 5e-2}
 
@@ -44,14 +46,23 @@ def decoder_only(size: str) -> tuple[dict, dict[str, torch.Tensor]]:
     return audio, {name.removeprefix("audio."): t for name, t in tensors.items()}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="real", help="real or mid")
+    parser.add_argument("--size", default="real", help="real, mid or tiny")
+    parser.add_argument("--graph", action="store_true", help="on tensors that stay, by backends")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="with --graph")
+    parser.add_argument("--quick", action="store_true", help="with --graph: few rounds")
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more way")
     parser.add_argument("--budget", type=float, default=20.0)
     parser.add_argument("--keep", type=Path, help="a folder to write the result to")
     args = parser.parse_args()
+    if args.device == "cuda" and not args.graph:
+        parser.error("--device cuda needs --graph")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench_decoder: no GPU here that PyTorch can use")
     audio, tensors = decoder_only(args.size)
+    if args.graph:
+        return decoder_graph.main(tensors, audio, args)
     torch.manual_seed(1)
     latents = torch.randn(1, PATCH, 64)
     eager = EagerAudio(audio).eval()
@@ -107,7 +118,8 @@ def main() -> None:
     if args.keep:
         reporting.keep(f"decoder-{args.size}", out, args.keep)
     print(json.dumps(out))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

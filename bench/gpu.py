@@ -117,6 +117,7 @@ def parts(dry: bool) -> list[Part]:
     moe = [python, f"{bench}/bench_moe.py"]
     flow = [python, f"{bench}/bench_flow.py"]
     conv = [python, f"{bench}/bench_conv.py"]
+    decoder = [python, f"{bench}/bench_decoder.py", "--graph", "--device", device]
     end_to_end = [python, f"{bench}/end_to_end.py", "--no-save", "--device", device, "--size", size]
     if dry:
         ops += ["-m", "not gpu", "--quick", "--size", "odd", "-k", "linear"]
@@ -133,6 +134,7 @@ def parts(dry: bool) -> list[Part]:
                 [*conv, "--layers", "mixer_32,out_32", "--sizes", "patch", "--budget", "0.05"],
                 60,
             ),
+            Part("decoder", [*decoder, "--size", "tiny", "--quick", "--budget", "0.05"], 60),
             Part("ops", ops, 60),
             Part("end to end", [*end_to_end, "--dtype", "fp32", "--patches", "2"], 60),
         ]
@@ -142,15 +144,16 @@ def parts(dry: bool) -> list[Part]:
     moe += ["--device", "cuda", "--size", "real", "--budget", "0.1"]
     conv += ["--device", "cuda", "--budget", "0.1"]
     return [
-        Part("build", build, 85, {"MINGCORE_CUDA": "1"}),
+        Part("build", build, 80, {"MINGCORE_CUDA": "1"}),
         Part("verify", [python, "-c", VERIFY, "65"], 70),
-        Part("gpu tests", tests, 65, ok_codes=(0, 5)),
-        Part("probes", probes, 30),
-        Part("moe", moe, 65),
+        Part("gpu tests", tests, 60, ok_codes=(0, 5)),
+        Part("probes", probes, 25),
+        Part("moe", moe, 60),
         Part("flow", flow, 40),
         Part("conv", conv, 30),
+        Part("decoder", [*decoder, "--budget", "0.3"], 25),
         Part("ops", ops, 30),
-        Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 45),
+        Part("end to end", [*end_to_end, "--dtype", "bf16", "--patches", "20"], 40),
     ]
 
 
@@ -242,7 +245,7 @@ def main(arguments: list[str] | None = None) -> int:
             results=found,
         )
         files = leave(folder, cache / "verified", done, content, report)
-    for name in ("moe", "flow", "conv", "ops", "end_to_end", "probes"):
+    for name in ("moe", "flow", "conv", "decoder", "ops", "end_to_end", "probes"):
         table = bars.table_of(name, found.get(name))
         if table:
             print(f"\n{table}")

@@ -52,6 +52,12 @@ class OverlapState:
             self.lengths[torch.tensor(list(rows), device=self.lengths.device)] = 0
             self.skip = None
 
+    def due(
+        self, T: int, hop: int, last: bool | Tensor = False, valid: Tensor | None = None
+    ) -> int:
+        """L of the samples [B, L] that the next call gives for T frames: for the in-place forms."""
+        return _due(T, hop, self.numerator.shape[1], self.skip, False, last, valid)[0]
+
     def clone(self) -> "OverlapState":
         tensors = (self.numerator.clone(), self.lengths.clone(), self.emitted.clone())
         return OverlapState(*tensors, self.skip)
@@ -232,10 +238,8 @@ def _carry(op, state, x, size, hop, valid, last):
     """(numerator, lengths) or Nones; how many samples come; the next state's skip."""
     B, T, _ = x.shape
     carried = size - hop
-    trim = carried // 2
-    end = T * hop + (0 if last is False else carried - trim)
     if state is None:
-        tensors, skip = (None, None), trim
+        tensors, skip = (None, None), carried // 2
     else:
         numerator, lengths = state.numerator, state.lengths
         if not (
@@ -249,12 +253,19 @@ def _carry(op, state, x, size, hop, valid, last):
             checks.device(op, x, "state.numerator", numerator)
             checks.shape(op, "state.lengths", lengths, "[B]", (B,))
         tensors, skip = (state.numerator, state.lengths), state.skip
+    return tensors, *_due(T, hop, carried, skip, state is None, last, valid)
+
+
+def _due(T, hop, carried, skip, fresh, last, valid):
+    """How many samples come; the next state's skip. fresh: there was no state."""
+    trim = carried // 2
+    end = T * hop + (0 if last is False else carried - trim)
     if skip is None or valid is not None or isinstance(last, Tensor):
-        return tensors, end, None
-    if last and T == 0 and (state is None or skip == trim > 0):
-        return tensors, 0, trim  # nothing came before
+        return end, None
+    if last and T == 0 and (fresh or skip == trim > 0):
+        return 0, trim  # nothing came before
     outputs = torch.sym_max(end - skip, 0)
-    return tensors, outputs, trim if last else torch.sym_max(skip - T * hop, 0)
+    return outputs, trim if last else torch.sym_max(skip - T * hop, 0)
 
 
 def _out(op: str, out: Tensor, x: Tensor, outputs: int) -> None:

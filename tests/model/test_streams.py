@@ -57,6 +57,26 @@ def test_decode_flushes_without_latents(golden_model):
     assert torch.equal(vae.decode(z, state)[0], vae.decode(z)[0])
 
 
+def test_decoding_moves_no_tensor_of_the_state(golden_model):
+    """Every step reads and writes the same addresses: a graph of one step carries a stream on."""
+    vae, z = golden_model.vae, latents(2, 250)
+    state = vae.new_decoder_state(2)
+
+    def places():
+        kv, overlap = state.backbone, state.overlap
+        tensors = (*kv.keys, *kv.values, kv.lengths, *vars(overlap).values())
+        return [(t.data_ptr(), t.nbytes) for t in tensors if isinstance(t, torch.Tensor)]
+
+    for _ in range(2):  # a reset keeps them too
+        before = [*places(), state.nbytes]
+        parts = []
+        for i in range(0, 250, 5):
+            parts.append(vae.decode(z[:, i : i + 5], state, last=i == 245)[0])
+            assert [*places(), state.nbytes] == before
+        close(torch.cat(parts, dim=1), vae.decode(z)[0])
+        state.reset()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sizes", [[100, 7000, 1, 319, 12000], [3200] * 6 + [220], [19419, 1]])
 def test_encode_chunked_is_oneshot(vae_of_kind, kind, sizes):

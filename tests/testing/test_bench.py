@@ -1,5 +1,6 @@
 """The benches run from beginning to end, say what they should, and stop on a wrong result."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -237,6 +238,51 @@ def test_flow_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
         bench_flow.point(heads, 2, 11, None, options)
 
 
+def test_decoder_bench_times_nothing_that_is_wrong_or_moves_its_state(bench_modules, monkeypatch):
+    import bench_decoder
+    import decoder_graph
+
+    def measure():
+        config, tensors = bench_decoder.decoder_only("tiny")
+        return decoder_graph.measure(tensors, config, options)
+
+    options = argparse.Namespace(device="cpu", size="tiny", quick=True, budget=0.01)
+    step = decoder_graph.Stream.step
+
+    def wrong(self):
+        step(self)
+        if self.order != "reference":
+            self.samples *= 1.01
+
+    def moving(self):
+        step(self)
+        if self.order != "reference":
+            self.state = self.state.clone()
+
+    def stale(stream):
+        """As the replays of a graph whose step goes on from an old state."""
+        old = stream.state.overlap.numerator.clone()
+
+        def replay():
+            stream.state.overlap.numerator.copy_(old)
+            step(stream)
+
+        return replay
+
+    rows, lacking = measure()
+    assert [row["backend"] for row in rows] == ["cpu", "reference"] and not lacking
+    assert rows[0]["ms"] > 0 and rows[0]["served"]["spectrum_head_"] == "cpu"
+    for name, fault in (("step", wrong), ("step", moving), ("captured", stale)):
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                decoder_graph if name == "captured" else decoder_graph.Stream, name, fault
+            )
+            rows, lacking = measure()
+        assert [row["order"] for row in rows] == ["reference"]
+        said = "AssertionError: " + ("the state's tensors moved" if fault is moving else "cpu,ref")
+        assert lacking["cpu,reference"].startswith(said)
+
+
 def test_routings_are_what_their_names_say(bench_modules):
     import moe_layers
 
@@ -261,13 +307,13 @@ def test_gpu_runner_walks_through_on_a_cpu(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     said = last_json(done.stdout)
     names = {part["name"] for part in said["parts"] if part["status"] == "ok"}
-    assert names >= {"build", "gpu tests", "probes", "moe", "flow", "conv", "ops", "end to end"}
-    assert len(names) == len(said["parts"])
+    assert names >= {"build", "gpu tests", "probes", "moe", "flow", "conv", "decoder", "ops"}
+    assert len(names) == len(said["parts"]) == 9
     assert {b["verdict"] for b in said["bars"]} == {"not measured"}
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"report.txt", "gpu.json", "log.txt"}
     kept = json.loads((tmp_path / "gpu.json").read_text())
-    assert {"ops", "end_to_end"} <= set(kept["results"])
+    assert {"ops", "end_to_end", "decoder"} <= set(kept["results"])
     assert "moe_mlp T=1, us" in (tmp_path / "report.txt").read_text()
 
 
@@ -345,6 +391,15 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
     assert verdict(flow(us=899.0), "flow_sample 8x1024") == "pass"
     assert verdict(flow(us=901.0), "flow_sample 8x1024") == "fail"
     assert verdict(flow(us=1.0, backend="reference"), "flow_sample 8x1024") == "not measured"
+
+    def decoder(**other):
+        row = {"backend": "cuda+triton", "size": "real", "device": "cuda", "graph": True, "ms": 0.3}
+        return {"decoder": {"rows": [{**row, **other}]}}
+
+    assert verdict(decoder(), "decode of one patch") == "pass"
+    assert verdict(decoder(ms=0.41), "decode of one patch") == "fail"
+    for other in ({"backend": "reference"}, {"graph": False}, {"size": "mid"}, {"device": "cpu"}):
+        assert verdict(decoder(**other), "decode of one patch") == "not measured"
     others = {"eager, fp32": 3.1, "hoisted, fp32": 1.5, "hoisted and prepacked, fp32": 1.3}
     row = flow("bf16", "cpu", "cpu", others_x=others)
     assert verdict(row, "flow_sample bf16, x eager", "cpu") == "pass"

@@ -19,15 +19,18 @@ from .backbone import Backbone
 
 @dataclass
 class DecoderState:
-    """The backbone's state and the inverse STFT's (None before the first frame)."""
+    """The backbone's state and the inverse STFT's.
+
+    No step moves their tensors, so a CUDA graph of one step carries a stream on.
+    """
 
     backbone: KVState
-    overlap: ops.OverlapState | None = None
+    overlap: ops.OverlapState
     finished: bool = False
 
     @property
     def nbytes(self) -> int:
-        return self.backbone.nbytes + (0 if self.overlap is None else self.overlap.nbytes)
+        return self.backbone.nbytes + self.overlap.nbytes
 
     @property
     def lengths(self) -> Tensor:
@@ -41,18 +44,17 @@ class DecoderState:
         return _cloned(self)
 
     @property
-    def emitted(self) -> Tensor | None:
-        """[B] int64: how many samples of the last call belong to each row."""
-        return None if self.overlap is None else self.overlap.emitted
+    def emitted(self) -> Tensor:
+        """[B] int64: how many samples of the last call belong to each row; the next changes it."""
+        return self.overlap.emitted
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Rows (None: all) begin a new stream, in place."""
         rows = None if rows is None else list(rows)
         self.backbone.reset(rows)
+        self.overlap.reset(rows)
         if rows is None:
-            self.overlap, self.finished = None, False
-        elif self.overlap is not None:
-            self.overlap.reset(rows)
+            self.finished = False
 
 
 class Decoder:
@@ -77,7 +79,15 @@ class Decoder:
         )
 
     def new_state(self, batch: int, block: int) -> DecoderState:
-        return DecoderState(self.backbone.new_state(batch, block))
+        wide = self.backbone.activation_dtype == torch.float64
+        overlap = ops.OverlapState.start(
+            batch,
+            len(self.window),
+            self.hop,
+            dtype=torch.float64 if wide else torch.float32,
+            device=self.backbone.device,
+        )
+        return DecoderState(self.backbone.new_state(batch, block), overlap)
 
     def __call__(
         self, latents: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
@@ -92,7 +102,7 @@ class Decoder:
         state.finished = last is True
         block, (B, T, _) = state.backbone.block, latents.shape
         alike = valid is None and isinstance(last, bool)
-        alike = alike and (state.overlap is None or state.overlap.skip is not None)
+        alike = alike and state.overlap.skip is not None
         sounds, hidden = [], []
         for t in range(0, T, block):
             mask = None
@@ -112,16 +122,11 @@ class Decoder:
     def _sound(
         self, hidden: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        samples, state.overlap = ops.spectrum_head(
-            hidden,
-            self.head.weight,
-            self.head.bias,
-            self.window,
-            self.hop,
-            state.overlap,
-            last,
-            valid=valid,
-        )
+        overlap, (B, T, _) = state.overlap, hidden.shape
+        L = overlap.due(T, self.hop, last, valid)
+        samples = torch.empty(B, L, dtype=overlap.numerator.dtype, device=hidden.device)
+        head = (self.head.weight, self.head.bias, self.window, self.hop)
+        ops.spectrum_head_(hidden, samples, *head, overlap, last, valid=valid)
         return samples
 
     def backbone_out(self, latents: Tensor, state: KVState, mask: Tensor | None = None) -> Tensor:
