@@ -132,6 +132,7 @@ case(
 case("kv_write_", "rows_differ", _kv_write, S=12, Hkv=2, D=8, positions=(_span(0, 3), _span(7, 3)))
 case("kv_write_", "wraps", _kv_write, "edge", S=8, Hkv=2, D=8, positions=(_span(14, 5),))
 case("kv_write_", "longer_than_ring", _kv_write, "edge", S=4, Hkv=1, D=8, positions=(_span(3, 11),))
+case("kv_write_", "gap", _kv_write, "edge", S=8, Hkv=2, D=8, positions=((3, 20), (5, 6)))
 case("kv_write_", "padded", _kv_write, "edge", S=9, Hkv=2, D=8,
      positions=((-1, -1, 4), (2, 3, -1), (-1, -1, -1)))  # fmt: skip
 case("kv_write_", "odd_sizes", _kv_write, "odd", S=7, Hkv=3, D=5, positions=(_span(1, 2),) * 3)
@@ -170,7 +171,7 @@ case("attention_decode", "mid_llm", _decode, "mid", S=512, Hq=8, Hkv=2, D=128,
      positions=(_span(300, 1),))  # fmt: skip
 case("attention_decode", "rows_differ", _decode, S=16, Hq=4, Hkv=2, D=8,
      positions=(_span(0, 3), _span(9, 3), _span(4, 3)))  # fmt: skip
-case("attention_decode", "ring", _decode, S=11, Hq=4, Hkv=2, D=8, positions=(_span(30, 3),),
+case("attention_decode", "ring", _decode, S=11, Hq=4, Hkv=2, D=8, positions=(_span(35, 3),),
      window=8)  # fmt: skip
 case("attention_decode", "ring_filling", _decode, S=11, Hq=2, Hkv=1, D=8,
      positions=(_span(4, 2), _span(21, 2)), window=9)  # fmt: skip
