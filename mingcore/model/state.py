@@ -20,7 +20,10 @@ VIEW = 64  # slots of a growing cache become visible in steps of this many
 
 @dataclass
 class KVState:
-    """`keys[layer]`, `values[layer]` [B,S,Hkv,D]; `windows[layer]` visible keys or None for all."""
+    """`keys[layer]`, `values[layer]` [B,S,Hkv,D]; `windows[layer]` visible keys or None for all.
+
+    `fixed`: its memory is part of another state's and cannot grow.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -28,6 +31,7 @@ class KVState:
     lengths: Tensor
     bounds: list[int]
     block: int
+    fixed: bool = False
 
     @classmethod
     def create(
@@ -98,7 +102,32 @@ class KVState:
         """The host's side of a step of T tokens; the step itself moved `lengths`."""
         self.bounds = [bound + T for bound in self.bounds]
 
+    def ensure(self, capacity: int) -> None:
+        """Layers without a window hold at least `capacity` tokens a row from now on."""
+        if self.capacity is not None and capacity > self.capacity:
+            self._grow(capacity)
+
+    def rows(self, start: int, stop: int) -> KVState:
+        """Rows start..stop-1 as a state of their own over the same memory; `bounds` are copied."""
+        keys, values = ([t[start:stop] for t in side] for side in (self.keys, self.values))
+        lengths, bounds = self.lengths[start:stop], self.bounds[start:stop]
+        return KVState(keys, values, self.windows, lengths, bounds, self.block, fixed=True)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes a copy of row `source`."""
+        filled = self.bounds[source]
+        for cache in (self.keys, self.values):
+            for tensor, window in zip(cache, self.windows):
+                used = filled if window is None else tensor.shape[1]
+                tensor[target, :used] = tensor[source, :used]
+        self.lengths[target] = self.lengths[source]
+        self.bounds[target] = filled
+
     def _grow(self, needed: int) -> None:
+        if self.fixed:
+            raise InputError(
+                f"state: {needed} tokens do not fit into rows of {self.capacity} that cannot grow"
+            )
         self._views = None
         for cache in (self.keys, self.values):
             for layer, window in enumerate(self.windows):
@@ -112,7 +141,7 @@ class KVState:
     def clone(self) -> KVState:
         """An independent copy: a branch of a conversation, a voice that is used again."""
         copy = _cloned(self)
-        copy._views = None
+        copy._views, copy.fixed = None, False
         return copy
 
     def reset(self, rows: Iterable[int] | None = None) -> None:

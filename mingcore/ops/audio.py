@@ -58,6 +58,16 @@ class OverlapState:
         """L of the samples [B, L] that the next call gives for T frames: for the in-place forms."""
         return _due(T, hop, self.numerator.shape[1], self.skip, False, last, valid)[0]
 
+    def rows(self, start: int, stop: int) -> "OverlapState":
+        """Rows start..stop-1 as a state over the same memory, each at a place of its own."""
+        part = (t[start:stop] for t in (self.numerator, self.lengths, self.emitted))
+        return OverlapState(*part, None)
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes a copy of row `source`."""
+        for tensor in (self.numerator, self.lengths, self.emitted):
+            tensor[target] = tensor[source]
+
     def clone(self) -> "OverlapState":
         tensors = (self.numerator.clone(), self.lengths.clone(), self.emitted.clone())
         return OverlapState(*tensors, self.skip)

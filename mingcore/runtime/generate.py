@@ -1,10 +1,9 @@
 """The loop: hidden state → patch of latents → sound → embedding → next hidden state (MODEL.md §1).
 
-One request at a time. Nothing here waits for the device but the stop flag, once per patch and
-only where the run may end; the text head is used for text alone.
+One request at a time; `engine.py` has several. Nothing waits for the device but the sound and the
+stop flag of a patch, once they are there; the text head is used for text alone.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +15,16 @@ from ..errors import InputError
 from ..model.text import Prompt
 from .noise import NoiseSource
 from .params import FlowParams, PatchLimits, TextParams
-
-logger = logging.getLogger(__name__)
-
-STOP_PROBABILITY = 0.5
+from .rows import Rows
+from .step import Group, Landing, advance, emit
 
 
 @dataclass(frozen=True)
 class Patch:
-    """One patch: latents [1,P,C] float32, sound [1,L] float32 (L = 0 unless decoded), what made it.
+    """One patch: latents [1,P,C] float32, what made it, and its sound [1,L] float32 on the host.
 
-    `condition` [1,H] and `history` [1,N,C] are the flow head's inputs, `stop_probability` [1]
-    belongs to `condition`; None where the run could not have ended.
+    L = 0 unless decoded. `condition` [1,H] and `history` [1,N,C] are the flow head's inputs,
+    `stop_probability` [1] belongs to `condition`; None where the run could not have ended.
     """
 
     index: int
@@ -152,58 +149,33 @@ def speak(
 
     The stopping patch is emitted too, and the last one flushes the decoder however the run ends,
     so a run of n patches gives exactly n·P·320 samples. Closing the iterator drops all state.
+    The static step with one row (step.py), over the context's own states.
     """
     frames, channels = model.config.patch_frames, model.config.latent_dim
-    schedule, guidance = flow.schedule, flow.guidance
-    hidden, history = context.hidden, context.history
-    llm, semantic = context.llm, context.semantic
-    decoder = model.vae.new_decoder_state(1) if decode else None
-    silence = hidden.new_zeros(1, 0, dtype=torch.float32)
-    flag = _Flag(hidden.device)
+    schedule, guided = flow.schedule, flow.guidance != 0
+    rows = Rows.over(
+        model, context.llm, context.semantic, decode=decode, hidden=context.hidden.clone()
+    )
+    rows.begin(0, rows.hidden, context.history, limits, flow.guidance)
+    # a GPU is kept busy while the host waits; a CPU gives the sound out first
+    ahead = rows.hidden.is_cuda
     for index in range(limits.most):
-        at_limit = index + 1 == limits.most
-        probability = None
-        if index + 1 >= limits.least:
-            probability = model.stop_head(hidden)
-            flag.set(probability > STOP_PROBABILITY)
-        latents = model.flow.sample(
-            hidden,
-            history,
-            noise.patch(1, frames, channels, flow.steps),
-            guidance=guidance,
-            schedule=schedule,
-        )
-        stopped = probability is not None and flag.get()
-        last = stopped or at_limit
-        samples = silence
-        if decode:
-            samples, decoder = model.vae.decode(latents, decoder, last=last)
-        yield Patch(index, latents, samples, last, stopped, hidden, history, probability)
+        hidden, history = rows.hidden.clone(), rows.history.clone()
+        drawn = noise.patch(1, frames, channels, flow.steps)
+        out = emit(model, rows, [Group(schedule, guided, drawn)], full=not ahead)
+        landing = Landing(out)
+        if ahead:
+            advance(model, rows, out.latents)
+        landed = landing.wait()
+        last, stopped = landed.ended[0], landed.stopped[0]
+        samples = torch.from_numpy(landed.samples[:, : landed.counts[0]])
+        probability = out.probability if index + 1 >= limits.least else None
+        yield Patch(index, out.latents, samples, last, stopped, hidden, history, probability)
         if last:
             return
-        embedding, semantic = model.vae.unify(latents, semantic)
-        states, llm = model.llm(model.pool(embedding), llm)
-        hidden, history = states[:, -1], latents
-
-
-class _Flag:
-    """One boolean from the device: its copy starts at once and is waited for when it is read."""
-
-    def __init__(self, device: torch.device):
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
-        self._host = torch.zeros(1, dtype=torch.bool, pin_memory=device.type == "cuda")
-
-    def set(self, value: Tensor) -> None:
-        """`value` [1] boolean, on the device."""
-        self._host.copy_(value, non_blocking=True)
-        if self._event is not None:
-            self._event.record()
-
-    def get(self) -> bool:
-        """The value last set."""
-        if self._event is not None:
-            self._event.synchronize()
-        return bool(self._host)
+        if not ahead:
+            advance(model, rows, out.latents, full=True)
+        rows.counted([True])
 
 
 @torch.no_grad()

@@ -72,12 +72,9 @@ def test_caches_that_grow_change_nothing(never_stops):
         torch.testing.assert_close(a.latents, b.latents, rtol=0, atol=2e-5)
 
 
-def test_asks_the_stop_head_only_where_the_run_may_end(never_stops, monkeypatch):
-    asked = []
-    head = never_stops.stop_head
-    monkeypatch.setattr(never_stops, "stop_head", lambda h: asked.append(1) or head(h))
-    run(never_stops, 4, 9)
-    assert len(asked) == 6
+def test_the_stop_head_counts_only_where_the_run_may_end(never_stops):
+    patches = run(never_stops, 4, 9)
+    assert [p.stop_probability is not None for p in patches] == [False] * 3 + [True] * 6
 
 
 def test_the_text_head_rests_while_audio_is_made(never_stops, monkeypatch):

@@ -43,6 +43,15 @@ class DecoderState:
     def clone(self) -> DecoderState:
         return _cloned(self)
 
+    def rows(self, start: int, stop: int) -> DecoderState:
+        """Rows start..stop-1 as a state of their own over the same memory."""
+        return DecoderState(self.backbone.rows(start, stop), self.overlap.rows(start, stop))
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes a copy of row `source`."""
+        self.backbone.move(source, target)
+        self.overlap.move(source, target)
+
     @property
     def emitted(self) -> Tensor:
         """[B] int64: how many samples of the last call belong to each row; the next changes it."""

@@ -122,12 +122,17 @@ class Semantic:
         lengths: Tensor,
         *,
         fresh: bool = False,
+        mask: Tensor | None = None,
     ) -> Tensor:
-        """The step itself, on tensors alone; `lengths` [B] is moved in place."""
+        """The step itself, on tensors alone; `lengths` [B] is moved in place.
+
+        mask [B,T]: frames that count; the others are neither stored nor seen, and what comes out
+        in their place has no meaning.
+        """
         T = latents.shape[1]
-        positions = dense_positions(lengths, T, None)
-        lengths.add_(T)
-        rope = self.rope(positions)
+        positions = dense_positions(lengths, T, mask)
+        lengths.add_(T if mask is None else mask.sum(1))
+        rope = self.rope(positions if mask is None else positions.clamp(min=0))
         x = self.fc2(self.fc1(latents.to(self.activation_dtype), activation="gelu"))
         for block, cache in zip(self.blocks, caches):
             normed = ops.layer_norm(x, *block.attention_norm, EPS)

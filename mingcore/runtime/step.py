@@ -1,0 +1,166 @@
+"""One patch for every row at once, in two halves over preallocated state (MODEL.md §1).
+
+`emit`: stop head, flow sampler, decoder: what goes out. `advance`: semantic module, pooling, LLM:
+the next hidden state. Both take and give tensors on the device alone, look at none of them and
+leave no row's state but that of the rows that take part; so a CUDA graph of either can be replayed.
+`Landing` is how results reach the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import ops
+from .rows import Rows
+
+STOP_PROBABILITY = 0.5
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows whose flow runs by one schedule. noise [S+1,m,P,C]; `rows` [m] int64, None: all of them.
+
+    `guided` False: the guidance of every one of them is 0.
+    """
+
+    schedule: ops.FlowSchedule
+    guided: bool
+    noise: Tensor
+    rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """What a patch gives, on the device: latents [n,P,C] float32, samples [n,L] float32.
+
+    counts [n] int64: how many samples are the row's. taken [n]: took part; ended [n]: this was its
+    last patch; stopped [n]: because the model said so, by probability [n]. Without meaning where
+    not taken.
+    """
+
+    latents: Tensor
+    samples: Tensor
+    counts: Tensor
+    taken: Tensor
+    ended: Tensor
+    stopped: Tensor
+    probability: Tensor
+
+
+def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> Emitted:
+    """The first half: the latents and sound of the next patch of every open row whose turn it is.
+
+    full: the host knows that this is every row, which saves masks; the same bits.
+
+    The stop head counts from `least` patches on, and a run ends at `most` anyway; with its last
+    patch a row's decoder gives all it held back, so n patches are exactly n·P·hop samples.
+    """
+    taken = rows.open & rows.turn
+    rows.made += taken
+    probability = model.stop_head(rows.hidden)
+    stopped = (probability > STOP_PROBABILITY) & (rows.made >= rows.least) & taken
+    ended = (stopped | (rows.made >= rows.most)) & taken
+    latents = _sample(model, rows, groups)
+    if rows.decoder is None:
+        samples, counts = latents.new_zeros(rows.batch, 0), torch.zeros_like(rows.made)
+    else:
+        state = rows.decoder
+        bounds = list(state.backbone.bounds)
+        valid = None if full else taken * latents.shape[1]
+        samples, _ = model.vae.decode(latents, state, last=ended, valid=valid)
+        state.backbone.bounds[:] = bounds  # `Rows.counted` counts
+        counts = state.emitted.clone()
+    rows.open &= ~ended
+    torch.logical_and(taken, ~ended, out=rows.going)
+    return Emitted(latents, samples, counts, taken, ended, stopped, probability)
+
+
+def _sample(model, rows: Rows, groups: Sequence[Group]) -> Tensor:
+    """Latents [n,P,C] float32; of rows in no group the history."""
+    if len(groups) == 1 and groups[0].rows is None:
+        return _flow(model, groups[0], rows.hidden, rows.history, rows.guidance)
+    latents = rows.history.clone()
+    for group in groups:
+        at = group.rows
+        picked = (t.index_select(0, at) for t in (rows.hidden, rows.history, rows.guidance))
+        latents.index_copy_(0, at, _flow(model, group, *picked))
+    return latents
+
+
+def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor) -> Tensor:
+    dtype = model.flow.activation_dtype
+    return ops.flow_sample(
+        model.flow.packed,
+        group.schedule,
+        hidden.to(dtype),
+        history.to(dtype),
+        group.noise,
+        guidance,
+        guided=group.guided,
+    )
+
+
+def advance(model, rows: Rows, latents: Tensor, *, full: bool = False) -> None:
+    """The second half: latents [n,P,C] of `emit` are heard, and the rows that go on move on.
+
+    full: the host knows that this is every row.
+    """
+    frames = latents.shape[1]
+    going = None if full else rows.going[:, None]
+    embedding = model.vae.semantic.forward(
+        latents,
+        rows.semantic.reserve(frames),
+        rows.semantic.lengths,
+        mask=None if full else going.expand(-1, frames),
+    )
+    states = model.llm.forward(
+        model.pool(embedding), rows.llm.reserve(1), rows.llm.lengths, attention_mask=going
+    )
+    hidden = states[:, -1]
+    if not full:
+        hidden = torch.where(going, hidden, rows.hidden)
+        latents = torch.where(going[:, :, None], latents, rows.history)
+    rows.hidden.copy_(hidden)
+    rows.history.copy_(latents)
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A patch on the host: `samples` [n,L] float32, and of each row what `Emitted` says."""
+
+    samples: np.ndarray
+    counts: list[int]
+    taken: list[bool]
+    ended: list[bool]
+    stopped: list[bool]
+
+
+class Landing:
+    """The one way from device to host: the copy starts at once and is waited for when it is read.
+
+    Work that is launched after it is not waited for.
+    """
+
+    def __init__(self, out: Emitted):
+        tensors = (out.samples, out.counts, out.taken, out.ended, out.stopped)
+        self._event = None
+        if out.samples.is_cuda:
+            host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
+            for copy, tensor in zip(host, tensors):
+                copy.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+            tensors = tuple(host)
+        self._tensors = tensors
+
+    def wait(self) -> Landed:
+        """What landed."""
+        if self._event is not None:
+            self._event.synchronize()
+        samples, *rest = self._tensors
+        return Landed(samples.numpy(), *(t.tolist() for t in rest))
