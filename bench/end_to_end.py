@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 import reporting  # noqa: E402
 
 from mingcore import model as engine  # noqa: E402
+from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.eager import EagerMing  # noqa: E402
 from mingcore.testing.eager.audio import DecoderState  # noqa: E402
@@ -41,14 +42,14 @@ FRAMES, CHANNELS, STEPS = 5, 64, 10
 STAGES = ("flow", "decode", "semantic", "llm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # of latents and samples after the same patches; what 16-bit activations of the eager model allow
-LIMITS = {"fp32": 1e-3, "bf16": 0.2}
+LIMITS = {"fp32": 1e-3, "bf16": 0.2, "int8": 0.5, "int8_dyn": 0.5, "fp8": 0.5}
 
 
 class Ours:
     """mingcore's stages, states inside."""
 
-    def __init__(self, folder: Path, device: str, dtype: torch.dtype, expected: int):
-        self.model = engine.load(folder, device=device, dtype=dtype)
+    def __init__(self, folder: Path, device: str, weights: str, expected: int):
+        self.model = engine.load(folder, device=device, weights=weights)
         self.expected = expected
 
     def start(self, ids: Tensor, voice: Tensor, at: Tensor) -> Tensor:
@@ -179,8 +180,13 @@ def room_for(size: str, dtype: str) -> None:
 
 
 @torch.inference_mode()
-def compare(folder: Path, device: str, dtype: str, patches: int, warm: int) -> dict[str, Run]:
-    """Run both sides for `warm` + `patches` patches; timings of the first `warm` are dropped."""
+def compare(
+    folder: Path, device: str, dtype: str, weights: str, patches: int, warm: int
+) -> dict[str, Run]:
+    """Run both sides for `warm` + `patches` patches; timings of the first `warm` are dropped.
+
+    dtype: of the checkpoint and of the baseline; weights: of our large matrices.
+    """
     sync = torch.cuda.synchronize if device == "cuda" else lambda: None
     total = warm + patches
     generator = torch.Generator().manual_seed(0)
@@ -191,8 +197,9 @@ def compare(folder: Path, device: str, dtype: str, patches: int, warm: int) -> d
     at = at.to(device)
     noise = torch.randn(total, STEPS + 1, 1, FRAMES, CHANNELS, generator=generator).to(device)
     runs = {}
-    for name, kind in (("ours", Ours), ("eager", Eager)):
-        side = kind(folder, device, DTYPES[dtype], total)
+    kinds = (("ours", Ours, weights), ("eager", Eager, DTYPES[dtype]))
+    for name, kind, stored in kinds:
+        side = kind(folder, device, stored, total)
         side.start(ids, voice, at)  # warms up
         sync()
         began = time.perf_counter()
@@ -203,7 +210,7 @@ def compare(folder: Path, device: str, dtype: str, patches: int, warm: int) -> d
         order = list(runs.values())
         for run in reversed(order) if i % 2 else order:
             run.patch(noise[i], sync)
-        check(runs, i, LIMITS[dtype])
+        check(runs, i, LIMITS.get(weights, LIMITS[dtype]))
     for run in runs.values():
         run.patches = run.patches[warm:]
         run.head_s = run.head_s[warm:]
@@ -273,6 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=model_names(), default="mid")
     parser.add_argument("--dtype", choices=list(DTYPES), default="fp32")
+    parser.add_argument("--weights", choices=WEIGHTS, help="of our large matrices; default --dtype")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--patches", type=int, default=12)
     parser.add_argument("--warm", type=int, default=2)
@@ -285,13 +293,17 @@ def main(arguments: list[str] | None = None) -> int:
         raise SystemExit("end_to_end: no GPU here that PyTorch can use")
     if options.device == "cpu":
         room_for(options.size, options.dtype)
+    weights = options.weights or options.dtype
     folder = checkpoint(options.size, options.dtype, options.checkpoint)
     with threads(options.threads):
-        runs = compare(folder, options.device, options.dtype, options.patches, options.warm)
+        runs = compare(
+            folder, options.device, options.dtype, weights, options.patches, options.warm
+        )
         content = reporting.result(
             "end_to_end",
             size=options.size,
             dtype=options.dtype,
+            weights=weights,
             device=options.device,
             patches=options.patches,
             prompt="100 text tokens, 3 s of voice",
@@ -300,6 +312,7 @@ def main(arguments: list[str] | None = None) -> int:
     show(content)
     if not options.no_save:
         name = f"end_to_end-{options.size}-{options.dtype}"
+        name += "" if weights == options.dtype else f"-{weights}"
         print(f"kept in {reporting.keep(name, content, options.out)}")
     reporting.last_line(content)
     return 0

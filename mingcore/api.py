@@ -62,16 +62,20 @@ class MingAudio:
         name_or_path: str | Path,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        weights: str | None = None,
     ) -> "MingAudio":
         """Loads a folder, a hub id ("owner/name") or a bundled checkpoint ("tiny").
 
-        `device`: by default a GPU if there is one. `dtype` of the weights: by default float32 on
-        a CPU, bfloat16 on a GPU. Raises InputError when there is no such checkpoint or device,
+        `device`: by default a GPU if there is one. `weights`: the format of the large matrices,
+        "fp32", "fp16", "bf16", or quantised while they are read, "int8", "int8_dyn" (activations
+        too: the fastest on a CPU) or "fp8"; by default that of `dtype`. `dtype`, of weights that
+        are not quantised: by default float32 on a CPU, bfloat16 on a GPU and beside quantised ones.
+        Raises InputError when there is no such checkpoint or device,
         CheckpointError when its files are damaged.
         """
         device, dtype = _device(device), _dtype(dtype)
         folder = locate(name_or_path)
-        return cls(load(folder, device=device, dtype=dtype), folder)
+        return cls(load(folder, device=device, dtype=dtype, weights=weights), folder)
 
     @property
     def sample_rate(self) -> int:

@@ -36,6 +36,7 @@ from .options import (
     Subtype,
     Temperature,
     Text,
+    Weights,
     loaded,
     report,
     save,
@@ -76,6 +77,7 @@ def tts(
     subtype: Subtype = "int16",
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -84,7 +86,7 @@ def tts(
     words = terminal.read_text(text)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
-        model, device, dtype, backend, quiet or as_json, target, container, subtype
+        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights
     ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
@@ -114,12 +116,13 @@ def asr(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
-    with loaded(model, device, dtype, backend, quiet or as_json) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights) as ming:
         parts = []
         for part in ming.transcribe_stream(
             audio, instruction, language=language, max_new_tokens=max_tokens,
@@ -158,6 +161,7 @@ def edit(
     subtype: Subtype = "int16",
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -168,7 +172,7 @@ def edit(
     wish = terminal.read_text(instruction)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
-        model, device, dtype, backend, quiet or as_json, target, container, subtype
+        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights
     ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(

@@ -21,6 +21,7 @@ from .options import (
     Quiet,
     Seed,
     Subtype,
+    Weights,
     loaded,
     report,
     save,
@@ -42,6 +43,7 @@ def encode(
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -53,7 +55,9 @@ def encode(
     from . import piping
 
     target = piping.output(audio, out, "latents.safetensors")
-    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm") as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights
+    ) as ming:
         frames = piping.encode(
             ming, audio, target, format=format, rate=rate, channels=channels, sample=sample,
             seed=seed,
@@ -74,6 +78,7 @@ def decode(
     subtype: Subtype = "int16",
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -87,7 +92,9 @@ def decode(
 
     target = piping.output(latents, out, "decoded.wav")
     frames = None if latents == "-" else load_latents(latents)
-    with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype) as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights
+    ) as ming:
         if frames is not None:
             result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
         else:
@@ -112,6 +119,7 @@ def roundtrip(
     subtype: Subtype = "int16",
     device: Device = None,
     dtype: Dtype = None,
+    weights: Weights = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -128,7 +136,9 @@ def roundtrip(
         check_writable(plot, "pcm")
     if out == "-":
         raise InputError("output: standard output has the report; name a file")
-    with loaded(model, device, dtype, backend, quiet or as_json, out, format, subtype) as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights
+    ) as ming:
         trip = ming.roundtrip(audio, sample=sample, seed=seed)
     if out is not None:
         write_audio(out, trip.reconstruction, trip.sample_rate, format=format, subtype=subtype)

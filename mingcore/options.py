@@ -37,7 +37,13 @@ MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
 MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
 Language = Annotated[str | None, typer.Option(help="zh or en; detected when not given")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16 weights")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8"),
+]
 Backend = Annotated[
     str | None,
     typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
@@ -56,6 +62,8 @@ def loaded(
     target: str | None = None,
     container: str | None = None,
     subtype: str = "int16",
+    *,
+    weights: str | None = None,
 ) -> Iterator[MingAudio]:
     """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
 
@@ -69,7 +77,7 @@ def loaded(
     if target is not None:
         check_writable(target, container, subtype)
     with use_backend(backend) if backend is not None else nullcontext():
-        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype)
+        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype, weights=weights)
         yield ming
     warning = None if ming.folder is None else facts.card_warning(ming.folder)
     if warning:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,14 @@ import torch
 from ..config import MingConfig
 from ..errors import CheckpointError
 from .flow import FlowHead
+from .formats import resolve, unserved
 from .heads import LinearPooling, StopHead
 from .llm import LLM
 from .text import Tokenizer
 from .vae import AudioVAE
 from .weights import FileTensors, LoadReport, Weights, assemble, read_headers
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -22,7 +26,8 @@ class MingModel:
     """The parts of Ming-UniAudio, the config they were built by, and the tokenizer if there is one.
 
     `load_report` says which tensors of the checkpoint are known to be unused, and with
-    strict=False what did not fit.
+    strict=False what did not fit. `weights` is the format of the large matrices, `dtype` the type
+    of the others.
     """
 
     config: MingConfig
@@ -35,6 +40,7 @@ class MingModel:
     load_report: LoadReport
     device: torch.device
     dtype: torch.dtype
+    weights: str = "fp32"
 
 
 def load(
@@ -42,15 +48,19 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     *,
+    weights: str | None = None,
     strict: bool = True,
     activation_dtype: torch.dtype | None = None,
 ) -> MingModel:
     """Load a checkpoint folder in the official layout (docs/model.md section 6).
 
-    dtype: of the weights; None is float32 on a CPU and bfloat16 on a GPU. activation_dtype: of
-    what flows between the layers; None is float32 on a CPU (16-bit weights are widened as they are
-    read) and dtype on a GPU. Weights go from the file straight into their place: memory peaks at
-    the weights and the one matrix in hand.
+    weights: the format of the large matrices, one of `formats.WEIGHTS`: "fp32", "fp16", "bf16",
+    or quantised as they are read, "int8", "int8_dyn" (activations too) or "fp8"; formats.py says
+    which stay out of it and why. dtype: of the matrices that are not quantised, and on a GPU of
+    activations; None is float32 on a CPU and bfloat16 on a GPU, and bfloat16 beside quantised ones.
+    activation_dtype: of what flows between the layers; None is float32 on a CPU (16-bit weights are
+    widened as they are read) and dtype on a GPU. Weights go from the file straight into their
+    place: memory peaks at the weights and the one matrix in hand.
 
     Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
     contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
@@ -61,13 +71,16 @@ def load(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder: a checkpoint is one with a config.json")
     config = MingConfig.from_folder(folder)
-    if dtype is None:
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    formats = resolve(weights, dtype, device, activation_dtype)
+    reason = unserved(formats, device)
+    if reason is not None:
+        logger.warning("weights %s: %s; the formulas compute, slowly", formats.weights, reason)
     parts, report = assemble(
         FileTensors(read_headers(folder), str(folder)),
-        lambda w: _parts(w, config),
+        lambda w: build_parts(w, config),
         device=device,
         dtype=dtype,
+        weights=weights,
         activation_dtype=activation_dtype,
         strict=strict,
     )
@@ -76,12 +89,14 @@ def load(
         tokenizer=Tokenizer.from_folder(folder),
         load_report=report,
         device=device,
-        dtype=dtype,
+        dtype=formats.dtype,
+        weights=formats.weights,
         **parts,
     )
 
 
-def _parts(w: Weights, config: MingConfig) -> dict:
+def build_parts(w: Weights, config: MingConfig) -> dict:
+    """The parts of `MingModel`, by name."""
     H, audio = config.llm.hidden_size, config.audio
     head = w.sub("flowloss.cfm.model")
     flow = FlowHead.from_weights(head, config.flow, cond_size=H)

@@ -39,8 +39,8 @@ class SwiGLU:
     def from_weights(cls, w: Weights, hidden: int, width: int) -> SwiGLU:
         names = ("gate_proj", "up_proj")
         return cls(
-            w.linear(names, (width, width), hidden, bias=False, activation="swiglu"),
-            w.linear("down_proj", hidden, width, bias=False),
+            w.linear(names, (width, width), hidden, bias=False, activation="swiglu", block=True),
+            w.linear("down_proj", hidden, width, bias=False, block=True),
         )
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:

@@ -4,13 +4,16 @@ A module asks a `Weights` view for what it needs, by name and expected shape. It
 first dry, on the meta device, so that every missing, unexpected or misshapen tensor is known
 before a byte is read; then for real. Files are read by offset in blocks of a few MiB and converted
 on the way, so beside the weights themselves only one block, or the one matrix that is being
-packed, is ever in memory.
+packed or quantised, is ever in memory. Quantised formats are made from the values as stored, not
+from a rounded copy of them.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,12 +22,15 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import CheckpointError
-from .headers import Reader, TensorInfo, read_headers
+from ..ops.dense import packed_bytes
+from ..ops.packed import QUANTISED, format_of
+from .formats import Formats, resolve
+from .headers import read_headers
 from .layers import Linear
+from .sources import DictTensors, FileTensors, HeaderTensors
 
 __all__ = ["DictTensors", "FileTensors", "LoadReport", "Weights", "assemble", "read_headers"]
 
-BLOCK_BYTES = 8 << 20
 SHOWN = 8
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 T = TypeVar("T")
@@ -64,133 +70,53 @@ class LoadReport:
         return "; ".join(lines[:SHOWN]) + more
 
 
-class FileTensors:
-    """The tensors of a checkpoint's files, as `read_headers` found them."""
-
-    def __init__(self, infos: Mapping[str, TensorInfo], what: str):
-        self.infos, self.what = infos, what
-        self._reader = Reader()
-        self._staging: Tensor | None = None
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.infos
-
-    def names(self) -> Iterable[str]:
-        return self.infos
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.infos[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.infos[name].dtype
-
-    def fill(self, name: str, dest: Tensor, position: int = 0) -> bool:
-        """Read `name` into `dest` of the same shape; whether all values are finite."""
-        info = self.infos[name]
-        if not dest.is_contiguous():
-            finite = True
-            stride = info.nbytes // dest.shape[0]
-            for i, part in enumerate(dest):
-                finite &= self.fill_flat(info, part, position + i * stride)
-            return finite
-        return self.fill_flat(info, dest, position)
-
-    def fill_flat(self, info: TensorInfo, dest: Tensor, position: int) -> bool:
-        flat, width = dest.view(-1), info.dtype.itemsize
-        direct = dest.dtype == info.dtype and dest.device.type == "cpu"
-        step = BLOCK_BYTES // width
-        finite = True
-        for start in range(0, flat.numel(), step):
-            part = flat[start : start + step]
-            block = part if direct else self._stage(part.numel(), info.dtype)
-            self._reader.read(info, position + start * width, _bytes(block))
-            if not direct:
-                block = block.to(dest.dtype)
-                part.copy_(block)
-            finite &= _is_finite(block)
-        return finite
-
-    def _stage(self, count: int, dtype: torch.dtype) -> Tensor:
-        if self._staging is None:
-            self._staging = torch.empty(BLOCK_BYTES, dtype=torch.uint8)
-        return self._staging[: count * dtype.itemsize].view(dtype)
-
-    def close(self) -> None:
-        self._reader.close()
-        self._staging = None
-
-
-class DictTensors:
-    """Tensors that are in memory already: a state dict."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], what: str):
-        self.tensors, self.what = tensors, what
-
-    def __contains__(self, name: str) -> bool:
-        return name in self.tensors
-
-    def names(self) -> Iterable[str]:
-        return self.tensors
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def fill(self, name: str, dest: Tensor) -> bool:
-        dest.copy_(self.tensors[name].detach())
-        return _is_finite(dest)
-
-    def close(self) -> None:
-        pass
-
-
-def _bytes(block: Tensor) -> memoryview:
-    return memoryview(block.view(torch.uint8).numpy())
-
-
-def _is_finite(values: Tensor) -> bool:
-    # A sum makes no temporary; only where it is not finite itself does it take a closer look.
-    total = values.sum(dtype=torch.float32 if values.dtype == torch.float16 else None)
-    return bool(total.isfinite()) or bool(values.isfinite().all())
+Source = FileTensors | DictTensors | HeaderTensors
 
 
 @dataclass
 class _Ledger:
     report: LoadReport
     used: set[str] = field(default_factory=set)
+    # bytes that stay allocated, by (prefix of the names, format): what a dry run is a plan of
+    sizes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 class Weights:
     """A view of a checkpoint below a prefix, on behalf of one module.
 
-    `dtype` is that of matrices, `activation_dtype` that of vectors (biases, norms) and of what
-    flows between the modules. Tensors come on `device`, or on the meta device when `dry`.
+    `formats` says how matrices and vectors are kept. Tensors come on `device`, or on the meta
+    device when `dry`.
     """
 
     def __init__(
         self,
-        source: FileTensors | DictTensors,
+        source: Source,
         *,
         device: torch.device,
-        dtype: torch.dtype,
-        activation_dtype: torch.dtype,
+        formats: Formats,
         dry: bool,
         ledger: _Ledger,
         prefix: str = "",
     ):
-        self.source, self.device, self.dtype = source, device, dtype
-        self.activation_dtype, self.dry = activation_dtype, dry
+        self.source, self.device, self.formats, self.dry = source, device, formats, dry
         self._ledger, self.prefix = ledger, prefix
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of matrices that are not quantised."""
+        return self.formats.dtype
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """Of vectors (biases, norms), and of what flows between the modules."""
+        return self.formats.activation_dtype
 
     def sub(self, name: str) -> Weights:
         """The view one level further down."""
         return Weights(
             self.source,
             device=self.device,
-            dtype=self.dtype,
-            activation_dtype=self.activation_dtype,
+            formats=self.formats,
             dry=self.dry,
             ledger=self._ledger,
             prefix=f"{self.prefix}{name}.",
@@ -219,30 +145,74 @@ class Weights:
             self._ledger.used.add(self.prefix + name)
             self._ledger.report.unused[self.prefix + name] = why
 
+    def staged(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Room for values that are packed or copied from there; by default of `dtype`."""
+        device = "meta" if self.dry else self.device
+        return torch.empty(shape, dtype=dtype or self.dtype, device=device)
+
     def new(self, *shape: int) -> Tensor:
-        """An unfilled matrix (or a stack of them)."""
-        return torch.empty(shape, dtype=self.dtype, device="meta" if self.dry else self.device)
+        """An unfilled matrix (or a stack of them) that stays as it is."""
+        made = self.staged(*shape)
+        self.keeps(made.nbytes, format_of(made.dtype))
+        return made
 
     def new_vector(self, *shape: int) -> Tensor:
         """An unfilled vector (or a stack of them) in the activations' dtype."""
-        device = "meta" if self.dry else self.device
-        return torch.empty(shape, dtype=self.activation_dtype, device=device)
+        made = self.staged(*shape, dtype=self.activation_dtype)
+        self.keeps(made.nbytes, format_of(made.dtype))
+        return made
 
-    def fill(self, name: str, dest: Tensor) -> None:
-        """Read a tensor into `dest`; its shape must be that of `dest`, save for ones in front."""
-        key, expected = self.prefix + name, tuple(dest.shape)
+    def keeps(self, nbytes: int, format: str) -> None:
+        """Takes down, in a dry run, that so many bytes of this module stay, in this format."""
+        if self.dry:
+            self._ledger.sizes[self.prefix, format] += nbytes
+
+    def keeps_packed(
+        self, shape: Sequence[int], format: str, *, activation: str | None = None
+    ) -> None:
+        """The same of a matrix [N, K], or a stack of them, that an op packs."""
+        *stack, n, k = shape
+        size = packed_bytes(n, k, format, self.device.type, swiglu=activation == "swiglu")
+        self.keeps(math.prod(stack) * size, format)
+
+    def stored_dtype(self, *names: str) -> torch.dtype:
+        """What holds the values of these tensors as they are stored: float32 for float64."""
+        found = [self.source.dtype(self.prefix + name) for name in names if self.has(name)]
+        wide = self.dtype if not found else found[0]
+        for dtype in found:
+            wide = torch.promote_types(wide, dtype)
+        return wide if wide in _FLOATS[:3] else torch.float32
+
+    def fill(
+        self, name: str, dest: Tensor, *, index: int | None = None, count: int | None = None
+    ) -> None:
+        """Read a tensor into `dest`; its shape must be that of `dest`.
+
+        index, count: `dest` is entry `index` of a tensor that stacks `count` of them.
+        """
+        shape = tuple(dest.shape)
+        key, expected = self.prefix + name, shape if index is None else (count, *shape)
         self._ledger.used.add(key)
         if self.dry:
             self._check(key, expected)
         elif key not in self.source or self.source.shape(key) != expected:
             dest.zero_()  # listed in the report: only strict=False comes here
-        elif not self.source.fill(key, dest):
+        elif not self.source.fill(key, dest, index) and key not in self._ledger.report.not_finite:
             self._ledger.report.not_finite.append(key)
             warnings.warn(
                 f"{self.source.what}: {key} holds values that are not finite "
                 f"(NaN or infinity, as {dest.dtype})",
                 stacklevel=2,
             )
+
+    def finite(self, *names: str, format: str) -> None:
+        """Raises CheckpointError where one of these was not: a quantised format cannot hold it."""
+        for name in names:
+            if self.prefix + name in self._ledger.report.not_finite:
+                raise CheckpointError(
+                    f"{self.source.what}: {self.prefix + name} holds values that are not finite, "
+                    f"which {format} cannot; load it with weights='bf16' or 'fp32'"
+                )
 
     def _check(self, key: str, expected: tuple[int, ...]) -> None:
         report = self._ledger.report
@@ -264,11 +234,22 @@ class Weights:
         return dest
 
     def matrix(self, names: Sequence[str], rows: Sequence[int], k: int) -> Tensor:
-        """Matrices [rows[i], k] one below the other: [sum(rows), k]."""
-        dest, start = self.new(sum(rows), k), 0
+        """Matrices [rows[i], k] one below the other, kept as they are: [sum(rows), k]."""
+        return self._read(self.new(sum(rows), k), names, rows)
+
+    def _read(self, dest: Tensor, names: Sequence[str], rows: Sequence[int]) -> Tensor:
+        start = 0
         for name, count in zip(names, rows, strict=True):
             self.fill(f"{name}.weight", dest[start : start + count])
             start += count
+        return dest
+
+    def to_quantise(self, names: Sequence[str], rows: Sequence[int], k: int) -> Tensor:
+        """Matrices one below the other as they are stored, to be quantised: finite, [sum, k]."""
+        keys = [f"{name}.weight" for name in names]
+        dest = self.staged(sum(rows), k, dtype=self.stored_dtype(*keys))
+        self._read(dest, names, rows)
+        self.finite(*keys, format=self.formats.weights)
         return dest
 
     def linear(
@@ -279,12 +260,15 @@ class Weights:
         *,
         bias: bool | Collection[str] | None = True,
         activation: str | None = None,
+        block: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> Linear:
         """One linear layer, packed for its device, out of one or several below each other.
 
         bias: all have one, none has, only those named have one, or (None) those that the
         checkpoint gives one; where some lack it theirs is zero. activation: what will be fused
-        into it ("swiglu" packs gate and up rows side by side).
+        into it ("swiglu" packs gate and up rows side by side). block: one of the large matrices
+        that `formats.weights` is for; else it is in dtype (None: `dtype`).
         """
         names = [names] if isinstance(names, str) else list(names)
         rows = [rows] if isinstance(rows, int) else list(rows)
@@ -294,14 +278,19 @@ class Weights:
             bias = names if bias else []
         biases = None
         if bias:
-            device = "meta" if self.dry else self.device
-            biases = torch.zeros(sum(rows), dtype=self.activation_dtype, device=device)
+            biases = self.new_vector(sum(rows)).zero_()
             for name, part in zip(names, biases.split(rows), strict=True):
                 if name in bias:
                     self.fill(f"{name}.bias", part)
-        weight = self.matrix(names, rows, k)
+        if block and self.formats.weights in QUANTISED:
+            format = self.formats.weights
+            weight = self.to_quantise(names, rows, k)
+        else:
+            format = format_of(dtype or self.dtype)
+            weight = self._read(self.staged(sum(rows), k, dtype=dtype), names, rows)
+        self.keeps_packed(weight.shape, format, activation=activation)
         if not self.dry:
-            weight = ops.pack_linear(weight, activation=activation)
+            weight = ops.pack_linear(weight, format=format, activation=activation)
         return Linear(weight, biases)
 
     def check_buffer(self, name: str, expected: Tensor, *, tolerance: float = 1e-2) -> None:
@@ -328,40 +317,45 @@ def _head(values: Tensor) -> str:
 
 
 def assemble(
-    source: FileTensors | DictTensors,
+    source: Source,
     build: Callable[[Weights], T],
     *,
     device: Any = "cpu",
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
     activation_dtype: torch.dtype | None = None,
     strict: bool = True,
 ) -> tuple[T, LoadReport]:
     """Build a module from a checkpoint, whose every tensor must be used and every gap filled.
 
-    dtype: of the matrices. activation_dtype: None means float32 on a CPU (16-bit weights are
-    widened on the way into its registers), and dtype elsewhere. Raises CheckpointError with the
+    weights, dtype, activation_dtype: see `formats.resolve`. Raises CheckpointError with the
     keys that are missing, unexpected or misshapen; strict=False lists them in the report instead,
     and a parameter that could not be filled is zero.
     """
-    if dtype not in _FLOATS[:3]:
-        raise CheckpointError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     device = torch.device(device)
-    if activation_dtype is None:
-        activation_dtype = torch.float32 if device.type == "cpu" else dtype
-    ledger = _Ledger(LoadReport())
-    kinds = {"device": device, "dtype": dtype, "activation_dtype": activation_dtype}
+    formats = resolve(weights, dtype, device, activation_dtype)
     try:
-        build(Weights(source, dry=True, ledger=ledger, **kinds))
+        _, ledger = rehearse(source, build, device=device, formats=formats)
         report = ledger.report
-        for name in source.names():
-            if name not in ledger.used:
-                report.unexpected[name] = source.shape(name)
         if not report.clean:
             message = f"{source.what} does not fit its config: {report.summary()}"
             if strict:
                 raise CheckpointError(message)
             warnings.warn(message, stacklevel=3)
+        view = Weights(source, device=device, formats=formats, dry=False, ledger=ledger)
         with torch.no_grad():
-            return build(Weights(source, dry=False, ledger=ledger, **kinds)), report
+            return build(view), report
     finally:
         source.close()
+
+
+def rehearse(
+    source: Source, build: Callable[[Weights], T], *, device: torch.device, formats: Formats
+) -> tuple[T, _Ledger]:
+    """Build it dry: nothing is read, tensors are on the meta device, and the ledger is filled."""
+    ledger = _Ledger(LoadReport())
+    built = build(Weights(source, device=device, formats=formats, dry=True, ledger=ledger))
+    for name in source.names():
+        if name not in ledger.used:
+            ledger.report.unexpected[name] = source.shape(name)
+    return built, ledger

@@ -34,7 +34,14 @@ from .dense import (
     rope,
     silu_mul,
 )
-from .experts import grouped_gemm, moe_mlp, pack_experts, route_topk, sort_by_expert
+from .experts import (
+    ExpertPacker,
+    grouped_gemm,
+    moe_mlp,
+    pack_experts,
+    route_topk,
+    sort_by_expert,
+)
 from .flow import flow_step, flow_step_
 from .flow_sampler import flow_sample, pack_flow_head
 from .packed import PackedExperts, PackedLinear
@@ -46,6 +53,7 @@ from .schedule import Evaluation, FlowSchedule
 __all__ = [
     "Evaluation",
     "ConvState",
+    "ExpertPacker",
     "FlowSchedule",
     "OverlapState",
     "PackedConv",

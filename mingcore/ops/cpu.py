@@ -11,14 +11,8 @@ from .. import _cpu
 from . import cpu_attention, cpu_audio, cpu_flow, cpu_moe, cpu_norms  # noqa: F401  they register their ops
 from .cpu_common import array, array_or_none, on_huge_pages, rows, unfit
 from .cpu_conv import pack_conv_panels  # noqa: F401  for pack_conv
-from .packed import FORMATS, OFFSET, PANEL
+from .packed import FORMATS, OFFSET, PANEL, panels_shape
 from .registry import register
-
-
-def panels_shape(N: int, K: int, format: str, swiglu: bool = False) -> tuple[int, ...]:
-    """Of a [N, K] matrix as `pack_panels` gives it."""
-    panels = -(-(N // 2) // (PANEL // 2)) if swiglu else -(-N // PANEL)
-    return (panels, -(-K // 4), PANEL, 4) if format == "int8_dyn" else (panels, K, PANEL)
 
 
 def new_panels(count: int, N: int, K: int, format: str, swiglu: bool = False) -> Tensor:

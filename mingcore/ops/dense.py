@@ -1,5 +1,6 @@
 """Linear layers, norms, rotary embedding and SwiGLU: the public functions."""
 
+import math
 from collections.abc import Collection
 from types import ModuleType
 
@@ -8,7 +9,15 @@ from torch import Tensor
 from ..errors import BackendError
 from . import checks, registry
 from .dispatch import call
-from .packed import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of, quantise
+from .packed import (
+    CPU_FORMATS,
+    FORMATS,
+    QUANTISED,
+    PackedLinear,
+    format_of,
+    panels_shape,
+    quantise,
+)
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
@@ -115,19 +124,35 @@ def native_packing(
 
     formats: those that the op has panels for.
     """
-    names = registry.named_backends(backend)
-    if names and "cpu" not in names:
-        return None
-    reason = registry.load("cpu")
-    if not weight.is_cpu or format not in formats:
-        reason = f"the cpu backend does not pack {format} weights of {weight.device.type} tensors"
+    reason = packs_natively(weight.device.type, format, backend, formats)
     if reason is None:
         from . import cpu
 
         return cpu
-    if names == ("cpu",):
+    if registry.named_backends(backend) == ("cpu",):
         raise BackendError(f"{op}: {reason}")
     return None
+
+
+def packs_natively(
+    device: str, format: str, backend: str | None = None, formats: Collection[str] = CPU_FORMATS
+) -> str | None:
+    """Why such weights stay rows instead of being packed for the CPU, or None where they do not."""
+    names = registry.named_backends(backend)
+    if names and "cpu" not in names:
+        return f"backend {','.join(names)} was named"
+    reason = registry.load("cpu")
+    if device != "cpu" or format not in formats:
+        reason = f"the cpu backend does not pack {format} weights of {device} tensors"
+    return reason
+
+
+def packed_bytes(n: int, k: int, format: str, device: str, *, swiglu: bool = False) -> int:
+    """Of a matrix [N, K] and its scales, as it would be packed now for this kind of device."""
+    native = packs_natively(device, format) is None
+    shape = panels_shape(n, k, format, swiglu) if native else (n, k)
+    dtype = QUANTISED.get(format) or FORMATS[format]
+    return math.prod(shape) * dtype.itemsize + (4 * n if format in QUANTISED else 0)
 
 
 def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:

@@ -1,7 +1,6 @@
 """Routing and the mixture of experts: the public functions."""
 
 import math
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -85,16 +84,12 @@ def pack_experts(
         _shared_pair(op, shared, down.shape[1])
     format = resolve_format(op, gate_up, format, (*FORMATS, *QUANTISED))
     cpu = native_packing(op, gate_up, format, backend, CPU_FORMATS)
-    if cpu is not None and format in QUANTISED:
-        routed = (
-            _quantised_panels(op, cpu, t, format, i == 0) for i, t in enumerate((gate_up, down))
-        )
-        parts = [*routed, (None, None), (None, None)]
-        if shared is not None:
-            alone = [_quantised_panels(op, cpu, t[None], format, t is shared[0]) for t in shared]
-            parts[2:] = [(panels[0], scale[0]) for panels, scale in alone]
-        stored, scales = zip(*parts)
-        return PackedExperts(*stored, "panels", format, *scales)
+    if format in QUANTISED:
+        E, H, I = down.shape
+        packer = ExpertPacker(E, H, I, format, gate_up.device, backend=backend)
+        for e in range(E):
+            packer.add(gate_up[e], down[e])
+        return packer.finish(shared)
     if cpu is not None:
         pair = (
             _panels(cpu, gate_up.detach(), format, overwrite, swiglu=True),
@@ -105,26 +100,62 @@ def pack_experts(
             shared = swiglu, cpu.pack_panels(shared[1].detach(), format)
         return PackedExperts(*pair, *(shared or (None, None)), layout="panels", format=format)
     parts = (gate_up, down, *(shared or (None, None)))
-    if format in QUANTISED:
-        pairs = ((None, None) if t is None else quantised(op, t, format) for t in parts)
-        stored, scales = zip(*pairs)
-        return PackedExperts(*stored, "rows", format, *scales)
     dtype = FORMATS[format]
     kept = (None if t is None else t.detach().to(dtype).contiguous() for t in parts)
     return PackedExperts(*kept, layout="rows", format=format)
 
 
-def _quantised_panels(
-    op: str, cpu: ModuleType, stack: Tensor, format: str, swiglu: bool
-) -> tuple[Tensor, Tensor]:
-    """A stack [E, N, K] quantised, one matrix at a time: panels [E, ...] and scale [E, N]."""
-    E, N, K = stack.shape
-    panels = cpu.new_panels(E, N, K, format, swiglu)
-    scale = stack.new_empty(E, N, dtype=torch.float32)
-    for e, matrix in enumerate(stack.detach()):
-        stored, scale[e] = quantised(op, matrix, format)
-        panels[e] = cpu.pack_panels(stored, format, swiglu=swiglu)
-    return panels, scale
+class ExpertPacker:
+    """`pack_experts` in a quantised format one expert at a time, as their weights are read.
+
+    So no more of them is in memory unquantised than the one in hand. E experts of width I over H;
+    backend as in `pack_experts`, and the same errors.
+    """
+
+    def __init__(
+        self,
+        E: int,
+        H: int,
+        I: int,
+        format: str,
+        device: torch.device,
+        *,
+        backend: str | None = None,
+    ):
+        self.op, self.format, self.added = "pack_experts", format, 0
+        probe = torch.empty(0, device=device)
+        self._cpu = native_packing(self.op, probe, format, backend, CPU_FORMATS)
+        self.stored, self.scales = [], []
+        for n, k, swiglu in ((2 * I, H, True), (H, I, False)):
+            self.stored.append(self._room(E, n, k, device, swiglu))
+            self.scales.append(torch.empty(E, n, dtype=torch.float32, device=device))
+
+    def _room(self, count: int, n: int, k: int, device: torch.device, swiglu: bool) -> Tensor:
+        if self._cpu is not None:
+            return self._cpu.new_panels(count, n, k, self.format, swiglu)
+        return torch.empty(count, n, k, dtype=QUANTISED[self.format], device=device)
+
+    def _pack(self, weight: Tensor, swiglu: bool) -> Pair:
+        stored, scale = quantised(self.op, weight.detach(), self.format)
+        if self._cpu is not None:
+            stored = self._cpu.pack_panels(stored, self.format, swiglu=swiglu)
+        return stored, scale
+
+    def add(self, gate_up: Tensor, down: Tensor) -> None:
+        """The next expert: gate_up [2I, H] (gate rows first), down [H, I]."""
+        for i, weight in enumerate((gate_up, down)):
+            self.stored[i][self.added], self.scales[i][self.added] = self._pack(weight, i == 0)
+        self.added += 1
+
+    def finish(self, shared: Pair | None = None) -> PackedExperts:
+        """All E were added; shared: (gate_up [2Is, H], down [H, Is]) or None."""
+        alone = [(None, None)] * 2
+        if shared is not None:
+            alone = [self._pack(weight, i == 0) for i, weight in enumerate(shared)]
+        stored, scales = zip(*alone)
+        layout = "rows" if self._cpu is None else "panels"
+        matrices, scales = (*self.stored, *stored), (*self.scales, *scales)
+        return PackedExperts(*matrices, layout, self.format, *scales)
 
 
 def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:

@@ -37,13 +37,14 @@ def pack_flow_head(
     them; time: weight and bias of the two layers that embed the time, [H, 256] and [H, H]. heads of
     even width D = H / heads, RoPE on the first rope_heads (None: all). format "fp32", "bf16" or
     "fp16" of all matrices, None keeps the type; "int8", "int8_dyn" and "fp8" quantise the four
-    block matrices, one scale per row, and leave the small ones as they are. overwrite: the packed
+    block matrices, one scale per row, and leave the small ones as they are, in a type of their own
+    if they have one. overwrite: the packed
     matrices may take the place of the given ones in memory. On the CPU the native backend's panels
     where it serves; else rows. Raises InputError, and BackendError for a named backend that cannot
     pack.
     """
     op = "pack_flow_head"
-    _check_head(op, matrices, biases, norms, time, heads, rope_heads)
+    _check_head(op, matrices, biases, norms, time, heads, rope_heads, format in QUANTISED)
     format = resolve_format(op, matrices[2], format, (*FORMATS, *QUANTISED))
     cpu = native_packing(op, matrices[2], format, backend, CPU_FORMATS)
     packed, scales = [], []
@@ -98,6 +99,7 @@ def _check_head(
     time: Sequence[TimeLayer],
     heads: int,
     rope_heads: int | None,
+    quantise: bool,
 ) -> None:
     if len(matrices) != 7:
         checks.fail(op, "matrices", f"the seven ({', '.join(MATRICES)})", len(matrices))
@@ -123,11 +125,11 @@ def _check_head(
     D = H // heads
     blocks = (L, 3 * H, H), (L, H, H), (L, W, H), (L, H, W)
     shapes = ((H, Hc), (H, C), *blocks, (C, H))
-    for name, w, bias, shape in zip(MATRICES, matrices, biases, shapes):
+    for i, (name, w, bias, shape) in enumerate(zip(MATRICES, matrices, biases, shapes)):
         checks.shape(op, name, w, "[N, K] or [L, N, K]", shape)
         checks.shape(op, f"bias of {name}", bias, "[N] or [L, N]", shape[:-1])
         checks.floating(op, name, w)
-        checks.dtype(op, name, w, qkv.dtype)
+        checks.dtype(op, name, w, qkv.dtype if i in BLOCKS or not quantise else cond.dtype)
         checks.floating(op, f"bias of {name}", bias)
         checks.device(op, qkv, name, w)
         checks.device(op, qkv, f"bias of {name}", bias)

@@ -192,6 +192,12 @@ def swiglu_order(n: int) -> Tensor:
     return torch.stack((gate, up), dim=1).flatten()
 
 
+def panels_shape(N: int, K: int, format: str, swiglu: bool = False) -> tuple[int, ...]:
+    """Of a [N, K] matrix in panels."""
+    panels = -(-(N // 2) // (PANEL // 2)) if swiglu else -(-N // PANEL)
+    return (panels, -(-K // 4), PANEL, 4) if format == "int8_dyn" else (panels, K, PANEL)
+
+
 def unpack_rows(weight: Tensor, layout: str, n: int, k: int | None = None) -> Tensor:
     """[n, k] from any layout; k is needed where panels are padded in k."""
     if layout == "rows":

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mingcore.config import MingConfig
-from mingcore.model.checkpoint import _parts
+from mingcore.model.checkpoint import build_parts
+from mingcore.model.formats import resolve
 from mingcore.model.weights import LoadReport, Weights, _Ledger, read_headers
 
 META = torch.device("meta")
@@ -34,7 +35,7 @@ class Unread:
     def dtype(self, name):
         return self.infos[name].dtype
 
-    def fill(self, name, dest):
+    def fill(self, name, dest, index=None):
         return True
 
 
@@ -46,12 +47,11 @@ def parts(golden_folder, request, monkeypatch):
         weights = Weights(
             Unread(read_headers(golden_folder)),
             device=META,
-            dtype=request.param,
-            activation_dtype=request.param,
+            formats=resolve(None, request.param, META, request.param),
             dry=False,
             ledger=_Ledger(LoadReport()),
         )
-        yield _parts(weights, config)
+        yield build_parts(weights, config)
 
 
 def on_meta(t, *shape):

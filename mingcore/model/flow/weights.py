@@ -7,9 +7,13 @@ from torch import Tensor
 from ... import ops
 from ...config import FlowConfig
 from ...errors import CheckpointError
-from ...ops.packed_flow import THETA, TIME_CHANNELS
+from ...ops.packed import QUANTISED, format_of
+from ...ops.packed_flow import BLOCKS, THETA, TIME_CHANNELS
 from ..rope import inverse_frequencies
 from ..weights import Weights
+
+# of a block: q, k and v make one matrix, then out, up and down
+BLOCK_NAMES = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "mlp.ff.0.0", "mlp.ff.2")
 
 
 def read_flow_head(
@@ -25,7 +29,13 @@ def read_flow_head(
     w.check_buffer("rotary_embed.inv_freq", inverse_frequencies(THETA, D))
     time = [w.linear(f"t_embedder.time_mlp.{i}", H, k) for i, k in ((0, TIME_CHANNELS), (2, H))]
     shapes = (H, cond), (H, C), (L, 3 * H, H), (L, H, H), (L, W, H), (L, H, W), (C, H)
-    matrices = [w.new(*shape) for shape in shapes]
+    format = w.formats.flow
+    quantised = format in QUANTISED
+    blocks = w.sub("blocks.0")
+    stored = blocks.stored_dtype(*(f"{name}.weight" for name in BLOCK_NAMES)) if quantised else None
+    matrices = [w.staged(*s, dtype=stored if i in BLOCKS else None) for i, s in enumerate(shapes)]
+    for i, shape in enumerate(shapes):
+        w.keeps_packed(shape, format if i in BLOCKS else format_of(w.dtype))
     biases = [w.new_vector(*shape[:-1]) for shape in shapes]
 
     def fill(view: Weights, name: str, weight: Tensor, bias: Tensor) -> None:
@@ -41,11 +51,13 @@ def read_flow_head(
     w.fill("final_layer.norm_final.weight", norms[2])
     for i in range(L):
         block = w.sub(f"blocks.{i}")
-        parts = zip(("to_q", "to_k", "to_v"), matrices[2][i].split(H), biases[2][i].split(H))
-        for name, weight, bias in parts:
-            fill(block, f"attn.{name}", weight, bias)
-        for j, name in ((3, "attn.to_out.0"), (4, "mlp.ff.0.0"), (5, "mlp.ff.2")):
-            fill(block, name, matrices[j][i], biases[j][i])
+        weights, vectors = matrices[2][i].split(H), biases[2][i].split(H)
+        weights += matrices[3][i], matrices[4][i], matrices[5][i]
+        vectors += biases[3][i], biases[4][i], biases[5][i]
+        for name, weight, bias in zip(BLOCK_NAMES, weights, vectors, strict=True):
+            fill(block, name, weight, bias)
+        if quantised:
+            block.finite(*(f"{name}.weight" for name in BLOCK_NAMES), format=format)
         block.fill("norm1.weight", norms[0][i])
         block.fill("norm2.weight", norms[1][i])
         if normed:
@@ -60,6 +72,7 @@ def read_flow_head(
         [(layer.weight, layer.bias) for layer in time],
         heads=config.num_heads,
         rope_heads=config.pe_attn_head,
+        format=format,
         overwrite=True,
     )
 

@@ -38,8 +38,10 @@ class Layer:
         )
         a = w.sub("attention")
         attention = Attention(
-            a.linear("query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias),
-            a.linear("dense", H, heads * D, bias=config.use_bias),
+            a.linear(
+                "query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias, block=True
+            ),
+            a.linear("dense", H, heads * D, bias=config.use_bias, block=True),
             heads,
             kv,
             D,

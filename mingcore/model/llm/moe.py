@@ -36,21 +36,11 @@ class MoE:
     def from_weights(cls, w: Weights, config: LLMConfig) -> MoE:
         E, H, I = config.num_experts, config.hidden_size, config.moe_intermediate_size
         gates = {
-            name: w.linear(name, E, H, bias=False)
+            name: w.linear(name, E, H, bias=False, dtype=w.formats.router_dtype)
             for name in ("gate", *(("audio_gate", "image_gate") if config.multi_gate else ()))
         }
-        gate_up, down = read_experts(w.sub("experts"), E, H, I)
-        shared = None
-        if config.num_shared_experts:
-            width, s = config.num_shared_experts * I, w.sub("shared_experts")
-            shared = (
-                s.matrix(("gate_proj", "up_proj"), (width, width), H),
-                s.matrix(("down_proj",), (H,), width),
-            )
         return cls(
-            experts=None
-            if w.dry
-            else ops.pack_experts(gate_up, down, shared=shared, overwrite=True),
+            experts=read_experts(w, E, H, I, config.num_shared_experts * I),
             top_k=config.top_k,
             renormalize=config.norm_topk_prob and config.top_k > 1,
             **gates,
@@ -82,29 +72,78 @@ class MoE:
         return ops.moe_mlp(flat, self.experts, weights, ids).view(B, T, H)
 
 
-def read_experts(w: Weights, E: int, H: int, I: int) -> tuple[Tensor, Tensor]:
-    """gate_up [E,2I,H] (gate rows first) and down [E,H,I], from any layout of a checkpoint.
+def read_experts(w: Weights, E: int, H: int, I: int, shared: int) -> ops.PackedExperts | None:
+    """All experts of a layer, and the shared one of width `shared` (0: none); None when dry.
+
+    Quantised formats are packed expert by expert, others where they were read.
+    """
+    format = w.formats.weights
+    for shape, activation in (((E, 2 * I, H), "swiglu"), ((E, H, I), None)):
+        w.sub("experts").keeps_packed(shape, format, activation=activation)
+    if shared:
+        for shape, activation in (((2 * shared, H), "swiglu"), ((H, shared), None)):
+            w.sub("shared_experts").keeps_packed(shape, format, activation=activation)
+    if w.formats.quantised:
+        return _quantised_experts(w, E, H, I, shared)
+    gate_up, down = w.staged(E, 2 * I, H), w.staged(E, H, I)
+    for e in range(E):
+        fill_expert(w.sub("experts"), e, E, gate_up[e], down[e])
+    pair = None
+    if shared:
+        s = w.sub("shared_experts")
+        pair = w.staged(2 * shared, H), w.staged(H, shared)
+        for name, part in zip(("gate_proj", "up_proj", "down_proj"), (*pair[0].chunk(2), pair[1])):
+            s.fill(f"{name}.weight", part)
+    if w.dry:
+        return None
+    return ops.pack_experts(gate_up, down, shared=pair, overwrite=True)
+
+
+def _quantised_experts(w: Weights, E: int, H: int, I: int, shared: int) -> ops.PackedExperts | None:
+    x, s = w.sub("experts"), w.sub("shared_experts")
+    dtype = x.stored_dtype(*expert_names(x, 0)[1])
+    gate_up, down = w.staged(2 * I, H, dtype=dtype), w.staged(H, I, dtype=dtype)
+    packer = None if w.dry else ops.ExpertPacker(E, H, I, w.formats.weights, w.device)
+    for e in range(E):
+        fill_expert(x, e, E, gate_up, down)
+        x.finite(*expert_names(x, e)[1], format=w.formats.weights)
+        if packer is not None:
+            packer.add(gate_up, down)
+    pair = None
+    if shared:
+        pair = (
+            s.to_quantise(("gate_proj", "up_proj"), (shared, shared), H),
+            s.to_quantise(("down_proj",), (H,), shared),
+        )
+    return None if packer is None else packer.finish(pair)
+
+
+def expert_names(w: Weights, e: int) -> tuple[bool, tuple[str, ...]]:
+    """Whether a checkpoint stacks its experts, and the names that hold expert e.
 
     Separate: `experts.0.gate_proj.weight` [I,H], `.up_proj`, `.down_proj` [H,I], and so on.
     Stacked: `experts.gate_proj` [E,I,H], `experts.up_proj`, `experts.down_proj` [E,H,I].
     Fused: `experts.gate_up_proj` [E,2I,H], `experts.down_proj` [E,H,I].
     Stacked and fused names may end in `.weight`.
     """
-    gate_up, down = w.new(E, 2 * I, H), w.new(E, H, I)
 
     def named(name: str) -> str | None:
         return next((n for n in (name, f"{name}.weight") if w.has(n)), None)
 
+    down = named("down_proj") or "down_proj"
     if fused := named("gate_up_proj"):
-        w.fill(fused, gate_up)
-        w.fill(named("down_proj") or "down_proj", down)
-    elif gate := named("gate_proj"):
-        w.fill(gate, gate_up[:, :I])
-        w.fill(named("up_proj") or "up_proj", gate_up[:, I:])
-        w.fill(named("down_proj") or "down_proj", down)
-    else:
-        for e in range(E):
-            w.fill(f"{e}.gate_proj.weight", gate_up[e, :I])
-            w.fill(f"{e}.up_proj.weight", gate_up[e, I:])
-            w.fill(f"{e}.down_proj.weight", down[e])
-    return gate_up, down
+        return True, (fused, down)
+    if gate := named("gate_proj"):
+        return True, (gate, named("up_proj") or "up_proj", down)
+    return False, tuple(f"{e}.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def fill_expert(w: Weights, e: int, E: int, gate_up: Tensor, down: Tensor) -> None:
+    """Expert e of E, from any layout of a checkpoint: gate_up [2I,H] (gate first), down [H,I]."""
+    stacked, names = expert_names(w, e)
+    parts = (gate_up, down) if len(names) == 2 else (*gate_up.chunk(2), down)
+    for name, part in zip(names, parts):
+        if stacked:
+            w.fill(name, part, index=e, count=E)
+        else:
+            w.fill(name, part)

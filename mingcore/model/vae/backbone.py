@@ -26,8 +26,8 @@ class Layer:
     def from_weights(cls, w: Weights, c: BackboneConfig, window: int | None) -> Layer:
         H, kv, a = c.hidden_size, c.num_kv_heads * c.head_dim, w.sub("self_attn")
         attention = Attention(
-            a.linear(("q_proj", "k_proj", "v_proj"), (H, kv, kv), H),
-            a.linear("o_proj", H, H, bias=False),
+            a.linear(("q_proj", "k_proj", "v_proj"), (H, kv, kv), H, block=True),
+            a.linear("o_proj", H, H, bias=False, block=True),
             c.num_heads,
             c.num_kv_heads,
             c.head_dim,

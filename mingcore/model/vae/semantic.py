@@ -38,8 +38,8 @@ class Block:
         H, a = hidden, w.sub("attn")
         names = ("query", "key", "value")
         attention = Attention(
-            a.linear(names, (H, H, H), H, bias=("query", "value")),
-            a.linear("out", H, H),
+            a.linear(names, (H, H, H), H, bias=("query", "value"), block=True),
+            a.linear("out", H, H, block=True),
             heads,
             heads,
             H // heads,
@@ -49,8 +49,8 @@ class Block:
             _norm(w, "attn_ln", H),
             attention,
             _norm(w, "mlp_ln", H),
-            w.linear("mlp.0", 4 * H, H),
-            w.linear("mlp.2", H, 4 * H),
+            w.linear("mlp.0", 4 * H, H, block=True),
+            w.linear("mlp.2", H, 4 * H, block=True),
         )
 
 
