@@ -73,7 +73,7 @@ class MingAudio:
         Raises InputError when there is no such checkpoint or device,
         CheckpointError when its files are damaged.
         """
-        device, dtype = _device(device), _dtype(dtype)
+        device, dtype = as_device(device), as_dtype(dtype)
         folder = locate(name_or_path)
         return cls(load(folder, device=device, dtype=dtype, weights=weights), folder)
 
@@ -408,7 +408,8 @@ def _check_text(name: str, text: Any) -> None:
         raise InputError(f"{name}: must be a text that is not empty, got {text!r}")
 
 
-def _device(device: str | torch.device | None) -> torch.device:
+def as_device(device: str | torch.device | None) -> torch.device:
+    """What `device` names, None a GPU if there is one. Raises InputError."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -424,7 +425,8 @@ def _device(device: str | torch.device | None) -> torch.device:
     return device
 
 
-def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """What `dtype` names, None for None. Raises InputError."""
     if dtype is None or dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:

@@ -205,6 +205,35 @@ def info(
 
 
 @app.command()
+def precision(
+    checkpoint: Annotated[str, typer.Argument(help="bundled name, folder or hub id")] = "tiny",
+    weights: Annotated[
+        str, typer.Option(help="the format to look at: fp16, bf16, int8, int8_dyn or fp8")
+    ] = "int8",
+    audio: Annotated[
+        str | None, typer.Option(help="a recording; by default the checkpoint's voice")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="what the recording says")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the error of a weight format: the checkpoint in it against itself, on real inputs.
+
+    Layer by layer from the file, so that a checkpoint that does not fit in memory can be measured.
+    """
+    from .options import measured
+    from .tables import show_precision
+
+    found = measured(checkpoint, weights, audio, text, device, dtype, backend)
+    if as_json:
+        terminal.emit(found.as_dict())
+    else:
+        show_precision(found)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Show what this machine offers and which kernels would run on it; says when to `verify`."""
     from .doctor import examine

@@ -13,6 +13,7 @@ from . import terminal
 
 if TYPE_CHECKING:
     from .api import MingAudio
+    from .precision import Precision
 
 Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input')]
 Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
@@ -82,6 +83,32 @@ def loaded(
     warning = None if ming.folder is None else facts.card_warning(ming.folder)
     if warning:
         terminal.say(f"note: {model}: {warning}", quiet)
+
+
+def measured(
+    checkpoint: str,
+    weights: str,
+    audio: str | None,
+    text: str | None,
+    device: str | None,
+    dtype: str | None,
+    backend: str | None,
+) -> Precision:
+    """`precision.measure` by what a command line names."""
+    from .api import as_device, as_dtype
+    from .audio import read_audio
+    from .config import MingConfig
+    from .ops import use_backend
+    from .precision import measure
+    from .runtime.locate import locate
+
+    device, dtype = as_device(device), as_dtype(dtype)
+    folder = locate(checkpoint)
+    samples = None
+    if audio is not None:
+        samples = read_audio(audio, MingConfig.from_folder(folder).sample_rate)
+    with use_backend(backend) if backend is not None else nullcontext():
+        return measure(folder, weights, device=device, dtype=dtype, samples=samples, text=text)
 
 
 def save(

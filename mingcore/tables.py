@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +11,9 @@ from rich.table import Table
 from .doctor import NO_GPU, is_unproven
 from .fidelity import RoundTrip
 from .terminal import count, size
+
+if TYPE_CHECKING:
+    from .precision import Precision
 
 
 def show_info(facts: Mapping[str, Any]) -> None:
@@ -99,6 +102,33 @@ def show_roundtrip(trip: RoundTrip) -> None:
         table.add_row(*row)
     table.show_header = False
     Console(highlight=False).print(table)
+
+
+def show_precision(found: Precision) -> None:
+    """Prints what a weight format costs."""
+    table = _table(f"{found.weights} against {found.reference}", "error", "")
+    rows = (
+        ("encoder: mean of the latents", found.encoding, ""),
+        ("semantic module: unified embedding", found.unified, ""),
+        ("decoder: sound", found.decoding, ""),
+        ("language model: hidden states", found.hidden, "with the semantic module's"),
+        ("flow head: velocity", found.velocity, "worst of the path, equal conditions"),
+        ("flow head: latents", found.latents, "equal conditions"),
+        ("flow head: latents, with all before them", found.latents_in_all, ""),
+        ("text: logits", found.logits, ""),
+    )
+    for name, value, remark in rows:
+        table.add_row(name, "-" if value is None else f"{100 * value:.2f} %", remark)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"text: the likeliest token agrees in {100 * found.top1:.1f} % of {found.tokens}; "
+        f"KL {found.kl_mean:.2g} nats in the mean, {found.kl_max:.2g} at most"
+    )
+    console.print(
+        f"stop probability: {found.stop:.2g} at most; over {found.patches} patches of "
+        f"{found.inputs}; errors are relative (L2)"
+    )
 
 
 def _speed(seconds: float, trip: RoundTrip) -> str:

@@ -51,6 +51,7 @@ def load(
     weights: str | None = None,
     strict: bool = True,
     activation_dtype: torch.dtype | None = None,
+    layers_on_demand: bool = False,
 ) -> MingModel:
     """Load a checkpoint folder in the official layout (docs/model.md section 6).
 
@@ -60,7 +61,8 @@ def load(
     activations; None is float32 on a CPU and bfloat16 on a GPU, and bfloat16 beside quantised ones.
     activation_dtype: of what flows between the layers; None is float32 on a CPU (16-bit weights are
     widened as they are read) and dtype on a GPU. Weights go from the file straight into their
-    place: memory peaks at the weights and the one matrix in hand.
+    place: memory peaks at the weights and the one matrix in hand. layers_on_demand: those of the
+    language model are read at every pass, and dropped: for a look at a model that does not fit.
 
     Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
     contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
@@ -77,7 +79,7 @@ def load(
         logger.warning("weights %s: %s; the formulas compute, slowly", formats.weights, reason)
     parts, report = assemble(
         FileTensors(read_headers(folder), str(folder)),
-        lambda w: build_parts(w, config),
+        lambda w: build_parts(w, config, layers_on_demand),
         device=device,
         dtype=dtype,
         weights=weights,
@@ -95,7 +97,7 @@ def load(
     )
 
 
-def build_parts(w: Weights, config: MingConfig) -> dict:
+def build_parts(w: Weights, config: MingConfig, layers_on_demand: bool = False) -> dict:
     """The parts of `MingModel`, by name."""
     H, audio = config.llm.hidden_size, config.audio
     head = w.sub("flowloss.cfm.model")
@@ -107,7 +109,7 @@ def build_parts(w: Weights, config: MingConfig) -> dict:
             f"audio_tokenizer_config.enc_kwargs.latent_dim is {config.latent_dim}"
         )
     return {
-        "llm": LLM.from_weights(w.sub("model"), config.llm),
+        "llm": LLM.from_weights(w.sub("model"), config.llm, on_demand=layers_on_demand),
         "flow": flow,
         "vae": AudioVAE.from_weights(w.sub("audio"), audio),
         "pool": LinearPooling.from_weights(

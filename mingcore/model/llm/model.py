@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -13,6 +15,7 @@ from ..rope import ScaledRope
 from ..state import KVState
 from ..weights import Weights
 from .moe import MoE
+from .on_demand import OnDemand
 
 LLMState = KVState
 
@@ -67,7 +70,7 @@ class LLM:
         embedding: Tensor,
         head: Linear,
         head_scale: Tensor | None,
-        layers: list[Layer],
+        layers: Sequence[Layer],
         norm: Tensor,
         *,
         activation_dtype: torch.dtype,
@@ -84,7 +87,8 @@ class LLM:
         self.rope = ScaledRope(config.rope, self.device)
 
     @classmethod
-    def from_weights(cls, w: Weights, config: LLMConfig) -> LLM:
+    def from_weights(cls, w: Weights, config: LLMConfig, *, on_demand: bool = False) -> LLM:
+        """on_demand: layers are read when they are needed (`OnDemand`)."""
         V, H = config.vocab_size, config.hidden_size
         inner = w.sub("model")
         # The largest matrix first: the copy that packing needs is gone before memory is full.
@@ -96,10 +100,12 @@ class LLM:
         scale = None
         if config.norm_head and not w.dry:
             scale = _head_scale(head).to(w.activation_dtype)
-        layers = [
-            Layer.from_weights(inner.sub(f"layers.{index}"), config, index)
-            for index in range(config.num_layers)
-        ]
+        layers: Sequence[Layer] = OnDemand(
+            lambda index: Layer.from_weights(inner.sub(f"layers.{index}"), config, index),
+            config.num_layers,
+        )
+        if w.dry or not on_demand:
+            layers = list(layers)
         norm = inner.vector("norm.weight", H)
         return cls(
             config, embedding, head, scale, layers, norm, activation_dtype=w.activation_dtype

@@ -1,0 +1,40 @@
+"""Layers that are read when they are needed and dropped again: for one pass over a long input.
+
+A model runs that way in the memory of two layers, and reads its file once per pass: far too slow to
+generate with, and just right to measure with (`mingcore.precision`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar, overload
+
+T = TypeVar("T")
+KEPT = 2  # a layer, and the next one, whose norm it applies
+
+
+class OnDemand(Sequence[T], Generic[T]):
+    """The `count` results of `build(index)`, of which the last `KEPT` asked for are kept."""
+
+    def __init__(self, build: Callable[[int], T], count: int):
+        self._build, self._count = build, count
+        self._kept: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            raise TypeError("layers on demand come one by one")
+        if not -self._count <= index < self._count:
+            raise IndexError(index)
+        index %= self._count
+        if index not in self._kept:
+            if len(self._kept) == KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[index] = self._build(index)
+        return self._kept[index]
