@@ -23,8 +23,8 @@ from .runtime.fingerprint import fingerprint
 from .runtime.locate import locate
 from .runtime.noise import SeededNoise
 from .runtime.params import FlowParams, TextParams, draw_seed, number, seconds_range
+from .runtime.speaking import Progress, SpeechRequest, say, to_numpy
 from .runtime.stats import Meter
-from .runtime.tasks import Progress
 
 __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
@@ -97,7 +97,7 @@ class MingAudio:
         noise = SeededNoise(draw_seed(seed), self.device)
         samples = self._read(audio, self._patch_samples, "one patch")
         latents = generate.sample_latents(self.model, samples, noise)
-        return Voice(tasks.to_numpy(latents[0]), transcript.strip(), self._fingerprint)
+        return Voice(to_numpy(latents[0]), transcript.strip(), self._fingerprint)
 
     @property
     def voices(self) -> list[str]:
@@ -143,7 +143,7 @@ class MingAudio:
         pause = number("pause_seconds", pause_seconds, 0, 60)
         texts = norm.segments(text, language, normalized=bool(normalize))
         self._require_tokenizer()
-        request = tasks.SpeechRequest(
+        request = SpeechRequest(
             tuple((t, norm.speaking_seconds(t)) for t in texts),
             *self._voice_latents(voice),
             flow,
@@ -153,7 +153,7 @@ class MingAudio:
             pause,
             progress,
         )
-        return tasks.say(self.model, request)
+        return say(self.model, request)
 
     def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
         """What `audio` says, or the answer to `instruction`; the options of `transcribe_stream`."""
@@ -238,7 +238,7 @@ class MingAudio:
             if sample:
                 noise = SeededNoise(draw_seed(seed), self.device).posterior(mean)
                 mean = self.model.vae.sample_posterior(mean, std, noise)
-        return tasks.to_numpy(mean[0])
+        return to_numpy(mean[0])
 
     def encode_stream(
         self,
@@ -274,7 +274,7 @@ class MingAudio:
                 if noise is not None and mean.shape[1]:
                     mean = vae.sample_posterior(mean, std, noise.posterior(mean))
             if mean.shape[1]:
-                yield tasks.to_numpy(mean[0])
+                yield to_numpy(mean[0])
         if state.max_length == 0:
             raise InputError("audio: the stream held no samples")
 
@@ -317,7 +317,7 @@ class MingAudio:
             meter.resume()
             with torch.no_grad():
                 sound, _ = self.model.vae.decode(latents, state, last)
-            samples = tasks.to_numpy(sound[0])
+            samples = to_numpy(sound[0])
             meter.heard(samples.size, self.sample_rate)
             meter.pause()
             meter.stats.ended_by = "stop" if last else None

@@ -89,7 +89,8 @@ class KVState:
         needed = self.max_length + T
         if self.capacity is not None and needed > self.capacity:
             self._grow(needed)
-        shown = -(-needed // VIEW) * VIEW
+        # rows of another state show all their memory, always the same
+        shown = self.capacity if self.fixed else -(-needed // VIEW) * VIEW
         if self._views is None or self._views[0] != shown:
             pairs = [
                 (k, v) if w is not None else (k[:, :shown], v[:, :shown])
@@ -136,7 +137,8 @@ class KVState:
                     B, S, heads, dim = old.shape
                     size = max(2 * S, -(-needed // VIEW) * VIEW)
                     cache[layer] = old.new_zeros(B, size, heads, dim)
-                    cache[layer][:, :S] = old
+                    for row, filled in enumerate(self.bounds):
+                        cache[layer][row, :filled] = old[row, :filled]
 
     def clone(self) -> KVState:
         """An independent copy: a branch of a conversation, a voice that is used again."""

@@ -91,13 +91,16 @@ def whole_patches(model, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def embed_audio(model, latents: Tensor, *, expected_patches: int = 0) -> EncodedAudio:
+def embed_audio(
+    model, latents: Tensor, *, expected_patches: int = 0, state: Any = None
+) -> EncodedAudio:
     """latents [1,n·P,C] → the LLM's embeddings of them, by the semantic module from its start.
 
-    `expected_patches`: how many the caller means to add, which sizes the semantic cache.
+    `state`: the empty semantic state to fill; None makes one, for `expected_patches` more.
     """
     T = latents.shape[1]
-    state = model.vae.new_semantic_state(1, T + expected_patches * model.config.patch_frames)
+    if state is None:
+        state = model.vae.new_semantic_state(1, T + expected_patches * model.config.patch_frames)
     embedding, state = model.vae.unify(latents, state)
     return EncodedAudio(latents, model.pool(embedding), state)
 
@@ -120,15 +123,23 @@ def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def prefill(
-    model, prompt: Prompt, audios: Sequence[Tensor], *, audio_router: bool, expected_tokens: int
+    model,
+    prompt: Prompt,
+    audios: Sequence[Tensor],
+    *,
+    audio_router: bool,
+    expected_tokens: int = 0,
+    state: Any = None,
 ) -> tuple[Tensor, Any]:
     """Runs the prompt → (hidden [1,T,H] after the final norm, LLM state).
 
     `audio_router`: audio placeholders take the audio router (understanding), else all take the
-    text router (speech and editing). `expected_tokens`: how many will follow.
+    text router (speech and editing). `state`: the empty state to fill; None makes one with room
+    for `expected_tokens` that follow.
     """
     embeds = embed_prompt(model, prompt, audios)
-    state = model.llm.new_state(1, embeds.shape[1] + expected_tokens)
+    if state is None:
+        state = model.llm.new_state(1, embeds.shape[1] + expected_tokens)
     mask = None
     if audio_router:
         mask = torch.tensor([prompt.audio_mask], device=embeds.device)
@@ -165,7 +176,7 @@ def speak(
         out = emit(model, rows, [Group(schedule, guided, drawn)], full=not ahead)
         landing = Landing(out)
         if ahead:
-            advance(model, rows, out.latents)
+            advance(model, rows)
         landed = landing.wait()
         last, stopped = landed.ended[0], landed.stopped[0]
         samples = torch.from_numpy(landed.samples[:, : landed.counts[0]])
@@ -174,7 +185,7 @@ def speak(
         if last:
             return
         if not ahead:
-            advance(model, rows, out.latents, full=True)
+            advance(model, rows, full=True)
         rows.counted([True])
 
 

@@ -11,7 +11,7 @@ the batch.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,12 @@ class NoiseSource(Protocol):
 
         Entry 0 is the start, entry i the draw after step i.
         """
+
+    def mark(self) -> Any:
+        """Where the draws are; only asked for when patches are launched ahead."""
+
+    def rewind(self, mark: Any) -> None:
+        """The draws go on from `mark`: those behind it were of patches that never came to be."""
 
 
 class SeededNoise:
@@ -62,6 +68,15 @@ class SeededNoise:
             # one draw per step, not one for all: a GPU's generator counts calls
             noise[i].normal_(generator=self._device)
         return noise
+
+    def mark(self) -> tuple[Tensor, Tensor]:
+        """The generators' states."""
+        return self._host.get_state(), self._device.get_state()
+
+    def rewind(self, mark: tuple[Tensor, Tensor]) -> None:
+        """The draws go on from `mark`."""
+        self._host.set_state(mark[0])
+        self._device.set_state(mark[1])
 
 
 _POSTERIOR, _PATCH = 0, 1  # streams of one seed
@@ -107,6 +122,14 @@ class RequestNoise:
             noise[:, b] = torch.from_numpy(row)
             self.patches[b] += 1
         return noise.to(self.device, non_blocking=True)
+
+    def mark(self) -> list[int]:
+        """How many patches each request has behind it."""
+        return list(self.patches)
+
+    def rewind(self, mark: list[int]) -> None:
+        """The draws go on from `mark`."""
+        self.patches = list(mark)
 
     def _check(self, batch: int) -> None:
         if batch != len(self.seeds):

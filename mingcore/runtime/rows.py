@@ -24,7 +24,8 @@ _STATES = ("llm", "semantic", "decoder")
 class Rows:
     """B rows. Tensors:
 
-    hidden [B,H]: conditions the next patch. history [B,P,C] float32: the patch before it.
+    hidden [B,H]: conditions the next patch. history [B,P,C] float32: the patch before it. latents
+    [B,P,C] float32: the patch that was emitted last.
     turn [B] bool: takes part in the next patch; the host's to set. open [B] bool: the run has not
     ended. going [B] bool: took part in this patch and goes on. made, least, most [B] int64: patches
     made; how many at least, at most. guidance [B] float32. `decoder` None: nothing is decoded.
@@ -35,6 +36,7 @@ class Rows:
     decoder: DecoderState | None
     hidden: Tensor
     history: Tensor
+    latents: Tensor
     turn: Tensor
     open: Tensor
     going: Tensor
@@ -48,7 +50,8 @@ class Rows:
         cls, model, llm: KVState, semantic: KVState, *, decode: bool = True, hidden: Tensor
     ) -> Rows:
         """Rows over LLM and semantic states that are there, and the hidden states; none is open."""
-        B, device, config = llm.batch, hidden.device, model.config
+        B, device = llm.batch, hidden.device
+        patch = (model.config.patch_frames, model.config.latent_dim)
 
         def new(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -62,7 +65,7 @@ class Rows:
             semantic,
             decoder,
             hidden,
-            new(B, config.patch_frames, config.latent_dim, dtype=torch.float32),
+            *(new(B, *patch, dtype=torch.float32) for _ in range(2)),
             *(new(B, dtype=torch.bool) for _ in range(3)),
             *(new(B, dtype=torch.int64) for _ in range(3)),
             new(B, dtype=torch.float32),

@@ -3,6 +3,8 @@
 import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -72,12 +74,24 @@ class Meter:
         """The engine works again."""
         self._started = time.perf_counter()
 
+    def go_on(self) -> None:
+        """The engine works again, if it rested."""
+        if self._started is None:
+            self.resume()
+
     def pause(self) -> None:
         """Something goes out, or the request ends."""
         if self._started is not None:
             self.stats.compute_seconds += time.perf_counter() - self._started
             self._started = None
         self.stats.peak_memory_bytes = peak_memory_bytes(self.device)
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """What is done meanwhile is not the engine's work."""
+        self.pause()
+        yield
+        self.resume()
 
     def heard(self, samples: int, sample_rate: int) -> None:
         """`samples` of audio are ready to go out."""

@@ -25,13 +25,15 @@ STOP_PROBABILITY = 0.5
 class Group:
     """Rows whose flow runs by one schedule. noise [S+1,m,P,C]; `rows` [m] int64, None: all of them.
 
-    `guided` False: the guidance of every one of them is 0.
+    `guided` False: the guidance of every one of them is 0. mask [n] bool: all rows are computed,
+    and these are meant.
     """
 
     schedule: ops.FlowSchedule
     guided: bool
     noise: Tensor
     rows: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
     stopped = (probability > STOP_PROBABILITY) & (rows.made >= rows.least) & taken
     ended = (stopped | (rows.made >= rows.most)) & taken
     latents = _sample(model, rows, groups)
+    rows.latents.copy_(latents)
     if rows.decoder is None:
         samples, counts = latents.new_zeros(rows.batch, 0), torch.zeros_like(rows.made)
     else:
@@ -82,13 +85,17 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
 
 def _sample(model, rows: Rows, groups: Sequence[Group]) -> Tensor:
     """Latents [n,P,C] float32; of rows in no group the history."""
+    inputs = (rows.hidden, rows.history, rows.guidance)
     if len(groups) == 1 and groups[0].rows is None:
-        return _flow(model, groups[0], rows.hidden, rows.history, rows.guidance)
+        return _flow(model, groups[0], *inputs)
     latents = rows.history.clone()
     for group in groups:
-        at = group.rows
-        picked = (t.index_select(0, at) for t in (rows.hidden, rows.history, rows.guidance))
-        latents.index_copy_(0, at, _flow(model, group, *picked))
+        if group.rows is None:
+            mask = group.mask[:, None, None]
+            latents = torch.where(mask, _flow(model, group, *inputs), latents)
+        else:
+            picked = (t.index_select(0, group.rows) for t in inputs)
+            latents.index_copy_(0, group.rows, _flow(model, group, *picked))
     return latents
 
 
@@ -105,12 +112,12 @@ def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor
     )
 
 
-def advance(model, rows: Rows, latents: Tensor, *, full: bool = False) -> None:
-    """The second half: latents [n,P,C] of `emit` are heard, and the rows that go on move on.
+def advance(model, rows: Rows, *, full: bool = False) -> None:
+    """The second half: what was emitted is heard, and the rows that go on move on.
 
     full: the host knows that this is every row.
     """
-    frames = latents.shape[1]
+    latents, frames = rows.latents, rows.latents.shape[1]
     going = None if full else rows.going[:, None]
     embedding = model.vae.semantic.forward(
         latents,
@@ -143,10 +150,11 @@ class Landed:
 class Landing:
     """The one way from device to host: the copy starts at once and is waited for when it is read.
 
-    Work that is launched after it is not waited for.
+    Work that is launched after it is not waited for. kept: `out` will not change, as that of a
+    replayed graph does, so a CPU needs no copy.
     """
 
-    def __init__(self, out: Emitted):
+    def __init__(self, out: Emitted, *, kept: bool = True):
         tensors = (out.samples, out.counts, out.taken, out.ended, out.stopped)
         self._event = None
         if out.samples.is_cuda:
@@ -156,6 +164,8 @@ class Landing:
             self._event = torch.cuda.Event()
             self._event.record()
             tensors = tuple(host)
+        elif not kept:
+            tensors = tuple(t.clone() for t in tensors)
         self._tensors = tensors
 
     def wait(self) -> Landed:

@@ -1,0 +1,220 @@
+"""Fixed slots for requests, and the static step over those in use.
+
+A run takes the lowest free slot, and when one leaves, the highest moves into its place: the rows in
+use are the first n. On a GPU n is rounded up to a bucket whose graphs were captured at load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import InputError
+from .generate import Context
+from .graphs import Graphs
+from .params import FlowParams, PatchLimits
+from .rows import Rows
+from .speaking import patch_seconds
+from .step import Emitted, Group, advance, emit
+
+# what a slot holds at first beside its patches: text, and ten seconds of voice
+PROMPT_TOKENS, VOICE_PATCHES = 1024, 100
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A row's part in the next patch: its schedule, whether it is guided, noise [S+1,1,P,C]."""
+
+    row: int
+    schedule: ops.FlowSchedule
+    guided: bool
+    noise: Tensor
+
+
+class Slots:
+    """State of `count` requests, and one patch for all of them.
+
+    `seconds` of speech fit into a slot at first; one longer run makes all of them longer. padded:
+    every step computes all slots, in use or not, so every kernel sees the same shapes whoever else
+    is there. flows: whose graphs are captured, where `graphs` captures.
+    """
+
+    def __init__(
+        self,
+        model,
+        count: int,
+        *,
+        seconds: float,
+        graphs: Graphs,
+        padded: bool = False,
+        flows: Sequence[FlowParams] = (FlowParams(),),
+    ):
+        self.model, self.count, self.graphs = model, count, graphs
+        self.static = padded or graphs.used
+        self._schedules = tuple({flow.schedule for flow in flows})
+        patches = math.ceil(seconds / patch_seconds(model.config))
+        self._frames = model.config.patch_frames
+        self.rows = Rows.create(
+            model,
+            count,
+            tokens=patches + PROMPT_TOKENS,
+            frames=(patches + VOICE_PATCHES) * self._frames,
+        )
+        self.rows.ensure(tokens=0, frames=0, patches=patches)
+        self._padded = padded
+        self._views: dict[int, Rows] = {}
+        self._noise: dict[ops.FlowSchedule, Tensor] = {}
+        self._turns = [False] * count
+        self._capture()
+
+    def bucket(self, used: int) -> int:
+        """How many rows a step computes when the first `used` are in use."""
+        if self._padded:
+            return self.count
+        return min(1 << (used - 1).bit_length(), self.count) if self.graphs.used else used
+
+    def fit(self, prompt_tokens: int, voice_frames: int, patches: int) -> None:
+        """Room for a run of up to so many patches; where memory moved, graphs are made anew."""
+        before = self._memory()
+        tokens, frames = prompt_tokens + patches, voice_frames + patches * self._frames
+        try:
+            self.rows.ensure(tokens=tokens, frames=frames, patches=patches)
+        finally:
+            # also when only a part of it could be had
+            if self._memory() != before:
+                self._views.clear()
+                self.graphs.clear()
+                self._capture()
+
+    def _memory(self) -> list[int]:
+        states = (self.rows.llm, self.rows.semantic, self.rows.decoder.backbone)
+        return [t.data_ptr() for s in states for t in (*s.keys, *s.values)]
+
+    def row(self, row: int) -> Rows:
+        """Row `row` alone, empty, for a prompt to be run into it."""
+        self.clear(row)
+        return self.rows.rows(row, row + 1)
+
+    def begin(
+        self, row: int, alone: Rows, context: Context, limits: PatchLimits, guidance: float
+    ) -> None:
+        """A run begins in `row`, whose states were filled through `alone`."""
+        for state, filled in ((self.rows.llm, alone.llm), (self.rows.semantic, alone.semantic)):
+            state.bounds[row] = filled.bounds[0]
+        self.rows.begin(row, context.hidden, context.history, limits, guidance)
+        self._turns[row] = True
+
+    def clear(self, row: int) -> None:
+        """`row` is free."""
+        self.rows.clear(row)
+        self._turns[row] = False
+
+    def move(self, source: int, target: int) -> None:
+        """The run in row `source` goes on in row `target`."""
+        self.rows.move(source, target)
+        self._turns[target], self._turns[source] = self._turns[source], False
+
+    def take_turns(self, taking: set[int]) -> None:
+        """These rows take part in the next patch."""
+        for row, before in enumerate(self._turns):
+            if (row in taking) != before:
+                self.rows.turn[row] = self._turns[row] = row in taking
+
+    def emit(self, n: int, turns: Sequence[Turn]) -> Emitted:
+        """The first half of a patch for rows 0..n-1, of which those of `turns` take part."""
+        view = self._view(n)
+        full = not self.static and len(turns) == n
+        groups = self._whole(n, turns) if self.static else self._picked(n, turns)
+        key = ("emit", n, groups[0].schedule if len(groups) == 1 else None)
+        return self.graphs.run(key, lambda: emit(self.model, view, groups, full=full))
+
+    def advance(self, n: int, taken: set[int], *, full: bool = False) -> None:
+        """The second half. full: the host knows that all of the n rows go on."""
+        view, full = self._view(n), full and not self.static
+        self.graphs.run(("advance", n), lambda: advance(self.model, view, full=full))
+        self.rows.counted([row in taken for row in range(self.count)])
+
+    def _view(self, n: int) -> Rows:
+        view = self._views.get(n)
+        if view is None:
+            view = self._views[n] = self.rows.rows(0, n)
+        for name in ("llm", "semantic"):
+            getattr(view, name).bounds[:] = getattr(self.rows, name).bounds[:n]
+        view.decoder.backbone.bounds[:] = self.rows.decoder.backbone.bounds[:n]
+        return view
+
+    def _picked(self, n: int, turns: Sequence[Turn]) -> list[Group]:
+        """Groups of the rows that take part alone."""
+        groups = []
+        for schedule, members in _by_schedule(turns).items():
+            noise = [turn.noise for turn in members]
+            noise = noise[0] if len(noise) == 1 else torch.cat(noise, dim=1)
+            rows = None
+            if len(members) < n:
+                rows = torch.tensor([t.row for t in members], device=self.model.llm.device)
+            groups.append(Group(schedule, any(t.guided for t in members), noise, rows))
+        return groups
+
+    def _whole(self, n: int, turns: Sequence[Turn]) -> list[Group]:
+        """Groups of all n rows, their noise in buffers that stay in place."""
+        groups, parts = [], _by_schedule(turns)
+        for schedule, members in parts.items():
+            noise = self._buffer(schedule)
+            for turn in members:
+                noise[:, turn.row].copy_(turn.noise[:, 0], non_blocking=True)
+            mask = None
+            if len(parts) > 1:
+                meant = {turn.row for turn in members}
+                mask = torch.tensor([r in meant for r in range(n)], device=noise.device)
+            groups.append(Group(schedule, True, noise[:, :n], mask=mask))
+        return groups
+
+    def _buffer(self, schedule: ops.FlowSchedule) -> Tensor:
+        buffer = self._noise.get(schedule)
+        if buffer is None:
+            for old in [s for s in self._noise if s not in self._schedules]:
+                del self._noise[old]
+            config = self.model.config
+            shape = (schedule.steps + 1, self.count, config.patch_frames, config.latent_dim)
+            buffer = self._noise[schedule] = torch.zeros(shape, device=self.model.llm.device)
+        return buffer
+
+    def _capture(self) -> None:
+        """Graphs of both halves for every bucket and schedule; no row takes part, so no trace."""
+        if not self.graphs.used:
+            return
+        packed = self.model.flow.packed
+        turns = list(self._turns)
+        self.take_turns(set())
+        sizes = sorted({self.bucket(used) for used in range(1, self.count + 1)}, reverse=True)
+        for n in sizes:
+            view = self._view(n)
+            for schedule in self._schedules:
+                groups = [Group(schedule, True, self._buffer(schedule)[:, :n])]
+                # constants that the head keeps for a while only
+                tokens = 1 + 2 * self._frames
+                keep = (packed.times(schedule), packed.steps(schedule), packed.rope(tokens))
+                half = partial(emit, self.model, view, groups)
+                self.graphs.add(("emit", n, schedule), half, keep)
+            self.graphs.add(("advance", n), partial(advance, self.model, view))
+        self.take_turns({row for row, turn in enumerate(turns) if turn})
+
+
+def _by_schedule(turns: Sequence[Turn]) -> dict[ops.FlowSchedule, list[Turn]]:
+    parts: dict[ops.FlowSchedule, list[Turn]] = {}
+    for turn in turns:
+        parts.setdefault(turn.schedule, []).append(turn)
+    return parts
+
+
+def check_slots(slots: int) -> int:
+    """A number of slots, or InputError."""
+    if isinstance(slots, bool) or not isinstance(slots, int) or not 1 <= slots <= 1024:
+        raise InputError(f"slots: must be a whole number from 1 to 1024, got {slots!r}")
+    return slots
