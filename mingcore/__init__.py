@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .api import MingAudio, RoundTrip, Speech, Transcript, Voice
-    from .errors import BackendError, CheckpointError, InputError, MingError
+    from .errors import BackendError, CheckpointError, InputError, MingError, NotEnoughMemory
 
 _HOME = {
     "MingAudio": ".api",
@@ -22,6 +22,7 @@ _HOME = {
     "InputError": ".errors",
     "CheckpointError": ".errors",
     "BackendError": ".errors",
+    "NotEnoughMemory": ".errors",
 }
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "InputError",
     "MingAudio",
     "MingError",
+    "NotEnoughMemory",
     "RoundTrip",
     "Speech",
     "Transcript",

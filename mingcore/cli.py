@@ -191,12 +191,32 @@ for _command in (codec_commands.encode, codec_commands.decode, codec_commands.ro
 @app.command()
 def info(
     checkpoint: Annotated[str, typer.Argument(help="bundled name, folder or hub id")] = "tiny",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="what it would take of memory, instead")
+    ] = False,
+    batch: Annotated[list[int] | None, typer.Option(help="with --plan: requests at once")] = None,
+    minutes: Annotated[
+        list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")
+    ] = None,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = None,
     as_json: Json = False,
 ) -> None:
-    """Describe a checkpoint by reading headers only."""
+    """Describe a checkpoint, or plan its memory, by reading headers only."""
     from . import info as facts
-    from .tables import show_info
+    from .tables import show_info, show_plan
 
+    if plan:
+        made = facts.plan(
+            checkpoint, device=device, dtype=dtype, weights=weights,
+            batches=batch or (1, 8, 64), minutes=minutes or (1, 10, 60),
+        )  # fmt: skip
+        if as_json:
+            terminal.emit(made.as_dict())
+        else:
+            show_plan(made)
+        return
     found = facts.describe(checkpoint)
     if as_json:
         terminal.emit(found)

@@ -15,3 +15,7 @@ class CheckpointError(MingError, RuntimeError):
 
 class BackendError(MingError, RuntimeError):
     """A backend that was named explicitly cannot serve the call; the message says why."""
+
+
+class NotEnoughMemory(MingError, MemoryError):
+    """A model would not fit in what its device has left; nothing was loaded."""

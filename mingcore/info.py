@@ -9,25 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .config import MingConfig
 from .errors import CheckpointError, InputError
 
+if TYPE_CHECKING:
+    from .model.plan import Plan
+
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
-# part -> prefixes of its tensors; the first that matches wins
-_PARTS = {
-    "LLM, experts": ("model.model.layers.*.mlp.experts.",),
-    "LLM, embedding and head": ("model.model.word_embeddings.", "model.lm_head."),
-    "LLM, the rest": ("model.",),
-    "flow head": ("flowloss.",),
-    "audio encoder": ("audio.encoder.",),
-    "semantic module": ("audio.decoder.semantic_model.", "audio.decoder.fc2."),
-    "audio decoder": ("audio.decoder.",),
-    "projection and stop head": ("linear_proj_audio.", "stop_head."),
-}
 
 
 class Header(NamedTuple):
@@ -77,6 +69,45 @@ def describe(name_or_path: str) -> dict[str, Any]:
         "tokenizer": "tokenizer.json" in names,
         "voices": sorted(Path(n).stem for n in names if n.startswith("voices/")),
     }
+
+
+def plan(
+    name_or_path: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    batches: Sequence[int] = (1,),
+    minutes: Sequence[float] = (1.0,),
+) -> Plan:
+    """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
+
+    device: None is a GPU if there is one; one that is not here can be planned for as well.
+    Raises what `describe` does, and InputError for a batch or minutes that are not positive.
+    """
+    import torch
+
+    from .api import as_device, as_dtype
+    from .model.headers import DTYPES
+    from .model.plan import make
+    from .model.sources import HeaderTensors
+
+    for name, values in (("batch", batches), ("minutes", minutes)):
+        if not all(0 < value <= 1e6 for value in values):
+            raise InputError(f"{name}: must be positive, got {', '.join(map(str, values))}")
+    absent = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
+    where = torch.device("cuda") if absent else as_device(device)
+    source, config, headers, _ = _read(name_or_path)
+    tensors = {name: (DTYPES[h.dtype], h.shape) for name, h in headers.items()}
+    return make(
+        HeaderTensors(tensors, source),
+        MingConfig.from_json(config),
+        device=where,
+        dtype=as_dtype(dtype),
+        weights=weights,
+        batches=batches,
+        minutes=minutes,
+    )
 
 
 def card_warning(folder: Path) -> str | None:
@@ -162,23 +193,16 @@ def _cached(repo: str) -> Path | None:
 
 
 def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:
-    rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in _PARTS}
+    from .model.parts import PARTS, part_of
+
+    rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in PARTS}
     rows["other"] = {"part": "other", "tensors": 0, "parameters": 0, "bytes": 0}
     for name, header in headers.items():
-        row = rows[_part_of(name)]
+        row = rows[part_of(name)]
         row["tensors"] += 1
         row["parameters"] += header.count
         row["bytes"] += header.count * _BYTES.get(header.dtype, 1)
     return [row for row in rows.values() if row["tensors"] or row["part"] == "LLM, experts"]
-
-
-def _part_of(name: str) -> str:
-    for part, prefixes in _PARTS.items():
-        for prefix in prefixes:
-            head, _, tail = prefix.partition("*")
-            if name.startswith(head) and tail in name[len(head) :]:
-                return part
-    return "other"
 
 
 def _dims(config: MingConfig, headers: Mapping[str, Header]) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from .fidelity import RoundTrip
 from .terminal import count, size
 
 if TYPE_CHECKING:
+    from .model.plan import Plan
     from .precision import Precision
 
 
@@ -102,6 +103,32 @@ def show_roundtrip(trip: RoundTrip) -> None:
         table.add_row(*row)
     table.show_header = False
     Console(highlight=False).print(table)
+
+
+def show_plan(plan: Plan) -> None:
+    """Prints what a model would take of memory."""
+    console = Console(highlight=False)
+    table = _table("weights", "format", "bytes")
+    for kept in plan.weights:
+        table.add_row(kept.part, kept.format, size(kept.bytes))
+    table.add_row("all weights", plan.formats.weights, size(plan.weights_bytes))
+    console.print(table)
+    names = ("requests", "minutes", "LLM cache", "semantic cache", "decoder", "workspace", "in all")
+    table = _table(*names, "fits")
+    marks = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}
+    for r in plan.requests:
+        sizes = (r.llm_cache, r.semantic_cache, r.vae_states, r.workspace, plan.total(r))
+        row = (str(r.batch), f"{r.minutes:g}", *map(size, sizes), marks[plan.fits(r)])
+        table.add_row(*row)
+    console.print(table)
+    memory = plan.memory
+    if memory is None:
+        console.print(f"{plan.device}: not here, so what it has is not known")
+    else:
+        console.print(
+            f"{plan.device}: {size(memory.available)} available of {size(memory.total)}; minutes "
+            "are of one run: long texts are spoken in segments, whose caches start anew"
+        )
 
 
 def show_precision(found: Precision) -> None:

@@ -14,6 +14,7 @@ from .flow import FlowHead
 from .formats import resolve, unserved
 from .heads import LinearPooling, StopHead
 from .llm import LLM
+from .plan import check
 from .text import Tokenizer
 from .vae import AudioVAE
 from .weights import FileTensors, LoadReport, Weights, assemble, read_headers
@@ -52,6 +53,7 @@ def load(
     strict: bool = True,
     activation_dtype: torch.dtype | None = None,
     layers_on_demand: bool = False,
+    check_memory: bool = True,
 ) -> MingModel:
     """Load a checkpoint folder in the official layout (docs/model.md section 6).
 
@@ -63,6 +65,9 @@ def load(
     widened as they are read) and dtype on a GPU. Weights go from the file straight into their
     place: memory peaks at the weights and the one matrix in hand. layers_on_demand: those of the
     language model are read at every pass, and dropped: for a look at a model that does not fit.
+
+    check_memory: raise NotEnoughMemory, before anything is read, where the weights and a request of
+    one minute will not fit in what the device has left (`plan.check`).
 
     Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
     contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
@@ -77,8 +82,11 @@ def load(
     reason = unserved(formats, device)
     if reason is not None:
         logger.warning("weights %s: %s; the formulas compute, slowly", formats.weights, reason)
+    source = FileTensors(read_headers(folder), str(folder))
+    if check_memory and strict and not layers_on_demand:
+        check(source, config, device=device, dtype=dtype, weights=weights)
     parts, report = assemble(
-        FileTensors(read_headers(folder), str(folder)),
+        source,
         lambda w: build_parts(w, config, layers_on_demand),
         device=device,
         dtype=dtype,

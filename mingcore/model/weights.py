@@ -150,30 +150,30 @@ class Weights:
         device = "meta" if self.dry else self.device
         return torch.empty(shape, dtype=dtype or self.dtype, device=device)
 
-    def new(self, *shape: int) -> Tensor:
-        """An unfilled matrix (or a stack of them) that stays as it is."""
+    def new(self, *shape: int, name: str = "") -> Tensor:
+        """An unfilled matrix (or a stack of them) that stays as it is; name: for the plan."""
         made = self.staged(*shape)
-        self.keeps(made.nbytes, format_of(made.dtype))
+        self.keeps(made.nbytes, format_of(made.dtype), name)
         return made
 
-    def new_vector(self, *shape: int) -> Tensor:
-        """An unfilled vector (or a stack of them) in the activations' dtype."""
+    def new_vector(self, *shape: int, name: str = "") -> Tensor:
+        """An unfilled vector (or a stack of them) in the activations' dtype; name: for the plan."""
         made = self.staged(*shape, dtype=self.activation_dtype)
-        self.keeps(made.nbytes, format_of(made.dtype))
+        self.keeps(made.nbytes, format_of(made.dtype), name)
         return made
 
-    def keeps(self, nbytes: int, format: str) -> None:
+    def keeps(self, nbytes: int, format: str, name: str = "") -> None:
         """Takes down, in a dry run, that so many bytes of this module stay, in this format."""
         if self.dry:
-            self._ledger.sizes[self.prefix, format] += nbytes
+            self._ledger.sizes[f"{self.prefix}{name}.", format] += nbytes
 
     def keeps_packed(
-        self, shape: Sequence[int], format: str, *, activation: str | None = None
+        self, shape: Sequence[int], format: str, *, activation: str | None = None, name: str = ""
     ) -> None:
         """The same of a matrix [N, K], or a stack of them, that an op packs."""
         *stack, n, k = shape
         size = packed_bytes(n, k, format, self.device.type, swiglu=activation == "swiglu")
-        self.keeps(math.prod(stack) * size, format)
+        self.keeps(math.prod(stack) * size, format, name)
 
     def stored_dtype(self, *names: str) -> torch.dtype:
         """What holds the values of these tensors as they are stored: float32 for float64."""
@@ -235,7 +235,7 @@ class Weights:
 
     def matrix(self, names: Sequence[str], rows: Sequence[int], k: int) -> Tensor:
         """Matrices [rows[i], k] one below the other, kept as they are: [sum(rows), k]."""
-        return self._read(self.new(sum(rows), k), names, rows)
+        return self._read(self.new(sum(rows), k, name=names[0]), names, rows)
 
     def _read(self, dest: Tensor, names: Sequence[str], rows: Sequence[int]) -> Tensor:
         start = 0
@@ -278,7 +278,7 @@ class Weights:
             bias = names if bias else []
         biases = None
         if bias:
-            biases = self.new_vector(sum(rows)).zero_()
+            biases = self.new_vector(sum(rows), name=names[0]).zero_()
             for name, part in zip(names, biases.split(rows), strict=True):
                 if name in bias:
                     self.fill(f"{name}.bias", part)
@@ -288,7 +288,7 @@ class Weights:
         else:
             format = format_of(dtype or self.dtype)
             weight = self._read(self.staged(sum(rows), k, dtype=dtype), names, rows)
-        self.keeps_packed(weight.shape, format, activation=activation)
+        self.keeps_packed(weight.shape, format, activation=activation, name=names[0])
         if not self.dry:
             weight = ops.pack_linear(weight, format=format, activation=activation)
         return Linear(weight, biases)
