@@ -47,13 +47,18 @@ lint: $(VENV)/.tests
 	$(VENV)/bin/ruff format --check .
 	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
 
+# Measures, keeps what it found in bench/results/<machine>, and makes that folder's report.html.
 bench: $(VENV)/.tests
-	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q $(ARGS)
-	$(PY) bench/bench_moe.py --size mid
-	$(PY) bench/bench_conv.py --sizes patch --budget 0.3
-	$(PY) bench/bench_decoder.py --size mid --budget 5
-	$(PY) bench/bench_conv_vae.py --seconds 1 --budget 2
-	$(PY) bench/end_to_end.py --size mid --no-save
+	kept=bench/results/$$($(PY) -W ignore -c 'from mingcore.testing import machine; print(machine.slug())')
+	$(PY) bench/ceilings.py --keep $$kept
+	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q --keep $$kept $(ARGS)
+	$(PY) bench/bench_moe.py --size real --layers 2 --tokens 1,8,16,64,512 --routing balanced --formats bf16,int8 --keep $$kept
+	$(PY) bench/bench_flow.py --size real --tokens 11 --batches 1,4 --keep $$kept
+	$(PY) bench/bench_conv.py --sizes patch,10s --budget 0.3 --keep $$kept
+	$(PY) bench/bench_decoder.py --size real --budget 5 --keep $$kept
+	$(PY) bench/bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept
+	for dtype in fp32 bf16; do $(PY) bench/end_to_end.py --size mid --dtype $$dtype --out $$kept; done
+	$(PY) bench/report.py $$kept
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.
 gpu:

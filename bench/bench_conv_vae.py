@@ -78,6 +78,7 @@ def main() -> None:
                         "codec": codec,
                         "what": what,
                         "ms": took.scaled(1e3).as_dict(),
+                        "eager_ms": times.time_s("eager").scaled(1e3).as_dict(),
                         "real_time_factor": took.median / seconds,
                         "faster": faster.as_dict(),
                     }
@@ -91,7 +92,7 @@ def main() -> None:
     print(reporting.table(head, cells))
     out = reporting.result("conv_vae", rows=rows, threads=torch.get_num_threads())
     if args.keep:
-        reporting.keep("conv_vae", out, args.keep)
+        reporting.keep("conv_vae-real", out, args.keep)
     print(json.dumps(out))
 
 

@@ -25,6 +25,7 @@ def pytest_addoption(parser):
     group.addoption("--budget", type=float, default=1.0, help="seconds per row")
     group.addoption("--threads", type=int, help="of the CPU; fewer than cores on a busy machine")
     group.addoption("--keep", metavar="FOLDER", help="where results go; none: print only")
+    group.addoption("--add", action="store_true", help="to what is kept there")
 
 
 def pytest_configure(config):
@@ -60,5 +61,10 @@ def pytest_unconfigure(config):
             f"(copy {ceiling['copy_gbs']:.1f} GB/s, {ceiling['threads']} threads)"
         )
     if config.getoption("--keep"):
-        reporting.keep(f"ops-{content['size']}", content, Path(config.getoption("--keep")))
+        name, folder = f"ops-{content['size']}", Path(config.getoption("--keep"))
+        if config.getoption("--add"):
+            content = reporting.joined(
+                reporting.kept(name, folder), content, ("op", "case", "dtype", "device", "cache")
+            )
+        reporting.keep(name, content, folder)
     reporting.last_line(content)

@@ -61,6 +61,22 @@ def kept(name: str, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
+def joined(
+    before: dict[str, Any] | None, content: dict[str, Any], keys: Sequence[str]
+) -> dict[str, Any]:
+    """A result with the rows of an earlier part of the same series, but for those with equal `keys`
+    that it has itself. SystemExit when the machines, threads or commits differ."""
+    if before is None:
+        return content
+    for what in ("cpu", "threads", "gpu", "commit"):
+        old, new = before["machine"][what], content["machine"][what]
+        if old != new:
+            raise SystemExit(f"--add to a result of another {what}: {old}, not {new}")
+    fresh = {tuple(row[key] for key in keys) for row in content["rows"]}
+    old = [row for row in before["rows"] if tuple(row[key] for key in keys) not in fresh]
+    return {**content, "rows": old + content["rows"]}
+
+
 def last_line(content: dict[str, Any]) -> None:
     """Print `content` as one line of JSON: the last line of every bench."""
     print(json.dumps(content, separators=(",", ":")), flush=True)

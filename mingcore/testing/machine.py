@@ -17,10 +17,12 @@ _PACKAGES = ("mingcore", "torch", "triton", "numpy", "cuda-bindings", "safetenso
 
 
 def describe() -> dict[str, Any]:
-    """A JSON-ready mapping: processor, caches, memory, GPU, versions, commit, time (UTC)."""
+    """A JSON-ready mapping: processor, its instructions, caches, memory, GPU, versions, commit and
+    time (UTC)."""
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "isa": isa(),
         "threads": torch.get_num_threads(),
         "last_level_cache_bytes": last_level_cache_bytes(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -42,10 +44,20 @@ def cpu_name() -> str:
     return found.group(1).strip() if found else platform.processor() or platform.machine()
 
 
+def isa() -> str:
+    """The instruction set that the native kernels take here, and what of it matters to them, such
+    as "avx512 vnni bf16"; "no native kernels" without them."""
+    try:
+        from mingcore import _cpu
+    except ImportError:
+        return "no native kernels"
+    return " ".join([_cpu.isa(), *["vnni"] * _cpu.vnni(), *["bf16"] * _cpu.bf16()])
+
+
 def slug() -> str:
-    """A folder name for this machine: GPU or processor, and cores."""
+    """A folder name for this machine: GPU, or processor, cores and instruction set; no host."""
     here = gpu()
-    name = here["name"] if here else f"{cpu_name()} {len(os.sched_getaffinity(0))} cores"
+    name = here["name"] if here else f"{cpu_name()} {len(os.sched_getaffinity(0))} cores {isa()}"
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
