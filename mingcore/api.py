@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import normalize as norm
 from .audio import read_audio, require_samples
+from .devices import as_device, as_dtype
 from .errors import CheckpointError, InputError
 from .fidelity import RoundTrip
 from .live import resampled
@@ -22,7 +23,14 @@ from .runtime import generate, tasks
 from .runtime.fingerprint import fingerprint
 from .runtime.locate import locate
 from .runtime.noise import SeededNoise
-from .runtime.params import FlowParams, TextParams, draw_seed, number, seconds_range
+from .runtime.params import (
+    ContextParams,
+    FlowParams,
+    TextParams,
+    draw_seed,
+    number,
+    seconds_range,
+)
 from .runtime.speaking import Progress, SpeechRequest, say, to_numpy
 from .runtime.stats import Meter
 
@@ -30,14 +38,6 @@ __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 # audio in is processed whole; beyond this a log line says so
 LONG_AUDIO_SECONDS = 600.0
 
@@ -125,6 +125,9 @@ class MingAudio:
         normalize: bool = True,
         language: str | None = None,
         pause_seconds: float = 0.15,
+        keep_context: bool = False,
+        context_seconds: float | None = None,
+        context_format: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Speech]:
         """Speaks `text` in chunks of about 100 ms, each as soon as it is made.
@@ -135,12 +138,17 @@ class MingAudio:
         `min_seconds`: not to end before (None: 1.8 s, as trained). `max_seconds`: of the whole
         (None: several times what the text should take). `normalize`: numbers, dates and units
         in words, in `language` ("zh", "en", None: detected by sentence). Long texts are spoken in
-        segments cut at sentence ends, `pause_seconds` apart. `progress` is told the seconds made
-        so far. All chunks share one `stats`. Closing the iterator frees the request's memory.
+        segments cut at sentence ends, `pause_seconds` apart, each of which starts anew at the
+        voice: memory is bounded by the longest. Three options depart from the reference
+        (`mingcore.precision.measure_context` says what they cost): `keep_context` lets the model go
+        on hearing what it said over segments, and memory grows; `context_seconds` bounds what it
+        hears; `context_format` "int8" keeps that in 8 bits. `progress` is told the seconds made so
+        far. All chunks share one `stats`. Closing the iterator frees the request's memory.
         """
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)
         pause = number("pause_seconds", pause_seconds, 0, 60)
+        context = ContextParams(keep_context, context_seconds, context_format)
         texts = norm.segments(text, language, normalized=bool(normalize))
         self._require_tokenizer()
         request = SpeechRequest(
@@ -152,6 +160,7 @@ class MingAudio:
             high,
             pause,
             progress,
+            context,
         )
         return say(self.model, request)
 
@@ -207,6 +216,8 @@ class MingAudio:
         min_seconds: float | None = None,
         max_seconds: float | None = None,
         max_new_tokens: int = 512,
+        context_seconds: float | None = None,
+        context_format: str | None = None,
         progress: Progress | None = None,
     ) -> Iterator[Speech]:
         """First pieces of text (`.text`, no samples), then sound in chunks of about 100 ms.
@@ -215,18 +226,20 @@ class MingAudio:
         first writes what it will say. `max_seconds`: None allows twice the input and ten more;
         `min_seconds`: None is 1.7 s, as trained. When the model's text ends, or reaches
         `max_new_tokens`, without asking for sound, that is logged and sound follows anyway.
+        `context_seconds`, `context_format`: as in `tts_stream`.
         """
         flow, params = (
             FlowParams(steps, guidance, temperature, sigma, noise),
             TextParams(max_new_tokens),
         )
         low, high = seconds_range(min_seconds, max_seconds)
+        context = ContextParams(False, context_seconds, context_format)
         _check_text("instruction", instruction)
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
         request = tasks.EditRequest(
-            samples, instruction, bool(reasoning), params, flow, seed, low, high, progress
+            samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context
         )
         return tasks.edit(self.model, request)
 
@@ -406,29 +419,3 @@ def _whole(chunks: Iterator[Speech]) -> Speech:
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{name}: must be a text that is not empty, got {text!r}")
-
-
-def as_device(device: str | torch.device | None) -> torch.device:
-    """What `device` names, None a GPU if there is one. Raises InputError."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: must be cpu or cuda, got {device}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device: {device} is not here, there are {torch.cuda.device_count()} GPUs"
-        )
-    return device
-
-
-def as_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """What `dtype` names, None for None. Raises InputError."""
-    if dtype is None or dtype in DTYPES.values():
-        return dtype
-    if dtype not in DTYPES:
-        raise InputError(f"dtype: must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    return DTYPES[dtype]

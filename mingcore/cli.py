@@ -19,6 +19,8 @@ from .errors import InputError, MingError
 from .options import (
     Audio,
     Backend,
+    ContextFormat,
+    ContextSeconds,
     Device,
     Dtype,
     Format,
@@ -67,12 +69,17 @@ def tts(
     ] = False,
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
+    keep_context: Annotated[
+        bool, typer.Option("--keep-context", help="go on hearing itself over segments")
+    ] = False,
     seed: Seed = None,
     steps: Steps = 10,
     guidance: Guidance = 2.0,
     temperature: Temperature = 1.5,
     min_seconds: MinSeconds = None,
     max_seconds: MaxSeconds = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
     format: Format = None,
     subtype: Subtype = "int16",
     device: Device = None,
@@ -97,7 +104,8 @@ def tts(
             chunks = ming.tts_stream(
                 words, speaker, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
                 min_seconds=min_seconds, max_seconds=max_seconds, normalize=normalize,
-                language=language, progress=progress,
+                language=language, keep_context=keep_context, context_seconds=context_seconds,
+                context_format=context_format, progress=progress,
             )  # fmt: skip
             result = save(chunks, ming.sample_rate, target, container, subtype)
     report(result, target, as_json, quiet)
@@ -157,6 +165,8 @@ def edit(
     temperature: Temperature = 1.5,
     min_seconds: MinSeconds = None,
     max_seconds: MaxSeconds = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
     format: Format = None,
     subtype: Subtype = "int16",
     device: Device = None,
@@ -178,7 +188,8 @@ def edit(
             chunks = ming.edit_stream(
                 audio, wish, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
                 min_seconds=min_seconds, max_seconds=max_seconds, max_new_tokens=max_tokens,
-                reasoning=reasoning, progress=progress,
+                reasoning=reasoning, context_seconds=context_seconds,
+                context_format=context_format, progress=progress,
             )  # fmt: skip
             result = save(chunks, ming.sample_rate, target, container, subtype)
     report(result, target, as_json, quiet)

@@ -87,7 +87,7 @@ def plan(
     """
     import torch
 
-    from .api import as_device, as_dtype
+    from .devices import as_device, as_dtype
     from .model.headers import DTYPES
     from .model.plan import make
     from .model.sources import HeaderTensors

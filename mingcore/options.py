@@ -49,6 +49,10 @@ Backend = Annotated[
     str | None,
     typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
 ]
+ContextSeconds = Annotated[
+    float | None, typer.Option(help="of sound that the model hears of itself at most; else all")
+]
+ContextFormat = Annotated[str | None, typer.Option(help="int8: what it hears is kept in 8 bits")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
 
@@ -95,9 +99,9 @@ def measured(
     backend: str | None,
 ) -> Precision:
     """`precision.measure` by what a command line names."""
-    from .api import as_device, as_dtype
     from .audio import read_audio
     from .config import MingConfig
+    from .devices import as_device, as_dtype
     from .ops import use_backend
     from .precision import measure
     from .runtime.locate import locate

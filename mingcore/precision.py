@@ -25,6 +25,7 @@ from .model.text import Prompt
 from .results import Voice
 from .runtime import generate
 from .runtime.noise import RequestNoise
+from .runtime.params import AS_REFERENCE, ContextParams, number
 
 TEXT = "The quick brown fox jumps over the lazy dog, and one hundred people saw it."
 TIMES = (0.0, 0.1, 0.3, 0.6, 0.9)  # at which velocities are compared
@@ -252,3 +253,71 @@ def _compare_logits(found: Tensor, wanted: Tensor) -> dict[str, float]:
         "kl_mean": float(kl.mean()),
         "kl_max": float(kl.max()),
     }
+
+
+@dataclass(frozen=True)
+class ContextCost:
+    """What the options for long sound change, relative (L2): the embeddings that the language model
+    reads, over the newest half of `seconds` of sound.
+
+    error: of a window or an 8-bit cache against all that came before, as it is. kept: of having
+    heard the first half against hearing the second alone, as a new segment does. bytes and
+    reference_bytes: of the semantic cache.
+    """
+
+    seconds: float
+    error: float
+    kept: float
+    bytes: int
+    reference_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """All figures, for JSON."""
+        return asdict(self)
+
+
+def measure_context(
+    folder: str | Path,
+    *,
+    context_seconds: float | None = None,
+    context_format: str | None = None,
+    seconds: float = 60.0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
+    seed: int = 0,
+) -> ContextCost:
+    """Run the semantic module over so much sound, with the options and without.
+
+    The sound is the checkpoint's default voice over and over, or a synthetic one. context_seconds,
+    context_format: as in `MingAudio.tts_stream`. Raises InputError.
+    """
+    folder, device = Path(folder), torch.device(device)
+    params = ContextParams(False, context_seconds, context_format)
+    with torch.no_grad():
+        model = load(folder, device, dtype, weights=weights, layers_on_demand=True)
+        frames = model.config.patch_frames
+        sound = _inputs(model, folder, None, None, seed).latents
+        count = round(number("seconds", seconds, 1, 36000) * 5) * 2 * frames
+        latents = sound.repeat(1, -(-count // sound.shape[1]), 1)[:, :count]
+        half = latents[:, count // 2 :]
+        states = [AS_REFERENCE.state(model, count), params.state(model, count)]
+        heard = [_heard(model, latents, state)[:, -half.shape[1] // frames :] for state in states]
+        alone = _heard(model, half, AS_REFERENCE.state(model, count))
+    sizes = [state.nbytes for state in states]
+    return ContextCost(
+        count / frames / 10,
+        relative(heard[1], heard[0]),
+        relative(heard[0], alone),
+        sizes[1],
+        sizes[0],
+    )
+
+
+def _heard(model, latents: Tensor, state: Any) -> Tensor:
+    """latents [1,n·P,C] patch by patch, as speech is made -> [1,n,H] for the language model."""
+    parts = []
+    for part in latents.split(model.config.patch_frames, dim=1):
+        embedding, state = model.vae.unify(part, state)
+        parts.append(model.pool(embedding))
+    return torch.cat(parts, dim=1)

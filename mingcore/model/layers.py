@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from .context import ContextCache
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -75,11 +76,12 @@ class Attention:
         x: Tensor,
         residual: Tensor,
         rope: tuple[Tensor, Tensor],
-        cache: tuple[Tensor, Tensor],
+        cache: tuple[Tensor, Tensor] | ContextCache,
         positions: Tensor,
         fresh: bool,
     ) -> Tensor:
-        """x: the normed input. rope: cos, sin [1|B,T,D/2]. cache: keys, values [B,S,Hkv,D].
+        """x: the normed input. rope: cos, sin [1|B,T,D/2]. cache: keys, values [B,S,Hkv,D], or one
+        that departs from the reference.
 
         positions [B,T] int64: where the new keys are stored, negative for tokens that are not.
         fresh: the cache is empty and no token is masked, so the new keys are all there is.
@@ -88,11 +90,18 @@ class Attention:
         q, k, v = ops.qkv_rope(
             self.qkv(x), *rope, self.heads, self.kv_heads, interleaved=self.interleaved
         )
-        ops.kv_write_(*cache, k, v, positions)
-        if fresh:
-            a = ops.attention_prefill(q, k, v, causal=True, window=self.window)
+        window = self.window
+        if isinstance(cache, ContextCache):
+            window = cache.window
+            cache.write_(k, v, positions)
         else:
-            a = ops.attention_decode(q, *cache, positions, window=self.window)
+            ops.kv_write_(*cache, k, v, positions)
+        if fresh:
+            a = ops.attention_prefill(q, k, v, causal=True, window=window)
+        elif isinstance(cache, ContextCache):
+            a = cache.attend(q, positions)
+        else:
+            a = ops.attention_decode(q, *cache, positions, window=window)
         return self.out(a.reshape(B, T, self.heads * self.head_dim), residual=residual)
 
 

@@ -82,7 +82,16 @@ class KVState:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for t in (*self.keys, *self.values, self.lengths))
+        return sum(t.nbytes for side in self._sides() for t in side) + self.lengths.nbytes
+
+    def _sides(self) -> Sequence[list[Tensor]]:
+        """What is kept of tokens, each a list by layer of tensors [B,S,Hkv,...]."""
+        return self.keys, self.values
+
+    def _view(self, layer: int, shown: int) -> tuple[Tensor, Tensor]:
+        """A layer's cache, as far as `shown` slots unless it has a window."""
+        k, v = self.keys[layer], self.values[layer]
+        return (k, v) if self.windows[layer] is not None else (k[:, :shown], v[:, :shown])
 
     def reserve(self, T: int) -> list[tuple[Tensor, Tensor]]:
         """Room for T more tokens -> each layer's (keys, values), as much as can be filled then."""
@@ -92,11 +101,7 @@ class KVState:
         # rows of another state show all their memory, always the same
         shown = self.capacity if self.fixed else -(-needed // VIEW) * VIEW
         if self._views is None or self._views[0] != shown:
-            pairs = [
-                (k, v) if w is not None else (k[:, :shown], v[:, :shown])
-                for k, v, w in zip(self.keys, self.values, self.windows)
-            ]
-            self._views = (shown, pairs)
+            self._views = (shown, [self._view(i, shown) for i in range(len(self.windows))])
         return self._views[1]
 
     def advance(self, T: int) -> None:
@@ -117,7 +122,7 @@ class KVState:
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes a copy of row `source`."""
         filled = self.bounds[source]
-        for cache in (self.keys, self.values):
+        for cache in self._sides():
             for tensor, window in zip(cache, self.windows):
                 used = filled if window is None else tensor.shape[1]
                 tensor[target, :used] = tensor[source, :used]
@@ -130,7 +135,7 @@ class KVState:
                 f"state: {needed} tokens do not fit into rows of {self.capacity} that cannot grow"
             )
         self._views = None
-        for cache in (self.keys, self.values):
+        for cache in self._sides():
             for layer, window in enumerate(self.windows):
                 if window is None:
                     old = cache[layer]

@@ -73,6 +73,40 @@ class FlowParams:
 
 
 @dataclass(frozen=True)
+class ContextParams:
+    """What the semantic module goes on hearing in long sound; by default as the reference does it.
+
+    keep: it goes on from segment to segment, instead of starting anew at the voice. seconds: only
+    the newest so many are heard, the voice among them at first; None: all. format: "int8" keeps
+    what it remembers in 8 bits; None: as it is. docs/model.md section 7.
+    """
+
+    keep: bool = False
+    seconds: float | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        set_field = object.__setattr__
+        if not isinstance(self.keep, bool):
+            raise InputError(f"keep_context: must be True or False, got {self.keep!r}")
+        if self.seconds is not None:
+            set_field(self, "seconds", number("context_seconds", self.seconds, 0.1, 36000))
+        if self.format not in (None, "int8"):
+            raise InputError(f"context_format: must be None or 'int8', got {self.format!r}")
+
+    def state(self, model: Any, frames: int) -> Any:
+        """An empty semantic state of one row for so many frames, more where it grows."""
+        config = model.config
+        window = None
+        if self.seconds is not None:
+            window = max(1, round(self.seconds * config.sample_rate / config.hop_samples))
+        return model.vae.new_semantic_state(1, frames, window=window, format=self.format)
+
+
+AS_REFERENCE = ContextParams()
+
+
+@dataclass(frozen=True)
 class PatchLimits:
     """How many patches a run may last: it may stop from `least` on, and ends at `most` anyway.
 

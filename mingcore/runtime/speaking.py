@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from ..model import text as prompts
 from ..results import Speech
 from . import generate
 from .noise import NoiseSource, noise_source
-from .params import MIN_TTS_PATCHES, FlowParams, PatchLimits
+from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
 from .stats import Meter
 
 Progress = Callable[[float], None]
@@ -44,6 +45,7 @@ class SpeechRequest:
     most_seconds: float | None = None
     pause_seconds: float = 0.0
     progress: Progress | None = None
+    context: ContextParams = AS_REFERENCE
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Speaking:
         self.noise = noise or noise_source(flow.noise, request.seed, device)
         self._gap = np.zeros(0, np.float32)
         self._ended, self._next = "stop", 0
+        self._kept: generate.EncodedAudio | None = None
 
     def next(self) -> Segment | None:
         """The next segment; None, and complete stats, when there is none."""
@@ -85,11 +88,11 @@ class Speaking:
     def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> generate.Context:
         """Runs voice and prompt into empty states of one row (None: makes them).
 
-        The semantic cache of a segment starts anew at the voice.
+        The semantic cache of a segment starts anew at the voice, unless the request keeps it.
         """
         model, expected = self.model, segment.limits.expected
         latents = self.request.latents
-        voice = generate.embed_audio(model, latents, expected_patches=expected, state=semantic)
+        voice = self._kept or self._voice(latents, expected, semantic)
         hidden, llm = generate.prefill(
             model,
             segment.prompt,
@@ -102,6 +105,24 @@ class Speaking:
         self.stats.prompt_tokens += len(segment.prompt.ids)
         history = latents[:, -model.config.patch_frames :]
         return generate.Context(hidden[:, -1], llm, voice.semantic, history)
+
+    def _voice(self, latents: Tensor, expected: int, state: Any) -> generate.EncodedAudio:
+        context = self.request.context
+        if state is not None and context != AS_REFERENCE:
+            raise InputError("context: requests that share a batch hear as the reference does")
+        if state is None:
+            frames = latents.shape[1] + expected * self.model.config.patch_frames
+            state = context.state(self.model, frames)
+        voice = generate.embed_audio(self.model, latents, state=state)
+        if context.keep:
+            self._kept = voice
+        return voice
+
+    def heard(self, latents: Tensor) -> None:
+        """The last patch of a segment, which nothing followed: a kept context goes on behind it."""
+        if self._kept is not None:
+            with torch.no_grad():
+                self.model.vae.unify(latents, self._kept.semantic)
 
     def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
         """The sound [L] of one patch as it goes out; segments are a pause apart."""
@@ -150,6 +171,8 @@ def say(model, request: SpeechRequest, noise: NoiseSource | None = None) -> Iter
                 meter.pause()
                 yield speech
                 meter.resume()
+                if patch.last:
+                    speaking.heard(patch.latents)
     meter.pause()
 
 

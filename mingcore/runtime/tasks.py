@@ -16,7 +16,14 @@ from ..model import text as prompts
 from ..results import LanguageTag, Speech, Transcript
 from . import generate
 from .noise import NoiseSource, SeededNoise, noise_source
-from .params import MIN_EDIT_PATCHES, FlowParams, PatchLimits, TextParams
+from .params import (
+    AS_REFERENCE,
+    MIN_EDIT_PATCHES,
+    ContextParams,
+    FlowParams,
+    PatchLimits,
+    TextParams,
+)
 from .speaking import Progress, delivered, new_meter, patch_seconds, to_numpy
 from .stats import Meter
 
@@ -54,6 +61,7 @@ class EditRequest:
     least_seconds: float | None = None
     most_seconds: float | None = None
     progress: Progress | None = None
+    context: ContextParams = AS_REFERENCE
 
 
 def understand(
@@ -105,7 +113,8 @@ def edit(model, request: EditRequest, noise: NoiseSource | None = None) -> Itera
         expected_seconds=1.2 * seconds + 2,
     )
     latents = generate.sample_latents(model, request.samples, noise)
-    audio = generate.embed_audio(model, latents, expected_patches=limits.expected)
+    frames = latents.shape[1] + limits.expected * config.patch_frames
+    audio = generate.embed_audio(model, latents, state=request.context.state(model, frames))
     prompt = prompts.edit_prompt(
         tokenizer, request.instruction, audio.patches, reasoning=request.reasoning
     )

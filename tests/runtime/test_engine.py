@@ -6,8 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from mingcore.errors import InputError
-from mingcore.ops import use_backend
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import FlowParams

@@ -71,9 +71,17 @@ class AudioVAE:
         """An empty state; `block` is the most frames that one step computes at once."""
         return self.encoder.new_state(batch, block)
 
-    def new_semantic_state(self, batch: int, capacity: int) -> SemanticState:
-        """An empty state for `capacity` frames a row; it doubles when they are exceeded."""
-        return self.semantic.new_state(batch, capacity)
+    def new_semantic_state(
+        self, batch: int, capacity: int, *, window: int | None = None, format: str | None = None
+    ) -> SemanticState:
+        """An empty state for `capacity` frames a row; it doubles when they are exceeded.
+
+        window: how many of the newest frames are seen, so that memory is constant; format: "int8"
+        keeps keys and values in 8 bits. Both depart from the reference. Raises InputError.
+        """
+        return self.semantic.new_state(
+            batch, capacity, window=window, format=format, block=min(capacity, BLOCK)
+        )
 
     def new_decoder_state(self, batch: int, block: int = STREAM_BLOCK) -> DecoderState:
         """An empty state; its size does not grow where every layer has a window."""

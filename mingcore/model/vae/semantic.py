@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ... import ops
 from ...config import AudioConfig
+from ..context import ContextState
 from ..layers import Attention, Linear, dense_positions
 from ..rope import Rope
 from ..state import KVState
@@ -96,7 +97,29 @@ class Semantic:
             activation_dtype=w.activation_dtype,
         )
 
-    def new_state(self, batch: int, capacity: int) -> SemanticState:
+    def new_state(
+        self,
+        batch: int,
+        capacity: int,
+        *,
+        window: int | None = None,
+        format: str | None = None,
+        block: int = 0,
+    ) -> SemanticState:
+        """window: frames that are seen (None: all); format: "int8" or None; see context.py."""
+        if window is not None or format is not None:
+            return ContextState.start(
+                batch,
+                capacity,
+                len(self.blocks),
+                self.heads,
+                self.head_dim,
+                window=window,
+                format=format,
+                block=block or capacity,
+                dtype=self.activation_dtype,
+                device=self.device,
+            )
         return KVState.create(
             batch,
             capacity,

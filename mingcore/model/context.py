@@ -1,0 +1,149 @@
+"""A cache that departs from the reference so that long sound stays in memory: two options.
+
+window: the newest so many tokens are seen, in a ring of slots, so memory is constant. int8: keys
+and values with a scale per token and head, a quarter of float32. By default neither: every key is
+kept as it is (`KVState`). `mingcore.precision.measure_context` says what they cost.
+
+int8: stored = round(x * 127 / max|x|) over a head's D elements, scale = max|x| / 127. As a score is
+a sum over one key's elements, its scale factors out of it; so does a value's out of the weighted
+sum: nothing is widened but BLOCK keys at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import ops
+from ..errors import InputError
+from ..ops.packed import quantise_activations
+from .state import KVState
+
+FORMATS = ("int8",)
+BLOCK = 1024  # keys that are widened at once
+
+
+class ContextCache(NamedTuple):
+    """One layer's slots: keys, values [B,S,Hkv,D], the scales [B,S,Hkv,1] of int8 ones, window."""
+
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor | None
+    value_scale: Tensor | None
+    window: int | None
+
+    def write_(self, k: Tensor, v: Tensor, positions: Tensor) -> None:
+        """k, v [B,T,Hkv,D] into slots positions mod S; a negative position is skipped."""
+        if self.key_scale is None:
+            ops.kv_write_(self.keys, self.values, k, v, positions)
+            return
+        (k, k_scale), (v, v_scale) = _quantised(k), _quantised(v)
+        ops.kv_write_(_words(self.keys), _words(self.values), _words(k), _words(v), positions)
+        ops.kv_write_(self.key_scale, self.value_scale, k_scale, v_scale, positions)
+
+    def attend(self, q: Tensor, positions: Tensor) -> Tensor:
+        """`ops.attention_decode` over these slots: q [B,T,Hq,D] -> [B,T,Hq,D]."""
+        if self.key_scale is None:
+            return ops.attention_decode(q, self.keys, self.values, positions, window=self.window)
+        return _attend_int8(q, self, positions)
+
+
+def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
+    stored, scale = quantise_activations(x.reshape(-1, x.shape[-1]))
+    return stored.view(x.shape), scale.view(*x.shape[:-1], 1)
+
+
+def _words(x: Tensor) -> Tensor:
+    """Four int8 as one float32: what only moves them does not look at them."""
+    return x.view(torch.float32)
+
+
+def _attend_int8(q: Tensor, cache: ContextCache, positions: Tensor) -> Tensor:
+    """Softmax online over blocks of keys, in float32."""
+    B, T, heads, D = q.shape
+    S, kv_heads = cache.keys.shape[1:3]
+    q5 = (q.float() * D**-0.5).view(B, T, kv_heads, heads // kv_heads, D)
+    top = q5.new_full((B, kv_heads, heads // kv_heads, T, 1), -torch.inf)
+    total, out = torch.zeros_like(top), q5.new_zeros(*top.shape[:-1], D)
+    last = positions.amax(dim=1, keepdim=True)
+    at = positions[:, None, None, :, None]
+    for start in range(0, S, BLOCK):
+        part = slice(start, min(start + BLOCK, S))
+        slots = torch.arange(part.start, part.stop, device=q.device)
+        held = (last - (last - slots) % S)[:, None, None, None]  # positions in the slots
+        seen = (held >= 0) & (held <= at)
+        if cache.window is not None:
+            seen &= held > at - cache.window
+        k_scale = cache.key_scale[:, part, :, 0].transpose(1, 2)[:, :, None, None]
+        v_scale = cache.value_scale[:, part, :, 0].transpose(1, 2)[:, :, None, None]
+        scores = torch.einsum("bthgd,bshd->bhgts", q5, cache.keys[:, part].float()) * k_scale
+        scores = scores.masked_fill(~seen, -torch.inf)
+        above = torch.maximum(top, scores.amax(-1, keepdim=True))
+        base = above.clamp(min=torch.finfo(above.dtype).min)  # nothing seen yet: not inf - inf
+        weights, before = (scores - base).exp(), (top - base).exp()
+        total = total * before + weights.sum(-1, keepdim=True)
+        values = cache.values[:, part].float()
+        out = out * before + torch.einsum("bhgts,bshd->bhgtd", weights * v_scale, values)
+        top = above
+    out = out / total.clamp(min=1e-30)  # a query that sees nothing gives zeros
+    return out.permute(0, 3, 1, 2, 4).reshape(B, T, heads, D).to(q.dtype)
+
+
+@dataclass
+class ContextState(KVState):
+    """A `KVState` with a window on every layer, or 8-bit keys and values, or both."""
+
+    key_scales: list[Tensor] | None = None
+    value_scales: list[Tensor] | None = None
+
+    @classmethod
+    def start(
+        cls,
+        batch: int,
+        capacity: int,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        *,
+        window: int | None,
+        format: str | None,
+        block: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> ContextState:
+        """`capacity` tokens, where there is no window; at most `block` tokens a step."""
+        if format is not None and format not in FORMATS:
+            raise InputError(f"context: format must be None or int8, got {format!r}")
+        if window is not None and window < 1:
+            raise InputError(f"context: window must be at least one frame, got {window}")
+        if format is not None and head_dim % 4:
+            raise InputError(f"context: int8 needs heads of a multiple of 4, got {head_dim}")
+        kinds = {"block": min(block, capacity), "device": device}
+        made = cls.create(
+            batch, capacity, (window,) * layers, heads, head_dim,
+            dtype=dtype if format is None else torch.int8, **kinds,
+        )  # fmt: skip
+        if format is not None:
+            made.key_scales, made.value_scales = (
+                [torch.zeros(*t.shape[:3], 1, device=device) for t in side]
+                for side in (made.keys, made.values)
+            )
+        return made
+
+    def _sides(self) -> Sequence[list[Tensor]]:
+        scales = () if self.key_scales is None else (self.key_scales, self.value_scales)
+        return self.keys, self.values, *scales
+
+    def _view(self, layer: int, shown: int) -> ContextCache:
+        window = self.windows[layer]
+        sides = [side[layer] for side in self._sides()]
+        if window is None:
+            sides = [t[:, :shown] for t in sides]
+        return ContextCache(*sides, *(None,) * (4 - len(sides)), window)
+
+    def rows(self, start: int, stop: int) -> KVState:
+        raise InputError("context: requests that share a batch keep every key as it is")
