@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .aio import AsyncMingAudio
     from .api import MingAudio, RoundTrip, Speech, Transcript, Voice
-    from .errors import BackendError, CheckpointError, InputError, MingError, NotEnoughMemory
+    from .errors import (
+        BackendError,
+        CheckpointError,
+        ClosedError,
+        InputError,
+        MingError,
+        NotEnoughMemory,
+    )
 
 _HOME = {
+    "AsyncMingAudio": ".aio",
     "MingAudio": ".api",
     "Voice": ".api",
     "Speech": ".api",
@@ -23,11 +32,14 @@ _HOME = {
     "CheckpointError": ".errors",
     "BackendError": ".errors",
     "NotEnoughMemory": ".errors",
+    "ClosedError": ".errors",
 }
 
 __all__ = [
+    "AsyncMingAudio",
     "BackendError",
     "CheckpointError",
+    "ClosedError",
     "InputError",
     "MingAudio",
     "MingError",

@@ -19,3 +19,7 @@ class BackendError(MingError, RuntimeError):
 
 class NotEnoughMemory(MingError, MemoryError):
     """A model would not fit in what its device has left; nothing was loaded."""
+
+
+class ClosedError(MingError, RuntimeError):
+    """What was to serve the request is closed, or broke."""

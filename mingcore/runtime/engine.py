@@ -11,16 +11,17 @@ results of earlier ones are looked at.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 
+from .faults import Fault
 from .graphs import Graphs, graphs_for
-from .params import FlowParams
+from .params import AS_REFERENCE, FlowParams
 from .slots import Slots, Turn, check_slots
-from .speaking import Segment, Speaking, SpeechRequest
+from .speaking import Segment, Speaking, SpeechRequest, say
 from .step import Landing
 
 AHEAD_ON_GPU = 2
@@ -59,24 +60,6 @@ class _Flight:
 
     rows: list[tuple[int, Job, Any]]
     landing: Landing
-
-
-@dataclass
-class _Fault:
-    """What goes wrong inside is handed to `then`, and goes no further."""
-
-    then: Callable[[Exception], None]
-    happened: bool = field(default=False, init=False)
-
-    def __enter__(self) -> _Fault:
-        return self
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self.happened = True
-        self.then(error)
-        return True
 
 
 class Engine:
@@ -127,7 +110,12 @@ class Engine:
         return [*(job for job in self._rows if job), *self._waiting, *self._others]
 
     def submit(self, work: SpeechRequest | Iterator[Any], outlet: Outlet) -> Job:
-        """Speech waits for a slot; anything else is an iterator, of which each tick takes one."""
+        """Speech waits for a slot; anything else is an iterator, of which each tick takes one.
+
+        So is speech whose context departs from the reference's: slots are alike.
+        """
+        if isinstance(work, SpeechRequest) and work.context != AS_REFERENCE:
+            work = say(self.model, work)
         job = Job(work, outlet)
         (self._waiting if isinstance(work, SpeechRequest) else self._others).append(job)
         return job
@@ -162,7 +150,7 @@ class Engine:
     def _other(self, job: Job) -> bool:
         if job.outlet.room() < 1:
             return False
-        with _Fault(lambda error: self._finish(job, error)):
+        with Fault(lambda error: self._finish(job, error)):
             piece = next(job.work, job)
             if piece is job:
                 self._finish(job)
@@ -177,7 +165,7 @@ class Engine:
         job = self._waiting.popleft()
         job.row = self._rows.index(None)
         self._rows[job.row] = job
-        with _Fault(lambda error: self._finish(job, error)):
+        with Fault(lambda error: self._finish(job, error)):
             job.speaking = Speaking(self.model, job.work)
             self._start(job)
         self._settle()
@@ -185,7 +173,7 @@ class Engine:
 
     def _start(self, job: Job) -> None:
         """The job's next segment begins in its row, or the job is finished."""
-        speaking, frames = job.speaking, self.model.config.patch_frames
+        speaking = job.speaking
         job.segment = segment = speaking.next()
         if segment is None:
             self._finish(job)
@@ -194,7 +182,6 @@ class Engine:
         self.slots.fit(len(segment.prompt.ids), voice, max(limits.most, 1))
         alone = self.slots.row(job.row)
         context = speaking.fill(segment, alone.llm, alone.semantic)
-        assert voice // frames * frames == voice
         self.slots.begin(job.row, alone, context, limits, job.work.flow.guidance)
 
     def _launch(self) -> bool:
@@ -204,7 +191,7 @@ class Engine:
         for row, job in enumerate(self._rows):
             if job is None or not self._has_room(job):
                 continue
-            with _Fault(lambda error, job=job: self._finish(job, error)) as fault:
+            with Fault(lambda error, job=job: self._finish(job, error)) as fault:
                 mark = job.speaking.noise.mark() if self._ahead else None
                 turns.append(self._turn(row, job))
             if not fault.happened:
@@ -212,7 +199,7 @@ class Engine:
         self._settle()
         if not going:
             return False
-        with _Fault(self._fail_all):
+        with Fault(self._fail_all):
             self._step(going, turns)
         return True
 
@@ -256,7 +243,7 @@ class Engine:
                 continue
             samples = landed.samples[row, : landed.counts[row]].copy()
             last, stopped = landed.ended[row], landed.stopped[row]
-            with _Fault(lambda error, job=job: self._finish(job, error)) as fault:
+            with Fault(lambda error, job=job: self._finish(job, error)) as fault:
                 job.outlet.put(job.speaking.deliver(samples, last=last, stopped=stopped))
             if last and not fault.happened:
                 self._recall(job)
@@ -277,7 +264,7 @@ class Engine:
         """Jobs whose run has ended go on with their next segment, or leave."""
         for job in ended:
             if not job.over:
-                with _Fault(lambda error, job=job: self._finish(job, error)):
+                with Fault(lambda error, job=job: self._finish(job, error)):
                     self._start(job)
         self._settle()
 

@@ -81,18 +81,19 @@ class Slots:
 
     def fit(self, prompt_tokens: int, voice_frames: int, patches: int) -> None:
         """Room for a run of up to so many patches; where memory moved, graphs are made anew."""
-        before = self._memory()
+        before = self.memory()
         tokens, frames = prompt_tokens + patches, voice_frames + patches * self._frames
         try:
             self.rows.ensure(tokens=tokens, frames=frames, patches=patches)
         finally:
             # also when only a part of it could be had
-            if self._memory() != before:
+            if self.memory() != before:
                 self._views.clear()
                 self.graphs.clear()
                 self._capture()
 
-    def _memory(self) -> list[int]:
+    def memory(self) -> list[int]:
+        """Where the caches are."""
         states = (self.rows.llm, self.rows.semantic, self.rows.decoder.backbone)
         return [t.data_ptr() for s in states for t in (*s.keys, *s.values)]
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from tokenizers.models import WordLevel
 
 from mingcore.model import load
 from mingcore.model.text import Tokenizer
+from mingcore.runtime.speaking import SpeechRequest, say
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LIMIT = 2e-5
@@ -140,3 +142,26 @@ def golden_models(golden_with_stub):
 @pytest.fixture
 def model(golden_models):
     return golden_models()
+
+
+@pytest.fixture
+def endless(golden_models, monkeypatch):
+    """The golden model, which never stops but by a limit."""
+    model = golden_models()
+    monkeypatch.setattr(model.stop_head.linear, "bias", torch.tensor([50.0, -50.0]))
+    return model
+
+
+@pytest.fixture(scope="session")
+def alone(golden_models):
+    """Request -> its samples when it is the only one, by the loop of one request."""
+    kept = {}
+
+    def samples(request: SpeechRequest) -> np.ndarray:
+        if request.seed not in kept:
+            kept[request.seed] = np.concatenate(
+                [speech.samples for speech in say(golden_models(), request)]
+            )
+        return kept[request.seed]
+
+    return samples

@@ -2,122 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
+import gc
+import logging
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 
+from mingcore.model.state import KVState
+from mingcore.runtime import speaking
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
-from mingcore.runtime.params import FlowParams
-from mingcore.runtime.speaking import SpeechRequest, say
-
-LATENTS = torch.randn(1, 30, 64, generator=torch.Generator().manual_seed(5))
-
-
-def request(
-    seed: int, patches: int, *, texts=("hello",), voice: int = 15, progress=None, **flow
-) -> SpeechRequest:
-    flow = FlowParams(**{"steps": 2} | flow)
-    seconds = patches / 10
-    return SpeechRequest(
-        tuple((text, 1.0) for text in texts),
-        LATENTS[:, :voice],
-        "hi.",
-        flow,
-        seed,
-        min(seconds, 1.0),
-        seconds,
-        0.05,
-        progress,
-    )
-
-
-# lengths, voices, seeds, schedules, guidances and orders of noise, none like another
-MIXED = (
-    request(1, 5),
-    request(2, 9, voice=20, guidance=0),
-    request(3, 3, temperature=0.5),
-    request(4, 7, steps=3, noise="per_request"),
-    request(5, 1, guidance=1.0),
-    request(6, 12, texts=("abc", "de"), voice=30),
-    request(7, 4, sigma=0),
-)
-
-
-class Sink:
-    """An outlet that keeps everything; `limit` pieces at most until they are taken."""
-
-    def __init__(self, limit: int = 1000):
-        self.limit, self.pieces, self.over, self.error = limit, [], False, None
-
-    def room(self) -> int:
-        return self.limit - len(self.pieces)
-
-    def put(self, piece) -> None:
-        assert not self.over
-        self.pieces.append(piece)
-
-    def end(self, error) -> None:
-        assert not self.over
-        self.over, self.error = True, error
-
-    @property
-    def samples(self) -> np.ndarray:
-        return np.concatenate([piece.samples for piece in self.pieces])
-
-
-def replayed_by_calling(function):
-    """Stands in for a CUDA graph: a replay changes the results of the first run in place."""
-    result = function()
-
-    def replay() -> None:
-        new = function()
-        if result is not None:
-            for name, tensor in vars(result).items():
-                tensor.copy_(getattr(new, name))
-
-    return replay, result
-
-
-@pytest.fixture
-def model(golden_models, monkeypatch):
-    model = golden_models()
-    # nobody stops but by its limit
-    monkeypatch.setattr(model.stop_head.linear, "bias", torch.tensor([50.0, -50.0]))
-    return model
-
-
-@pytest.fixture(scope="module")
-def alone(golden_models):
-    """Request -> its samples when it is the only one, by the loop of one request."""
-    kept = {}
-
-    def samples(request: SpeechRequest) -> np.ndarray:
-        if request.seed not in kept:
-            kept[request.seed] = np.concatenate(
-                [speech.samples for speech in say(golden_models(), request)]
-            )
-        return kept[request.seed]
-
-    return samples
-
-
-def run(engine: Engine, requests, *, most: int = 400) -> list[Sink]:
-    sinks = [Sink() for _ in requests]
-    for one, sink in zip(requests, sinks):
-        engine.submit(one, sink)
-    for _ in range(most):
-        if not engine.tick():
-            break
-    assert all(sink.over for sink in sinks) and not engine.jobs
-    return sinks
-
-
-def same(alone, requests, sinks) -> None:
-    for one, sink in zip(requests, sinks):
-        assert sink.error is None, sink.error
-        assert np.array_equal(sink.samples, alone(one)), one.seed
-
+from mingcore.runtime.params import ContextParams, FlowParams
+from tests.runtime.engine_support import MIXED, Sink, replayed_by_calling, request, run, same
 
 WAYS = {
     "one slot": {"slots": 1},
@@ -132,14 +30,209 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_same_bits_as_alone(model, alone, way):
+def test_the_same_bits_as_alone(endless, alone, way):
     options = dict(WAYS[way])
     if options.get("graphs"):
         options["graphs"] = Graphs(replayed_by_calling)
         options["flows"] = (FlowParams(steps=2), FlowParams(steps=3))
-    engine = Engine(model, **options)
+    engine = Engine(endless, **options)
     same(alone, MIXED, run(engine, MIXED))
     if "graphs" in options:
         assert len(engine.slots.graphs) > 0
     # and the slots it leaves behind are as good as new
     same(alone, MIXED[:2], run(engine, MIXED[:2]))
+
+
+def test_runs_end_by_the_stop_head(endless, monkeypatch):
+    monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
+    requests = [request(seed, patches) for seed, patches in ((1, 30), (2, 40), (3, 2))]
+    sinks = run(Engine(endless, 2, ahead=1), requests)
+    # their least is a second, or all there may be
+    assert [len(sink.pieces) for sink in sinks] == [10, 10, 2]
+    assert [sink.pieces[-1].stats.ended_by for sink in sinks] == ["stop"] * 3
+
+
+@pytest.mark.parametrize("way", ["three slots", "ahead"])
+def test_segments_follow_one_another_in_the_same_slot(endless, alone, monkeypatch, way):
+    monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
+    short = {"least_seconds": 0.3}
+    requests = [
+        replace(request(20, 40, texts=("abc", "de", "f")), **short),
+        replace(request(21, 8, texts=("abc", "de", "f"), noise="per_request"), **short),
+        replace(request(22, 40), **short),
+        replace(request(23, 40, texts=("hello", "abc")), **short),
+    ]
+    sinks = run(Engine(endless, **WAYS[way]), requests)
+    same(alone, requests, sinks)
+    assert [sink.pieces[-1].stats.segments for sink in sinks] == [3, 2, 1, 2]
+
+
+def test_a_context_of_its_own_runs_beside_the_others(endless, alone):
+    own = ContextParams(keep=True, seconds=1.0)
+    requests = [MIXED[0], replace(request(40, 6), context=own), MIXED[1]]
+    engine = Engine(endless, 2)
+    same(alone, requests, run(engine, requests))
+
+
+def test_an_error_in_a_later_segment(endless, alone, monkeypatch):
+    monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
+    fill = speaking.Speaking.fill
+    monkeypatch.setattr(
+        speaking.Speaking,
+        "fill",
+        lambda self, *args: boom() if self.stats.segments == 1 else fill(self, *args),
+    )
+    wrong, right = request(30, 40, texts=("abc", "worse")), request(31, 12)
+    engine, sinks = Engine(endless, 2), [Sink(), Sink()]
+    for one, sink in zip((wrong, right), sinks):
+        engine.submit(one, sink)
+    while engine.tick():
+        pass
+    assert str(sinks[0].error) == "the voice file vanished" and len(sinks[0].pieces) == 10
+    monkeypatch.setattr(speaking.Speaking, "fill", fill)
+    same(alone, [right], sinks[1:])
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_a_consumer_that_stops_reading_pauses_its_own_request(endless, alone, ahead):
+    engine = Engine(endless, 3, ahead=ahead)
+    sinks = [Sink(), Sink(limit=2), Sink()]
+    for one, sink in zip(MIXED, sinks):
+        engine.submit(one, sink)
+    while engine.tick():
+        assert len(sinks[1].pieces) <= 2
+    assert [sink.over for sink in sinks] == [True, False, True] and len(sinks[1].pieces) == 2
+    stats = sinks[1].pieces[0].stats
+    worked = stats.compute_seconds
+    assert not engine.tick() and stats.compute_seconds == worked
+    sinks[1].limit = 1000
+    while engine.tick():
+        pass
+    same(alone, MIXED[:3], sinks)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 4])
+def test_cancelling_frees_the_slot_and_leaves_the_others_alone(endless, alone, ahead, rounds):
+    engine = Engine(endless, 2, ahead=ahead)
+    sinks = [Sink() for _ in range(3)]
+    jobs = [engine.submit(one, sink) for one, sink in zip(MIXED, sinks)]
+    for _ in range(rounds):
+        engine.tick()
+    engine.cancel(jobs[0])
+    engine.cancel(jobs[0])
+    while engine.tick():
+        pass
+    assert not sinks[0].over and not engine.jobs
+    same(alone, MIXED[1:3], sinks[1:])
+    assert all(not row for row in engine.slots.rows.open.tolist())
+
+
+def boom(*_, **__):
+    raise OSError("the voice file vanished")
+
+
+def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
+    class Broken(Sink):
+        def put(self, piece):
+            boom()
+
+    class Silent:
+        def patch(self, *shape):
+            return boom()
+
+    tts_prompt = speaking.prompts.tts_prompt
+    monkeypatch.setattr(
+        speaking.prompts,
+        "tts_prompt",
+        lambda tokenizer, text, *rest: (
+            boom() if text == "worse" else tts_prompt(tokenizer, text, *rest)
+        ),
+    )
+    monkeypatch.setattr(
+        speaking,
+        "noise_source",
+        lambda order, seed, device, make=speaking.noise_source: (
+            Silent() if seed == 90 else make(order, seed, device)
+        ),
+    )
+    bad = {
+        "progress": request(80, 9, progress=boom),
+        "tokens": request(81, 9, texts=("worse",)),
+        "noise": request(90, 9),
+        "outlet": request(83, 9),
+    }
+    engine = Engine(endless, 3)
+    good = [Sink() for _ in MIXED[:4]]
+    sinks = {name: Broken() if name == "outlet" else Sink() for name in bad}
+    for (name, wrong), right, sink in zip(bad.items(), MIXED, [*good, None]):
+        engine.submit(wrong, sinks[name])
+        if sink is not None:
+            engine.submit(right, sink)
+    while engine.tick():
+        pass
+    same(alone, MIXED[:4], good)
+    for name, sink in sinks.items():
+        assert sink.over and str(sink.error) == "the voice file vanished", name
+    assert not engine.jobs
+
+
+def test_a_step_that_fails_ends_those_in_it(endless, alone, monkeypatch):
+    engine = Engine(endless, 2)
+    sinks = [Sink() for _ in range(3)]
+    for one, sink in zip(MIXED, sinks):
+        engine.submit(one, sink)
+    engine.tick(), engine.tick()
+    with monkeypatch.context() as patch:
+        patch.setattr(endless, "stop_head", boom)
+        engine.tick()
+    assert [isinstance(sink.error, OSError) for sink in sinks] == [True, True, False]
+    while engine.tick():
+        pass
+    same(alone, MIXED[2:3], sinks[2:])
+
+
+def test_without_memory_for_graphs_it_runs_without(endless, alone, caplog):
+    def refuse(function):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    with caplog.at_level(logging.WARNING):
+        engine = Engine(endless, 2, graphs=Graphs(refuse))
+    assert "no CUDA graph of ('emit', 2" in caplog.text and "Tried to allocate" in caplog.text
+    same(alone, MIXED[:3], run(engine, MIXED[:3]))
+
+
+def test_a_run_too_long_for_memory_is_refused_alone(endless, alone, monkeypatch):
+    def ensure(state, capacity, ensure=KVState.ensure):
+        if capacity > 1600:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        ensure(state, capacity)
+
+    engine = Engine(endless, 2, seconds=1)
+    monkeypatch.setattr(KVState, "ensure", ensure)
+    sinks = [Sink(), Sink()]
+    engine.submit(MIXED[0], sinks[0])
+    engine.submit(request(1, 4000), sinks[1])
+    while engine.tick():
+        pass
+    same(alone, MIXED[:1], sinks[:1])
+    assert "out of memory" in str(sinks[1].error) and not sinks[1].pieces
+
+
+def test_memory_stays_where_it_is_and_goes_with_the_engine(endless):
+    engine = Engine(endless, 2, seconds=5)
+    before = engine.slots.memory()
+    run(engine, [request(1, 40), request(2, 30)])
+    assert engine.slots.memory() == before
+    sink = Sink()
+    engine.submit(MIXED[0], sink)
+    engine.tick()
+    gone = weakref.ref(engine.slots.rows)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.close()
+        del engine
+        assert gone() is None, "must not wait for the collector"
+    finally:
+        gc.enable()

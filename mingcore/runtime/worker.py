@@ -1,0 +1,127 @@
+"""The thread on which an engine lives: other threads hand it calls, and it wakes for them."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from ..errors import ClosedError
+from .engine import Engine, Job
+from .faults import Fault
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Runs `engine` until it is closed. Its methods may be called from any thread.
+
+    The thread sees the context variables of who made it, so `ops.use_backend` holds there too.
+    """
+
+    def __init__(self, engine: Engine):
+        self._engine: Engine | None = engine
+        self._calls: deque[Callable[[], None]] = deque()
+        self._changed = threading.Condition()
+        self._awake, self._closing, self._finished = False, False, False
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(
+            target=context.run, args=(self._run,), name="mingcore", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it takes nothing more."""
+        return self._closing
+
+    def submit(self, work: Any, outlet: Any) -> Ticket:
+        """Hands `work` to the engine; what cannot be served ends in its outlet."""
+        ticket = Ticket()
+        self._call(lambda: ticket.submit(self, self._engine, work, outlet))
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Its slot is freed, after the step that is being computed; its outlet may be gone."""
+        self._call(lambda: ticket.cancel(self._engine))
+
+    def wake(self) -> None:
+        """Something changed that the engine may have waited for: an outlet has room again."""
+        with self._changed:
+            self._awake = True
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends every request with ClosedError; does not wait."""
+        self._closing = True
+        self.wake()
+
+    def join(self) -> None:
+        """Waits for the thread to end."""
+        self._thread.join()
+
+    def _call(self, call: Callable[[], None]) -> None:
+        with self._changed:
+            if not self._finished:
+                self._calls.append(call)
+                self._awake = True
+                self._changed.notify()
+                return
+        call()  # it is told that nobody is there
+
+    def _run(self) -> None:
+        with Fault(self._break):
+            while not self._closing:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._awake)
+                    self._awake = False
+                while not self._closing:
+                    self._obey()
+                    if not self._engine.tick() and not self._calls:
+                        break
+            self._end(ClosedError("the request: AsyncMingAudio was closed before it was complete"))
+
+    def _obey(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+    def _end(self, error: Exception) -> None:
+        self._closing = True
+        with self._changed:
+            self._finished = True
+        self._obey()  # those that came too late are told the same
+        for job in self._engine.jobs:
+            job.over = True
+            job.outlet.end(error)
+        self._engine = None  # and with it the memory of its slots
+
+    def _break(self, error: Exception) -> None:
+        """The engine itself failed: nobody is left waiting."""
+        logger.error("the engine failed: %s: %s", type(error).__name__, error)
+        broken = ClosedError(f"the request: the engine failed ({type(error).__name__}: {error})")
+        broken.__cause__ = error
+        self._end(broken)
+
+
+class Ticket:
+    """A request that was handed over; the engine's thread alone looks inside."""
+
+    _job: Job | None = None
+
+    def submit(self, worker: Worker, engine: Engine | None, work: Any, outlet: Any) -> None:
+        if worker.closed:
+            outlet.end(ClosedError("the request: AsyncMingAudio is closed"))
+        else:
+            self._job = engine.submit(work, outlet)
+
+    def cancel(self, engine: Engine | None) -> None:
+        if self._job is not None and not self._job.over:
+            engine.cancel(self._job)
+
+
+def once(function: Callable[[], Any]) -> Iterator[Any]:
+    """One result, computed when the engine comes to it."""
+    yield function()
