@@ -51,6 +51,12 @@ def test_python_example(home):
         assert (home / "work" / name).stat().st_size > 1000
 
 
+def test_batch_example(home):
+    (code,) = blocks("Many requests at once", "python")
+    printed = run([sys.executable, "-W", "error", "-c", code], home).splitlines()
+    assert [sum(line.startswith(text) for line in printed) for text in ("One", "Two")] == [10, 10]
+
+
 def test_command_line_example(home):
     (code,) = blocks("On the command line", "sh")
     run(["bash", "-euo", "pipefail", "-c", code], home)
