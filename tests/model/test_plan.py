@@ -209,6 +209,7 @@ print(status("VmHWM") - before, plan.total(plan.requests[0]))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("weights", ["bf16", "int8_dyn"])
 def test_the_process_takes_what_was_planned(golden_folder, tmp_path, weights):

@@ -194,6 +194,7 @@ def test_a_minute_in_flat_memory(ming):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize(
     "options", [{}, {"keep_context": True, "context_seconds": 20, "context_format": "int8"}]
 )
