@@ -74,7 +74,13 @@ def joined(
             raise SystemExit(f"--add to a result of another {what}: {old}, not {new}")
     fresh = {tuple(row[key] for key in keys) for row in content["rows"]}
     old = [row for row in before["rows"] if tuple(row[key] for key in keys) not in fresh]
-    return {**content, "rows": old + content["rows"]}
+    seen = dict(content.get("ceilings", {}))
+    for device, best in before.get("ceilings", {}).items():  # the highest that any part saw
+        now = seen.get(device, best)
+        higher = {key: max(best[key], now[key]) for key in ("read_gbs", "copy_gbs")}
+        gemms = {k: max(v, now["gemm_tflops"][k]) for k, v in best["gemm_tflops"].items()}
+        seen[device] = {**now, **higher, "gemm_tflops": gemms}
+    return {**content, "ceilings": seen, "rows": old + content["rows"]}
 
 
 def last_line(content: dict[str, Any]) -> None:

@@ -30,7 +30,10 @@ class Cost:
 
 
 def cost(op: str, kwargs: dict[str, Any], outputs: tuple[Tensor, ...]) -> Cost:
-    """The cost of a call: its keyword arguments and the tensors that came out."""
+    """The cost of a call: its keyword arguments and the tensors that came out. An op in place costs
+    what the other one does; where it writes to is not read."""
+    if op.endswith("_") and op not in _SPECIAL:
+        op, kwargs = op[:-1], {name: t for name, t in kwargs.items() if name != "out"}
     count = _SPECIAL.get(op, _everything_once)
     return count(kwargs, sum(out.nbytes for out in outputs), outputs)
 
@@ -57,6 +60,18 @@ def _spectrum_head(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, 
     n_fft = kwargs["window"].shape[0]
     fft = 2.5 * n_fft * math.log2(n_fft)
     return Cost(_read(kwargs) + written, round(B * T * (2 * H * (n_fft + 2) + fft + 4 * n_fft)))
+
+
+def _convolution(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Every output is a sum over the taps and channels of its group."""
+    taps = kwargs["weight"].shape[1:].numel()
+    return Cost(_read(kwargs) + written, 2 * outputs[0].numel() * taps)
+
+
+def _transposed(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Every input goes to the taps and output channels of its group."""
+    taps = kwargs["weight"].shape[1:].numel()
+    return Cost(_read(kwargs) + written, 2 * kwargs["x"].numel() * taps)
 
 
 def _grouped_gemm(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
@@ -134,6 +149,8 @@ _SPECIAL = {
     "linear": _linear,
     "frame_embed": _frame_embed,
     "spectrum_head": _spectrum_head,
+    "causal_conv1d": _convolution,
+    "causal_conv_transpose1d": _transposed,
     "grouped_gemm": _grouped_gemm,
     "moe_mlp": _moe_mlp,
     "attention_prefill": _attention_prefill,

@@ -100,6 +100,14 @@ def test_cost_counts_what_is_touched():
     linear = next(c for c in for_op("linear") if c.name == "odd_silu")
     kwargs = linear.make()
     assert cost("linear", kwargs, run("linear", kwargs)).flops == 2 * 14 * 129 * 31
+    x, weight = torch.randn(2, 6, 9), torch.randn(4, 3, 5)
+    kwargs = {"x": x, "weight": weight, "groups": 2}
+    assert cost("causal_conv1d", kwargs, (torch.empty(2, 4, 9),)).flops == 2 * 2 * 4 * 9 * 3 * 5
+    kwargs = {"x": x, "weight": torch.randn(6, 2, 5), "groups": 2}
+    out = torch.empty(2, 4, 18)
+    least = cost("causal_conv_transpose1d", kwargs, (out,))
+    assert least.flops == 2 * 2 * 6 * 9 * 2 * 5
+    assert cost("causal_conv_transpose1d_", {**kwargs, "out": out}, (out,)) == least
     ring = next(c for c in for_op("attention_decode") if c.name == "ring")
     kwargs = ring.make()
     out = run("attention_decode", kwargs)
