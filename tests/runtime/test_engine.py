@@ -7,6 +7,7 @@ import logging
 import weakref
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 
@@ -236,3 +237,33 @@ def test_memory_stays_where_it_is_and_goes_with_the_engine(endless):
         assert gone() is None, "must not wait for the collector"
     finally:
         gc.enable()
+
+
+@pytest.mark.slow
+def test_long_speech_does_not_grow(endless):
+    """Ten minutes in forty requests: the process stays as large as after the first."""
+    process = psutil.Process()
+    engine = Engine(endless, 3, seconds=20)
+    sizes, patches = [], 0
+
+    class Swallow(Sink):
+        def put(self, piece):
+            nonlocal patches
+            patches += 1
+            if patches % 200 == 0:
+                sizes.append(process.memory_info().rss)
+
+    for seed in range(40):
+        engine.submit(request(seed, 150, steps=1), Swallow())
+    while engine.tick():
+        pass
+    assert patches == 6000 and len(sizes) == 30
+    assert sizes[-1] - sizes[0] < 4 << 20, sizes
+
+
+def test_the_batch_invariant_mode_always_computes_all_slots(endless):
+    padded, other = (Engine(endless, 5, batch_invariant=mode).slots for mode in (True, False))
+    assert [padded.bucket(used) for used in (1, 3, 5)] == [5, 5, 5]
+    assert [other.bucket(used) for used in (1, 3, 5)] == [1, 3, 5]
+    graphs = Engine(endless, 5, graphs=Graphs(replayed_by_calling)).slots
+    assert [graphs.bucket(used) for used in (1, 2, 3, 5)] == [1, 2, 4, 5]
