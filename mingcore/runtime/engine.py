@@ -102,7 +102,6 @@ class Engine:
         self._others: list[Job] = []
         self._flying: deque[_Flight] = deque()
         self._leaving: set[int] = set()
-        self._ended: list[Job] = []
 
     @property
     def jobs(self) -> list[Job]:

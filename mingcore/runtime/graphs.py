@@ -50,7 +50,7 @@ class Graphs:
     """Functions by key, captured or not. `capture` None: nothing ever is."""
 
     def __init__(self, capture: Capture | None):
-        self._capture = capture
+        self._capture, self._impossible = capture, False
         self._kept: dict[Hashable, tuple[Callable[[], None], Any, Any]] = {}
 
     @property
@@ -64,16 +64,19 @@ class Graphs:
     def add(self, key: Hashable, function: Callable[[], Any], keep: Any = None) -> None:
         """Captures `function` under `key`; `keep`: what it reads and nobody else may hold.
 
-        It must leave no trace when it is run. Without enough memory for it, that is logged, and
-        the function will run as it is.
+        It must leave no trace when it is run. Where it cannot be captured, that is logged and the
+        function will run as it is: without memory for it others may still be captured, but a step
+        that waits for the host (an op that runs as its PyTorch formula) rules all of them out.
         """
-        if self._capture is None:
+        if self._capture is None or self._impossible:
             return
         try:
             self._kept[key] = (*self._capture(function), keep)
-        except torch.cuda.OutOfMemoryError as error:
-            reason = str(error).splitlines()[0]
-            logger.warning("no CUDA graph of %s, which runs slower without: %s", key, reason)
+        except RuntimeError as error:
+            self._impossible = not isinstance(error, torch.cuda.OutOfMemoryError)
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            what = "any step" if self._impossible else key
+            logger.warning("no CUDA graph of %s, which runs slower without: %s", what, reason)
 
     def run(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """The replay of what was captured under `key`, else `function` itself."""

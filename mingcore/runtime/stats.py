@@ -14,7 +14,8 @@ import torch
 class Stats:
     """Figures of one request; None where they do not apply.
 
-    `compute_seconds` counts only the engine's time, not what a stream's consumer takes.
+    `compute_seconds` counts only the engine's time, not what a stream's consumer takes; of a
+    request in a batch the time in its slot, while all requests there advance, from when it got it.
     `peak_memory_bytes`: of the device's allocator on a GPU, of the process on a CPU.
     `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running
     or when cancelled.

@@ -193,13 +193,21 @@ def test_a_step_that_fails_ends_those_in_it(endless, alone, monkeypatch):
     same(alone, MIXED[2:3], sinks[2:])
 
 
-def test_without_memory_for_graphs_it_runs_without(endless, alone, caplog):
+@pytest.mark.parametrize(
+    ("error", "warnings"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 4),
+        (RuntimeError("operation not permitted when stream is capturing"), 1),
+    ],
+)
+def test_what_cannot_be_captured_runs_without_a_graph(endless, alone, caplog, error, warnings):
     def refuse(function):
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
 
     with caplog.at_level(logging.WARNING):
         engine = Engine(endless, 2, graphs=Graphs(refuse))
-    assert "no CUDA graph of ('emit', 2" in caplog.text and "Tried to allocate" in caplog.text
+    assert len(caplog.records) == warnings and not len(engine.slots.graphs)
+    assert "no CUDA graph of " in caplog.text and str(error) in caplog.text
     same(alone, MIXED[:3], run(engine, MIXED[:3]))
 
 
