@@ -209,6 +209,8 @@ def info(
     minutes: Annotated[
         list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")
     ] = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -222,6 +224,7 @@ def info(
         made = facts.plan(
             checkpoint, device=device, dtype=dtype, weights=weights,
             batches=batch or (1, 8, 64), minutes=minutes or (1, 10, 60),
+            context_seconds=context_seconds, context_format=context_format,
         )  # fmt: skip
         if as_json:
             terminal.emit(made.as_dict())

@@ -79,11 +79,14 @@ def plan(
     weights: str | None = None,
     batches: Sequence[int] = (1,),
     minutes: Sequence[float] = (1.0,),
+    context_seconds: float | None = None,
+    context_format: str | None = None,
 ) -> Plan:
     """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
 
     device: None is a GPU if there is one; one that is not here can be planned for as well.
-    Raises what `describe` does, and InputError for a batch or minutes that are not positive.
+    context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
+    InputError for numbers that are not positive.
     """
     import torch
 
@@ -91,6 +94,7 @@ def plan(
     from .model.headers import DTYPES
     from .model.plan import make
     from .model.sources import HeaderTensors
+    from .runtime.params import ContextParams
 
     for name, values in (("batch", batches), ("minutes", minutes)):
         if not all(0 < value <= 1e6 for value in values):
@@ -98,15 +102,20 @@ def plan(
     absent = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
     where = torch.device("cuda") if absent else as_device(device)
     source, config, headers, _ = _read(name_or_path)
+    parsed = MingConfig.from_json(config)
+    for name, header in headers.items():
+        if header.dtype not in DTYPES:
+            raise CheckpointError(f"{source}: {name} has dtype {header.dtype}, not supported")
     tensors = {name: (DTYPES[h.dtype], h.shape) for name, h in headers.items()}
     return make(
         HeaderTensors(tensors, source),
-        MingConfig.from_json(config),
+        parsed,
         device=where,
         dtype=as_dtype(dtype),
         weights=weights,
         batches=batches,
         minutes=minutes,
+        context=ContextParams(False, context_seconds, context_format).kinds(parsed),
     )
 
 

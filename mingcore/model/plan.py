@@ -8,7 +8,7 @@ alive at once in a prompt, in the encoder and in a step.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -103,9 +103,11 @@ def make(
     weights: str | None = None,
     batches: Sequence[int] = (1,),
     minutes: Sequence[float] = (1.0,),
+    context: Mapping[str, Any] | None = None,
 ) -> Plan:
     """The plan of a checkpoint by its headers; dtype and weights as in `load`.
 
+    context: keywords of `AudioVAE.new_semantic_state`, for caches that depart from the reference.
     Raises CheckpointError where the tensors do not fit the config.
     """
     from .checkpoint import build_parts
@@ -125,12 +127,18 @@ def make(
         formats,
         device,
         tuple(Kept(part, format, nbytes) for (part, format), nbytes in kept),
-        tuple(_requests(parts, config, b, m) for b in batches for m in minutes),
+        tuple(_requests(parts, config, b, m, context or {}) for b in batches for m in minutes),
         device_memory(device),
     )
 
 
-def _requests(parts: dict[str, Any], config: MingConfig, batch: int, minutes: float) -> Requests:
+def _requests(
+    parts: dict[str, Any],
+    config: MingConfig,
+    batch: int,
+    minutes: float,
+    context: Mapping[str, Any],
+) -> Requests:
     frames = max(1, round(60 * minutes * config.sample_rate / config.hop_samples))
     tokens = -(-frames // config.patch_frames) + PROMPT_TOKENS
     llm, vae = parts["llm"], parts["vae"]
@@ -138,7 +146,7 @@ def _requests(parts: dict[str, Any], config: MingConfig, batch: int, minutes: fl
         batch,
         minutes,
         llm.new_state(batch, tokens).nbytes,
-        vae.new_semantic_state(batch, frames).nbytes,
+        vae.new_semantic_state(batch, frames, **context).nbytes,
         vae.new_decoder_state(batch).nbytes,
         _workspace(config, batch, llm.activation_dtype.itemsize),
     )

@@ -94,13 +94,16 @@ class ContextParams:
         if self.format not in (None, "int8"):
             raise InputError(f"context_format: must be None or 'int8', got {self.format!r}")
 
-    def state(self, model: Any, frames: int) -> Any:
-        """An empty semantic state of one row for so many frames, more where it grows."""
-        config = model.config
+    def kinds(self, config: Any) -> dict[str, Any]:
+        """What `AudioVAE.new_semantic_state` takes of it."""
         window = None
         if self.seconds is not None:
             window = max(1, round(self.seconds * config.sample_rate / config.hop_samples))
-        return model.vae.new_semantic_state(1, frames, window=window, format=self.format)
+        return {"window": window, "format": self.format}
+
+    def state(self, model: Any, frames: int) -> Any:
+        """An empty semantic state of one row for so many frames, more where it grows."""
+        return model.vae.new_semantic_state(1, frames, **self.kinds(model.config))
 
 
 AS_REFERENCE = ContextParams()

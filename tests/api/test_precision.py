@@ -107,3 +107,16 @@ def test_the_command(capfd):
     assert cli.run(["precision", "tiny", "--device", "cpu"]) == 0
     assert "flow head: velocity" in capfd.readouterr().out
     assert cli.run(["precision", "tiny", "--weights", "q4"]) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int8_dyn", "fp8"])
+def test_errors_on_a_gpu_are_bounded(golden_folder, weights):
+    """Against float32 weights and activations; bfloat16 activations cost about what "bf16" does."""
+    if weights == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU has no 8-bit floats")
+    found = measure(golden_folder, weights, device="cuda")
+    for name, limit in LIMITS[weights].items():
+        value = getattr(found, name)
+        assert value <= 1.5 * limit + 3 * LIMITS["bf16"][name], (name, value)
+    assert found.top1 > 0.8

@@ -77,6 +77,27 @@ def test_requests_are_what_rows_allocate(tiny):
         assert made.total(r) == made.weights_bytes + r.bytes + plan.RESERVE
 
 
+def test_a_context_that_departs_from_the_reference_is_planned(tiny):
+    options = {"context_seconds": 4.0, "context_format": "int8"}
+    (plain,) = info.plan(str(tiny[0]), device="cpu", minutes=(10,)).requests
+    (small,) = info.plan(str(tiny[0]), device="cpu", minutes=(10,), **options).requests
+    state = tiny[2].vae.new_semantic_state(1, 30000, window=200, format="int8")
+    assert small.semantic_cache == state.nbytes < plain.semantic_cache / 100
+    assert small.llm_cache == plain.llm_cache
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["bf16", "int8", "int8_dyn", "fp8"])
+def test_weights_on_a_gpu_are_what_is_allocated(tiny, weights):
+    made = info.plan(str(tiny[0]), weights=weights, device="cuda")
+    before = torch.cuda.memory_allocated()
+    model = load(tiny[0], "cuda", weights=weights)
+    taken = torch.cuda.memory_allocated() - before
+    # the allocator rounds each tensor up to 512 bytes
+    assert made.weights_bytes <= taken <= 1.1 * made.weights_bytes + 1e6
+    assert model.weights == weights
+
+
 @pytest.fixture(scope="module")
 def released(tmp_path_factory) -> Path:
     """A checkpoint of the released size, whose weights are a hole in the file."""
