@@ -34,7 +34,8 @@ __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
 
 class MingAudio(Codec):
-    """A checkpoint, ready to use. Requests run one at a time.
+    """A checkpoint, ready to use. Requests run one at a time, those of `tts_batch` in step;
+    `AsyncMingAudio` serves many at once.
 
     Every method that makes sound or text takes `seed` (drawn and recorded in `.stats` when not
     given): the same seed gives the same bits on one device. What the caller got wrong raises

@@ -162,7 +162,7 @@ class Landing:
             for copy, tensor in zip(host, tensors):
                 copy.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record()
+            self._event.record(torch.cuda.current_stream(out.samples.device))
             tensors = tuple(host)
         elif not kept:
             tensors = tuple(t.clone() for t in tensors)

@@ -7,7 +7,10 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 from ..errors import ClosedError
 from .engine import Engine, Job
@@ -73,7 +76,10 @@ class Worker:
         call()  # it is told that nobody is there
 
     def _run(self) -> None:
-        with Fault(self._break):
+        device = self._engine.model.llm.device
+        # a thread's current GPU is its own affair
+        here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with here, Fault(self._break):
             while not self._closing:
                 with self._changed:
                     self._changed.wait_for(lambda: self._awake)
