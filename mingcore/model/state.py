@@ -7,15 +7,31 @@ row by row. `bounds` is the host's upper bound of it, so that nothing ever waits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import InputError
 
 VIEW = 64  # slots of a growing cache become visible in steps of this many
+LINE = 64  # bytes that vector loads like to begin at
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """`torch.zeros`; on a CPU its pages take memory only once something is written there.
+
+    So a cache may be as large as it could ever have to be.
+    """
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    room = torch.from_numpy(np.zeros(size + LINE, np.uint8))
+    start = -room.data_ptr() % LINE
+    return room[start : start + size].view(dtype).view(shape)
 
 
 @dataclass
@@ -54,10 +70,7 @@ class KVState:
             return -(-capacity // VIEW) * VIEW if window is None else window - 1 + block
 
         def cache() -> list[Tensor]:
-            return [
-                torch.zeros(batch, slots(w), kv_heads, head_dim, dtype=dtype, device=device)
-                for w in windows
-            ]
+            return [zeros((batch, slots(w), kv_heads, head_dim), dtype, device) for w in windows]
 
         lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         return cls(cache(), cache(), tuple(windows), lengths, [0] * batch, block)
@@ -141,7 +154,7 @@ class KVState:
                     old = cache[layer]
                     B, S, heads, dim = old.shape
                     size = max(2 * S, -(-needed // VIEW) * VIEW)
-                    cache[layer] = old.new_zeros(B, size, heads, dim)
+                    cache[layer] = zeros((B, size, heads, dim), old.dtype, old.device)
                     for row, filled in enumerate(self.bounds):
                         cache[layer][row, :filled] = old[row, :filled]
 

@@ -193,6 +193,7 @@ class Slots:
         packed = self.model.flow.packed
         turns = list(self._turns)
         self.take_turns(set())
+        self.rows.going.zero_()  # what went on has done so already
         sizes = sorted({self.bucket(used) for used in range(1, self.count + 1)}, reverse=True)
         for n in sizes:
             view = self._view(n)

@@ -247,6 +247,13 @@ def test_memory_stays_where_it_is_and_goes_with_the_engine(endless):
         gc.enable()
 
 
+def test_slots_take_no_memory_before_they_are_used(endless):
+    before = psutil.Process().memory_info().rss
+    engine = Engine(endless, 64, seconds=600)
+    assert engine.slots.rows.nbytes > 1 << 30
+    assert psutil.Process().memory_info().rss - before < 32 << 20
+
+
 @pytest.mark.slow
 def test_long_speech_does_not_grow(endless):
     """Ten minutes in forty requests: the process stays as large as after the first."""
