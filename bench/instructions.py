@@ -132,7 +132,7 @@ def _executed(calls: dict[str, int], repeat_every: int) -> int:
     asked = [f"{name}={count}" for name, count in calls.items()]
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
-        command += [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
+        command += [sys.executable, "-S", "-s", str(Path(__file__).resolve())]
         done = subprocess.run(
             [*command, "--run", str(repeat_every), *asked], capture_output=True, text=True,
             env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},

@@ -172,6 +172,26 @@ def rows(report: str) -> dict[tuple[str, str], tuple[str, ...]]:
     return {(cells[0], cells[1]): tuple(cells) for cells in lines}
 
 
+def faults(kernels: Iterable[Compiled], report: str) -> list[str]:
+    """What became worse or just other than a kept report's text says; a spill always is a fault."""
+    stated = rows(report)
+    found = []
+    for kernel in kernels:
+        name, cells = f"{kernel.target} {kernel.name}", tuple(map(str, kernel.cells()))
+        if kernel.spilled:
+            found.append(f"{name}: spills {kernel.spilled} bytes")
+        elif kernel.local:
+            found.append(f"{name}: has local memory")
+        elif cells[:2] not in stated:
+            found.append(f"{name}: not in the report")
+        else:
+            pairs = zip(HEAD, cells, stated[cells[:2]])
+            found += [
+                f"{name}: {what} {now}, kept {then}" for what, now, then in pairs if now != then
+            ]
+    return found
+
+
 def text(kernels: list[Compiled]) -> str:
     clean = sum(k.spilled == 0 and not k.local for k in kernels)
     return (

@@ -1,0 +1,180 @@
+"""Every figure of README's table is one that a bench kept, to the last digit shown.
+
+A new row of the table needs a line in SOURCES that says which kept result it is from; new results
+need new figures in the table: the test says which.
+"""
+
+import json
+import re
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "bench" / "results"
+KEPT = RESULTS / "amd-epyc-2-cores-avx512-vnni-bf16"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+UNITS = {"ms": 1e-3, "µs": 1e-6, "%": 1e-2, "": 1.0}
+NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*(ms|µs|%)(?![\w]))?")
+
+
+def kept(name: str) -> dict:
+    return json.loads((KEPT / f"{name}.json").read_text())
+
+
+def rows(name: str, **wanted) -> list[dict]:
+    found = [r for r in kept(name)["rows"] if all(r[k] == v for k, v in wanted.items())]
+    assert found, (name, wanted)
+    return found
+
+
+def end_to_end(dtype: str, weights: str = "") -> list[list[float]]:
+    result = kept(f"end_to_end-mid-{dtype}{weights}")
+    times = [[result[side]["patch_ms"]["median"] * 1e-3] for side in ("ours", "eager")]
+    return [*times, [result["speedup"][key] for key in ("median", "p10", "p90")]]
+
+
+def experts(tokens: int, other: str) -> list[list[float]]:
+    case = f"real_balanced_t{tokens}"
+    (row,) = rows("moe-real-cpu", case=case, dtype="bf16")
+    (int8,) = rows("moe-real-cpu", case=case, dtype="int8")
+    times = [[row["us"] * 1e-6, int8["us"] * 1e-6], [row["others_us"][other] * 1e-6]]
+    return [*times, [row["others_x"][other]]]
+
+
+def convolutions(other: str, *wanted: tuple[str, str]) -> list[list[float]]:
+    found = [rows("conv-cpu", layer=layer, size=size)[0] for layer, size in wanted]
+    times = [[r["us"] * 1e-6 for r in found], [r["others_us"][other] * 1e-6 for r in found]]
+    return [*times, [r["faster"][other]["median"] for r in found]]
+
+
+def smallest_and_largest(columns: list[list[float]]) -> list[list[float]]:
+    return [[min(column), max(column)] for column in columns]
+
+
+def decoder() -> list[list[float]]:
+    (ours,), (eager,) = (rows("decoder-real", way=way) for way in ("ours bf16", "eager fp32"))
+    return [[r["ms"]["median"] * 1e-3] for r in (ours, eager)] + [[ours["faster"]["median"]]]
+
+
+def codecs() -> list[list[float]]:
+    found = [
+        rows("conv_vae-real", codec=codec, what="decode patch")[0]
+        for codec in ("voxcpm", "vibevoice")
+    ]
+    columns = ("ms", "eager_ms")
+    return [
+        *([r[key]["median"] * 1e-3 for r in found] for key in columns),
+        [r["faster"]["median"] for r in found],
+    ]
+
+
+UNIT_LAYERS = [(f"vox_unit_{width}", "patch") for width in (96, 192, 384, 768)]
+# how a row of the table begins -> figures of its cells, in the order in which they are shown; a
+# shown row may leave the last ones of a cell out
+SOURCES = {
+    "one patch of 100 ms at size `mid`, float32": lambda: end_to_end("fp32"),
+    "the same with bfloat16 weights": lambda: end_to_end("bf16"),
+    "the same with int8 weights, against float32": lambda: end_to_end("fp32", "-int8"),
+    "the same with int8_dyn weights, against float32": lambda: end_to_end("fp32", "-int8_dyn"),
+    "`moe_mlp` at the real size, 1 token": lambda: experts(1, "loop over the experts hit, bf16"),
+    "the same, 16 tokens": lambda: experts(16, "loop over the experts hit, bf16"),
+    "the same, 512 tokens": lambda: experts(512, "F.grouped_mm, bf16"),
+    "one patch through the AudioVAE's decoder": decoder,
+    "`overlap_add` with envelope": lambda: convolutions(
+        "F.fold", ("overlap_add", "patch"), ("overlap_add", "10s")
+    ),
+    "a residual unit of VoxCPM's codec": lambda: smallest_and_largest(
+        convolutions("torch", *UNIT_LAYERS)
+    ),
+    "one patch through VoxCPM's whole decoder": codecs,
+}
+
+
+def shown_rows(text: str) -> list[list[str]]:
+    """The cells of the table of figures, its head left out."""
+    lines = [line.strip() for line in text.splitlines()]
+    start = next(i for i, line in enumerate(lines) if line.startswith("| | ours |"))
+    found = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+    return found
+
+
+def figures(cell: str) -> list[tuple[str, float]]:
+    """Numbers of a cell with the unit's factor; a number before "to" or "(" takes the next unit."""
+    cell = cell.split(",")[0] if "(" not in cell.split(",")[0] else cell
+    found = [(m[1], m[2] or "") for m in NUMBER.finditer(cell)]
+    units = [unit for _, unit in found]
+    for i in range(len(units) - 2, -1, -1):
+        units[i] = units[i] or units[i + 1]
+    return [(number, UNITS[unit]) for (number, _), unit in zip(found, units)]
+
+
+def agrees(shown: str, factor: float, value: float) -> bool:
+    """Whether the value rounds to what is shown; whole tens and hundreds count as exact."""
+    half = 0.5 * 10.0 ** Decimal(shown).as_tuple().exponent * factor
+    return abs(float(shown) * factor - value) <= half * (1 + 1e-9)
+
+
+def wrong_figures(text: str) -> list[str]:
+    """Every figure of the table that is not one of the kept results'."""
+    found = []
+    for name, *cells in shown_rows(text):
+        source = next((make for start, make in SOURCES.items() if name.startswith(start)), None)
+        if source is None:
+            found.append(f"{name}: no kept result is named for it")
+            continue
+        # figures in the name belong to "ours", behind it
+        aside = re.search(r"\(int8: ([^)]*)\)", name)
+        cells[0] += f" ({aside[1]})" if aside else ""
+        for cell, values in zip(cells, source(), strict=True):
+            said = figures(cell)
+            if not said or len(said) > len(values):
+                found.append(f"{name}: {cell}: figures {said}, kept {values}")
+            for (shown, factor), value in zip(said, values):
+                if not agrees(shown, factor, value):
+                    found.append(f"{name}: {cell}: {shown} is {value / factor:.4g} in the results")
+    return found
+
+
+def test_every_figure_of_the_readme_is_one_that_was_kept():
+    assert len(shown_rows(README)) >= 9
+    assert not wrong_figures(README), "\n".join(wrong_figures(README))
+
+
+@pytest.mark.parametrize("row", range(9))
+def test_a_figure_that_was_not_measured_is_found(row):
+    """One digit changed in any row, or a row that nobody measured."""
+    name, ours, *_ = shown_rows(README)[row]
+    shown = NUMBER.search(ours)[1]
+    other = str(Decimal(shown) + Decimal((0, (2,), Decimal(shown).as_tuple().exponent)))
+    changed = README.replace(f"| {name} | {shown}", f"| {name} | {other}")
+    assert changed != README and len(wrong_figures(changed)) == 1
+    renamed = README.replace(f"| {name} |", "| a row that nobody measured |")
+    assert wrong_figures(renamed) == ["a row that nobody measured: no kept result is named for it"]
+
+
+def test_what_formats_cost_is_what_was_kept():
+    said = re.search(r"relative L2 of the result: ([^|]*?) \|", README)[1]
+    shown = dict(re.findall(r"(\w+) ([\d.]+) %", said))
+    shown["bf16"] = shown.pop("bfloat16")
+    errors = kept("format_cost-real")["relative_l2"]
+    assert shown.keys() == errors.keys()
+    for name, figure in shown.items():
+        assert agrees(figure, 1e-2, errors[name]), (name, figure, errors[name])
+
+
+def test_kept_results_name_machine_versions_and_commit():
+    paths = [p for p in RESULTS.rglob("*.json") if p.stem != "results"]
+    assert len(paths) >= 10
+    for path in paths:
+        result = json.loads(path.read_text())
+        if "machine" not in result:  # of a compiler, not of a machine
+            continue
+        where = result["machine"]
+        assert where["cpu"] and where["versions"]["torch"] and where["commit"], path
+        assert result["kind"] and where["time_utc"] and "python" in where, path

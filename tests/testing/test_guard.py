@@ -1,0 +1,159 @@
+"""A kernel that is slower, wrong by one element, or spills is caught: shown on broken copies."""
+
+import ctypes
+import importlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mingcore import _cpu
+from mingcore.ops import launch
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Modules of bench/, a folder of scripts, by name."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def slowed(call, every=5):
+    """A copy that repeats its work at every fifth call: 20 % slower."""
+    count = [0]
+
+    def copy():
+        count[0] += 1
+        if count[0] % every == 0:
+            call()
+        return call()
+
+    return copy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear, fp32", "causal_conv1d, fp32"])
+def test_a_kernel_slowed_by_a_fifth_is_caught_and_the_same_kernel_is_not(bench, name):
+    guard = bench("guard")
+    with torch.inference_mode():
+        ours, other = guard.calls(name)
+        kept = sorted(guard.ratio(ours, other) for _ in range(3))[1]
+        assert guard.slower(kept, ours, other)[0] is False
+        caught, seen = guard.slower(kept, slowed(ours), other)
+    assert caught, (kept, seen)
+    assert all(ratio > guard.LIMIT_RATIO * kept for ratio in seen)
+
+
+def test_one_disturbed_run_acquits_and_three_convict(bench, monkeypatch):
+    guard = bench("guard")
+
+    def measured(*ratios):
+        runs = iter(ratios)
+        monkeypatch.setattr(guard, "ratio", lambda *_: next(runs))
+        return guard.slower(1.0, None, None)
+
+    assert measured(1.09) == (False, [1.09])
+    assert measured(1.3, 1.11, 1.02) == (False, [1.3, 1.11, 1.02])
+    assert measured(1.11, 1.2, 1.11) == (True, [1.11, 1.2, 1.11])
+
+
+@pytest.mark.parametrize(
+    ("name", "op", "out"),
+    [("linear, fp32", "linear", 5), ("causal_conv1d, fp32", "causal_conv", 7)],
+)
+def test_a_kernel_that_is_wrong_by_one_element_is_caught(bench, monkeypatch, name, op, out):
+    guard, right = bench("guard"), getattr(_cpu, op)
+    assert all(map(callable, guard.calls(name)))
+
+    def wrong(*arguments):
+        right(*arguments)
+        address, _, sizes, strides = arguments[out]
+        last = sum((n - 1) * stride for n, stride in zip(sizes, strides))
+        element = ctypes.c_float.from_address(address + 4 * last)
+        element.value += 1e-3
+
+    monkeypatch.setattr(_cpu, op, wrong)
+    with pytest.raises(AssertionError, match=op):
+        guard.calls(name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_instructions_are_the_same_twice_and_show_a_fifth_more(bench):
+    instructions = bench("instructions")
+    if not instructions.available():
+        pytest.skip("no valgrind here")
+    once, again = (instructions.counted(("silu_mul",)) for _ in range(2))
+    count = once["per_call"]["silu_mul"]
+    assert count > 10_000 and abs(again["per_call"]["silu_mul"] / count - 1) < 1e-3
+    more = instructions.counted(("silu_mul",), repeat_every=5)["per_call"]["silu_mul"]
+    assert more / count == pytest.approx(1.2, abs=1e-2)
+
+
+def test_instructions_are_judged_by_their_limit(bench, monkeypatch):
+    instructions = bench("instructions")
+    kept = {"compiler": instructions.compiler(), "isa": "avx2", "per_call": {"linear": 1000}}
+    monkeypatch.setattr(instructions, "available", lambda: True)
+
+    def verdict(now, **other):
+        monkeypatch.setattr(instructions, "counted", lambda names: {"per_call": {"linear": now}})
+        return instructions.judge({**kept, **other}, 1.02)[0][-1]
+
+    assert instructions.compiler().startswith("gcc ")
+    assert [verdict(n) for n in (900, 1000, 1019, 1021, 1200)] == ["pass"] * 3 + ["SLOWER"] * 2
+    assert verdict(1200, compiler="gcc 1.0") == "not compared: another compiler"
+    assert "not counted" in instructions.judge(None, 1.02)[0][-1]
+
+
+def test_the_guard_without_kept_figures_says_so(bench, tmp_path, capsys):
+    assert bench("guard").main(["--folder", str(tmp_path)]) == 2
+    assert "nothing is kept for this machine" in capsys.readouterr().out
+
+
+def test_a_spill_more_registers_or_a_lost_kernel_are_caught(bench):
+    resources = bench("resources")
+    stated = resources.REPORT.read_text()
+    name = next(line for line in stated.splitlines() if line.startswith("| sm_90a | flow_step"))
+    target, kernel, threads, registers, shared, products, copies = name[2:-2].split(" | ")
+    good = resources.Compiled(
+        target, kernel, int(threads), int(registers), (), int(shared), 0, False, products, copies
+    )
+    assert resources.faults([good], stated) == []
+    for broken, said in (
+        ({"spilled": 8}, "spills 8 bytes"),
+        ({"local": True}, "local memory"),
+        ({"registers": good.registers + 1}, "registers"),
+        ({"shared_bytes": good.shared_bytes + 16}, "shared bytes"),
+        ({"products": "mma m16n8k8 tf32"}, "products"),
+        ({"name": "flow_step_new"}, "not in the report"),
+    ):
+        (fault,) = resources.faults([replace(good, **broken)], stated)
+        assert said in fault and target in fault, fault
+
+
+@pytest.mark.slow
+def test_a_kernel_compiled_into_too_few_registers_spills_and_is_caught(
+    bench, monkeypatch, tmp_path
+):
+    resources = bench("resources")
+    if resources.version() is None:
+        pytest.skip("no nvcc here")
+    for path in launch.source("spectrum_head").parent.iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    copy = tmp_path / "spectrum_head.cu"
+    text = copy.read_text()
+    copy.write_text(text.replace("(INVERSE_THREADS) spec", "(INVERSE_THREADS, 4) spec"))
+    assert copy.read_text() != text
+    monkeypatch.setattr(resources.launch, "source", lambda op: copy)
+    made = resources.compiled("spectrum_head", "sm_80")
+    assert [kernel.name for kernel in made if kernel.spilled] == ["spectrum_inverse"]
+    (said,) = resources.faults(made, resources.REPORT.read_text())
+    assert said.startswith("sm_80 spectrum_inverse: spills")
