@@ -10,6 +10,16 @@ Importing this package does not import transformers; `pip install "mingcore[tran
 it.
 """
 
+from .codecs import Report, accelerate, undo
 from .experts import experts_of, pack, register, unpack, why_not
 
-__all__ = ["experts_of", "pack", "register", "unpack", "why_not"]
+__all__ = [
+    "Report",
+    "accelerate",
+    "experts_of",
+    "pack",
+    "register",
+    "undo",
+    "unpack",
+    "why_not",
+]
