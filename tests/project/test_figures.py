@@ -70,6 +70,15 @@ def codecs() -> list[list[float]]:
     ]
 
 
+def transformers(tokens: int) -> list[list[float]]:
+    (row,) = rows("transformers-qwen3-cpu", tokens=tokens)
+    ours, others = ("mingcore", "mingcore_int8"), ("grouped_mm", "batched_mm")
+    times = [[row["us"][way]["median"] * 1e-6 for way in ways if way in row["us"]]
+             for ways in (ours, others)]  # fmt: skip
+    faster = row["speedup"]["mingcore"]
+    return [*times, [faster[way]["median"] for way in others if way in faster]]
+
+
 UNIT_LAYERS = [(f"vox_unit_{width}", "patch") for width in (96, 192, 384, 768)]
 # how a row of the table begins -> figures of its cells, in the order in which they are shown; a
 # shown row may leave the last ones of a cell out
@@ -81,6 +90,8 @@ SOURCES = {
     "`moe_mlp` at the real size, 1 token": lambda: experts(1, "loop over the experts hit, bf16"),
     "the same, 16 tokens": lambda: experts(16, "loop over the experts hit, bf16"),
     "the same, 512 tokens": lambda: experts(512, "F.grouped_mm, bf16"),
+    "a Qwen3-MoE layer in transformers": lambda: transformers(1),
+    "the same Qwen3-MoE layer, 512 tokens": lambda: transformers(512),
     "one patch through the AudioVAE's decoder": decoder,
     "`overlap_add` with envelope": lambda: convolutions(
         "F.fold", ("overlap_add", "patch"), ("overlap_add", "10s")
@@ -106,7 +117,6 @@ def shown_rows(text: str) -> list[list[str]]:
 
 def figures(cell: str) -> list[tuple[str, float]]:
     """Numbers of a cell with the unit's factor; a number before "to" or "(" takes the next unit."""
-    cell = cell.split(",")[0] if "(" not in cell.split(",")[0] else cell
     found = [(m[1], m[2] or "") for m in NUMBER.finditer(cell)]
     units = [unit for _, unit in found]
     for i in range(len(units) - 2, -1, -1):
