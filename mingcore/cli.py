@@ -182,7 +182,16 @@ def edit(
     wish = terminal.read_text(instruction)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
-        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights
+        model,
+        device,
+        dtype,
+        backend,
+        quiet or as_json,
+        target,
+        container,
+        subtype,
+        weights=weights,
+        task="edit",
     ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(

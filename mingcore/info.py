@@ -119,13 +119,18 @@ def plan(
     )
 
 
-def card_warning(folder: Path) -> str | None:
-    """What a user of this checkpoint must know, by its own card: one line, or None."""
-    return _warning(_config(folder / "config.json").get("card") or {})
+def card_warning(folder: Path, task: str | None = None) -> str | None:
+    """What a user of this checkpoint, for this task, must know by its own card: a line or None."""
+    card = _config(folder / "config.json").get("card") or {}
+    tasks = card.get("tasks")
+    if task is not None and tasks is not None and task not in tasks:
+        return f"trained for {' and '.join(tasks)} alone: the result of {task} means nothing"
+    return _warning(card)
 
 
 def _warning(card: Mapping[str, Any]) -> str | None:
-    return None if card.get("trained", True) else str(card.get("note", "not trained"))
+    note = card.get("note", None if card.get("trained", True) else "not trained")
+    return None if note is None else str(note)
 
 
 def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:

@@ -69,10 +69,12 @@ def loaded(
     subtype: str = "int16",
     *,
     weights: str | None = None,
+    task: str | None = None,
 ) -> Iterator[MingAudio]:
     """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
 
-    A container is looked for in the suffix of `target` unless one is named.
+    A container is looked for in the suffix of `target` unless one is named. Afterwards the user
+    is told what the checkpoint's card says of itself, or of `task`.
     """
     from . import info as facts
     from .api import MingAudio
@@ -84,7 +86,7 @@ def loaded(
     with use_backend(backend) if backend is not None else nullcontext():
         ming = MingAudio.from_pretrained(model, device=device, dtype=dtype, weights=weights)
         yield ming
-    warning = None if ming.folder is None else facts.card_warning(ming.folder)
+    warning = None if ming.folder is None else facts.card_warning(ming.folder, task)
     if warning:
         terminal.say(f"note: {model}: {warning}", quiet)
 

@@ -188,7 +188,7 @@ def test_recognition(ming, sound):
     assert asked.stats.prompt_tokens != one.stats.prompt_tokens
     known = ming.transcribe((sound, 16000), language="zh", seed=1, max_new_tokens=12)
     assert known.language == "Chinese"
-    assert known.stats.prompt_tokens == one.stats.prompt_tokens + len("Chinese\t")
+    assert known.stats.prompt_tokens == one.stats.prompt_tokens + 1  # its name
 
 
 def test_recognition_takes_the_audio_router(ming, sound, monkeypatch):

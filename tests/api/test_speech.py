@@ -1,0 +1,42 @@
+"""The bundled voice says what it is told, as far as it can hear itself.
+
+tests/quality asks an independent recogniser; this is quick, and needs nothing but the package.
+"""
+
+import pytest
+
+SAID = (
+    ("seven two zero", "slt"),
+    ("three six one nine", "rms"),
+    ("five zero eight", "awb"),
+    ("Hello, this is Ming speaking from a plain CPU.", "slt"),
+    ("The weather is good today.", "rms"),
+)
+
+
+def words(text: str) -> list[str]:
+    return text.lower().replace(",", "").replace(".", "").split()
+
+
+def wrong(said: list[str], heard: list[str]) -> int:
+    """Edit distance in words."""
+    row = list(range(len(heard) + 1))
+    for i, a in enumerate(said, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(heard, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bf16"}, {"weights": "int8_dyn"}], ids=str)
+def test_it_hears_what_it_says(options):
+    from mingcore import MingAudio
+
+    ming = MingAudio.from_pretrained("tiny", device="cpu", **options)
+    errors = 0
+    for seed, (text, voice) in enumerate(SAID):
+        speech = ming.tts(text, voice, seed=seed, min_seconds=0.3, max_seconds=6)
+        assert speech.stats.ended_by == "stop"
+        heard = ming.transcribe((speech.samples, speech.sample_rate))
+        errors += wrong(words(text), words(heard.text))
+    assert errors <= 5, errors  # of 24 words
