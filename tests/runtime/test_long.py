@@ -84,7 +84,7 @@ def test_states_grow_clone_and_are_refused(ming):
         parts = [vae.unify(part, state)[0] for part in latents.split(5, dim=1)]
         copy = state.clone()
         wanted, _ = vae.unify(latents, full)
-        assert 1e-5 < relative_l2(torch.cat(parts, 1), wanted) < 0.02
+        assert 1e-5 < relative_l2(torch.cat(parts, 1), wanted) < 0.012
         a, b = (vae.unify(latents[:, :5], s)[0] for s in (state, copy))
     assert torch.equal(a, b) and state.capacity >= 205
     assert state.nbytes < 0.32 * full.nbytes * state.capacity / full.capacity
