@@ -36,7 +36,7 @@ setup: $(VENV)/.tests
 
 demo: $(VENV)/.runtime
 	@mkdir -p $(OUT)
-	$(VENV)/bin/mingcore tts "Hello, this is Ming speaking from a plain CPU." --max-seconds 4 --seed 0 --out $(OUT)/demo.wav
+	$(VENV)/bin/mingcore tts "Hello, this is Ming speaking from a plain CPU." --seed 0 --out $(OUT)/demo.wav
 	@echo "and this is what it hears in it:"
 	@$(VENV)/bin/mingcore asr $(OUT)/demo.wav --quiet
 
