@@ -11,6 +11,7 @@ from mingcore.model import load
 from mingcore.model.vae import AudioVAE
 from mingcore.testing.compare import max_relative
 from mingcore.testing.synthetic import model_config, write_checkpoint
+from tests.model.conv_subjects import made
 
 TOLERANCE = 2e-5
 
@@ -106,3 +107,9 @@ def rewritten(tiny, tmp_path):
         return tmp_path
 
     return make
+
+
+@pytest.fixture
+def subject(name):
+    """The convolutional VAE of a test's parameter `name`."""
+    return made(name)

@@ -7,101 +7,10 @@ import pytest
 import torch
 
 from mingcore import ops
-from mingcore.errors import CheckpointError, InputError
-from mingcore.model.vae import conv
-from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE, codec
+from mingcore.model.vae.conv import codec
 from mingcore.testing import streaming
 from mingcore.testing.compare import assert_within, max_relative
-from mingcore.testing.conv_checkpoints import (
-    VIBEVOICE,
-    VOXCPM,
-    VOXCPM2,
-    vibevoice_tensors,
-    voxcpm_tensors,
-)
-from mingcore.testing.eager import conv_vae
-
-NETWORK = 1e-5  # chunked against one-shot, and against the formula: max |a - b| / max |b|
-VARIANTS = {
-    "voxcpm": VOXCPM,
-    "voxcpm-dense": {**VOXCPM, "depthwise": False, "encoder_rates": [5, 2], "decoder_rates": [1]},
-    "voxcpm-noise": {**VOXCPM, "use_noise_block": True},
-    "voxcpm2": VOXCPM2,
-    "voxcpm2-plain": {**VOXCPM2, "sr_bin_boundaries": None, "depthwise": False},
-    "voxcpm2-add": {**VOXCPM2, "cond_type": "add", "cond_out_layer": True},
-    "voxcpm2-concat": {
-        **VOXCPM2,
-        "cond_type": "concat",
-        "cond_out_layer": True,
-        "use_noise_block": True,
-    },
-    "vibevoice": VIBEVOICE,
-    "vibevoice-other": {
-        **VIBEVOICE,
-        "channels": 2,
-        "kernel_size": 3,
-        "hidden_act": "gelu_pytorch_tanh",
-    },
-    "vibevoice-pointwise": {**VIBEVOICE, "kernel_size": 1, "downsampling_ratios": [5, 2, 2]},
-}
-every_variant = pytest.mark.parametrize("name", VARIANTS)
-RATES = [8000, 44100]  # of the rows, where a decoder is conditioned on them
-
-
-class Subject:
-    """A VAE, inputs for it, and what the formula makes of them."""
-
-    def __init__(self, name):
-        self.config = config = VARIANTS[name]
-        self.vox = "encoder_dim" in config
-        self.tensors = (voxcpm_tensors if self.vox else vibevoice_tensors)(config, seed=1)
-        kind = VoxCPMVAE if self.vox else VibeVoiceVAE
-        self.vae = kind.from_state_dict(self.tensors, config)
-        self.options = {"sample_rate": RATES} if config.get("sr_bin_boundaries") else {}
-
-    def samples(self, L, seed=0, B=2):
-        several = (self.vae.channels,) if self.vae.channels > 1 else ()
-        return torch.randn(B, *several, L, generator=torch.Generator().manual_seed(seed))
-
-    def latents(self, T, seed=0, B=2):
-        shape = (B, T, self.vae.latent_dim)
-        return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-    def noise(self, T, B=2):
-        if not self.vox or not self.config["use_noise_block"]:
-            return None
-        return self.vae.draw_noise(B, T, torch.Generator().manual_seed(5))
-
-    def decode(self, latents, state=None, last=True, valid=None, noise=None):
-        more = {**self.options, "noise": noise} if self.vox else {}
-        return self.vae.decode(latents, state, last, valid, **more)
-
-    def formula_encode(self, samples, dtype):
-        t = {k: v.to(dtype) for k, v in self.tensors.items()}
-        if self.vox:
-            mean, log_variance = conv_vae.voxcpm_encode(t, self.config, samples.to(dtype))
-            return mean, (log_variance / 2).exp()
-        samples = samples if samples.dim() == 3 else samples.unsqueeze(1)
-        mean = conv_vae.vibevoice_encode(t, self.config, samples.to(dtype))
-        return mean, torch.full_like(mean, self.config["vae_std"])
-
-    def formula_decode(self, latents, dtype, noise=None):
-        t = {k: v.to(dtype) for k, v in self.tensors.items()}
-        if self.vox:
-            buckets = (0, 3) if self.options else ()
-            return conv_vae.voxcpm_decode(t, self.config, latents.to(dtype), buckets, noise)
-        y = conv_vae.vibevoice_decode(t, self.config, latents.to(dtype))
-        return y[:, 0] if self.vae.channels == 1 else y
-
-
-MADE = {}
-
-
-@pytest.fixture
-def subject(name):
-    if name not in MADE:
-        MADE[name] = Subject(name)
-    return MADE[name]
+from tests.model.conv_subjects import NETWORK, every_variant, made
 
 
 def piece(noise, vae, start, T):
@@ -312,7 +221,7 @@ def test_long_inputs_go_by_blocks(subject, monkeypatch):
 
 
 def test_reset_and_clone():
-    vae = MADE.setdefault("vibevoice", Subject("vibevoice")).vae
+    vae = made("vibevoice").vae
     z = torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0))
     fresh, state = vae.decode(z, last=False)
     branch = state.clone()
@@ -341,115 +250,6 @@ def test_reference_backend_and_16_bit_weights(subject):
     narrow = type(vae).from_state_dict(subject.tensors, subject.config, dtype=torch.bfloat16)
     assert max_relative(narrow.decode(z, **more)[0], exact) < 0.05
     assert max_relative(narrow.encode(samples)[0], mean) < 0.05
-
-
-@pytest.mark.parametrize("name", ["voxcpm", "voxcpm2"])
-def test_weight_norm_in_every_form(subject):
-    """By hooks, by parametrizations, or folded already: the same network."""
-    config, tensors = subject.config, subject.tensors
-    parts = {"weight_g": "original0", "weight_v": "original1"}
-    by_parametrization, folded = {}, {}
-    for name, value in tensors.items():
-        stem, _, last = name.rpartition(".")
-        if last not in parts:
-            by_parametrization[name] = folded[name] = value
-            continue
-        by_parametrization[f"{stem}.parametrizations.weight.{parts[last]}"] = value
-        folded[f"{stem}.weight"] = torch._weight_norm(
-            tensors[f"{stem}.weight_v"], tensors[f"{stem}.weight_g"], 0
-        )
-    z = subject.latents(4)
-    expected = subject.decode(z)[0]
-    for state_dict in (by_parametrization, folded):
-        vae = VoxCPMVAE.from_state_dict(state_dict, config)
-        got = vae.decode(z, **subject.options)[0]
-        assert max_relative(got, expected) <= NETWORK
-
-
-@every_variant
-def test_tensors_that_do_not_fit_are_named(subject):
-    names = [name for name in subject.tensors if name != "decoder.sr_bin_boundaries"]
-    gone, bent = names[3], names[-1]
-    tensors = {k: v for k, v in subject.tensors.items() if k != gone}
-    tensors[bent] = torch.cat((tensors[bent], tensors[bent]))
-    tensors["decoder.extra"] = torch.zeros(3)
-    with pytest.raises(CheckpointError) as raised:
-        type(subject.vae).from_state_dict(tensors, subject.config)
-    message = str(raised.value)
-    shape = list(subject.tensors[gone].shape)
-    assert f"missing key {gone} of shape {shape}" in message
-    assert f"{bent} must be {list(subject.tensors[bent].shape)}" in message
-    assert "unexpected key decoder.extra of shape [3]" in message
-
-
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        (VoxCPMVAE, {"encoder_rates": [2, 1]}, "encoder_rates must be 2 or more each"),
-        (VoxCPMVAE, {"decoder_rates": []}, "decoder_rates must not be empty"),
-        (VoxCPMVAE, {"encoder_rates": [2, "3"]}, r"encoder_rates\[1\] must be of type int"),
-        (VoxCPMVAE, {"decoder_dim": 3}, "decoder_dim must be at least 4"),
-        (VoxCPMVAE, {"latent_dim": 0}, "latent_dim must be positive"),
-        (VoxCPMVAE, {"cond_type": "other"}, "cond_type must be one of"),
-        (VoxCPMVAE, {"cond_type": "concat"}, "cond_out_layer must be true"),
-        (VoxCPMVAE, {"sr_bin_boundaries": [3, 2]}, "sr_bin_boundaries must increase"),
-        (VibeVoiceVAE, {"depths": [1, 2]}, "depths must be 4 numbers"),
-        (VibeVoiceVAE, {"hidden_act": "relu"}, "hidden_act must be one of"),
-        (VibeVoiceVAE, {"downsampling_ratios": [2, 0, 3]}, "must be positive"),
-    ],
-)
-def test_configs_that_contradict_themselves(kind, change, message):
-    config = {**(VOXCPM if kind is VoxCPMVAE else VIBEVOICE), **change}
-    with pytest.raises(CheckpointError, match=message):
-        kind.from_state_dict({}, config)
-
-
-def test_other_boundaries_than_the_configs():
-    tensors = voxcpm_tensors(VOXCPM2)
-    tensors["decoder.sr_bin_boundaries"] += 1
-    with pytest.raises(CheckpointError, match=r"sr_bin_boundaries must be .*\[20000, 30000"):
-        VoxCPMVAE.from_state_dict(tensors, VOXCPM2)
-
-
-def test_bad_input():
-    plain, second, vibe, noisy = (
-        MADE.setdefault(name, Subject(name)).vae
-        for name in ("voxcpm", "voxcpm2", "vibevoice-other", "voxcpm-noise")
-    )
-    z, x = torch.randn(2, 3, 6), torch.randn(2, 30)
-    state = plain.decode(z, last=False)[1]
-    calls = [
-        (r"latents must be float \[B, T, 6\], got torch.float32 \[2, 3\]", plain.decode, z[..., 0]),
-        (r"latents must be float", plain.decode, z.long()),
-        (r"samples must be float \[B, L\], got torch.int64", plain.encode, x.long()),
-        (r"samples must be float \[B, 2, L\]", vibe.encode, x),
-        (r"the state has 2 rows, the input has 1", plain.decode, z[:1], state),
-        (r"valid must be torch.int64 \[2\]", plain.decode, z, None, False, torch.ones(2)),
-        (r"last must be torch.bool \[2\]", plain.encode_stream, x, None, torch.ones(3).bool()),
-        (r"batch must be positive, got 0", plain.new_decoder_state, 0),
-        (r"noise must be tensors \[\(2, 9\), \(2, 18\)\], got None", noisy.decode, z),
-        (r"noise must be \[2, 3, 6\]", plain.sample_posterior, z, z, z[:1]),
-    ]
-    for message, function, *args in calls:
-        with pytest.raises(InputError, match=message):
-            function(*args)
-    with pytest.raises(InputError, match="sample_rate must be None for this VAE"):
-        plain.decode(z, sample_rate=48000)
-    with pytest.raises(InputError, match="sample_rate must be one or 2, got 3"):
-        second.decode(z, sample_rate=[48000] * 3)
-
-
-def test_what_a_vae_says_of_itself():
-    vae = conv.VibeVoiceVAE.from_state_dict(
-        vibevoice_tensors(VIBEVOICE), VIBEVOICE, sample_rate=24000
-    )
-    assert (vae.hop_samples, vae.latent_rate, vae.latent_dim) == (6, 4000, 6)
-    second = MADE.setdefault("voxcpm2", Subject("voxcpm2")).vae
-    assert (second.sample_rate, second.out_sample_rate) == (16000, 48000)
-    assert (second.hop_samples, second.out_hop_samples) == (6, 6)
-    mean, std = torch.zeros(1, 2, 6), torch.ones(1, 2, 6)
-    noise = torch.randn(1, 2, 6)
-    assert torch.equal(vae.sample_posterior(mean, std, noise), noise)
 
 
 @pytest.mark.slow
