@@ -4,8 +4,6 @@ Both with the installed Triton and with the oldest that is supported, which is k
 beside the environment.
 """
 
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +12,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
+from tests.native import triton_process
+
 OLDEST = "3.6.0"
-FOLDER = ROOT / ".venv-triton-3.6"
+FOLDER = triton_process.OLDEST
 
 
 @pytest.fixture(scope="module", params=("installed", OLDEST))
@@ -35,24 +34,7 @@ def triton_folder(request) -> Path | None:
 
 
 def run(mode: str, folder: Path | None, cache: Path) -> list[dict]:
-    paths = [str(folder)] if folder else []
-    paths += [str(ROOT), str(ROOT / "kernels")]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(paths),
-        "TRITON_CACHE_DIR": str(cache),
-    }
-    environment.pop("TRITON_INTERPRET", None)
-    script = Path(__file__).with_name("run_triton.py")
-    done = subprocess.run(
-        [sys.executable, str(script), mode],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    lines = triton_process.run("run_triton.py", cache, folder, mode)
     if folder:
         assert {line["triton"] for line in lines} == {OLDEST}
     return lines

@@ -1,9 +1,5 @@
 """Triton's convolutions without a GPU: against the oracle, as streams, and as binaries."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,38 +7,17 @@ import pytest
 pytest.importorskip("triton")
 
 from mingcore_kernels import configs, conv_configs
-
-ROOT = Path(__file__).parents[2]
-OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+from tests.native import triton_process
 
 
 @pytest.fixture(params=("installed", pytest.param("oldest", marks=pytest.mark.slow)))
 def triton_folder(request) -> Path | None:
-    if request.param == "installed":
-        return None
-    if not (OLDEST / "triton" / "backends").is_dir():
-        pytest.skip("the oldest supported Triton is not beside the environment")
-    return OLDEST
+    return triton_process.folder_of(request.param)
 
 
 def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
-    here = Path(__file__).parent
-    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "TRITON_CACHE_DIR": str(cache),
-    }
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, str(here / "run_triton_conv.py"), *mode],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=280 if "few" in mode else 1500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    timeout = 280 if "few" in mode else 1500
+    return triton_process.run("run_triton_conv.py", cache, folder, *mode, timeout=timeout)
 
 
 def check_interpreted(lines: list[dict], cases: int, streams: int) -> None:

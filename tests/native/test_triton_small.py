@@ -1,10 +1,6 @@
 """Triton's norms, rotary embeddings, attention over a cache and linear layers without a GPU:
 against the oracle, and as binaries."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +10,8 @@ pytest.importorskip("triton")
 import torch
 
 from mingcore_kernels import attention_decode, configs, linear, norms
+from tests.native import triton_process
 
-ROOT = Path(__file__).parents[2]
-OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
 OPS = (
     "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
     "linear",
@@ -31,31 +26,11 @@ REFUSALS = (
     scope="module", params=("installed", pytest.param("oldest", marks=pytest.mark.slow))
 )
 def triton_folder(request) -> Path | None:
-    if request.param == "installed":
-        return None
-    if not (OLDEST / "triton" / "backends").is_dir():
-        pytest.skip("the oldest supported Triton is not beside the environment")
-    return OLDEST
+    return triton_process.folder_of(request.param)
 
 
 def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
-    here = Path(__file__).parent
-    paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", here]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "TRITON_CACHE_DIR": str(cache),
-    }
-    environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, str(here / "run_triton_small.py"), *mode],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=280,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return triton_process.run("run_triton_small.py", cache, folder, *mode)
 
 
 def check_interpreted(lines: list[dict], least: int) -> None:
