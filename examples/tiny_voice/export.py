@@ -49,10 +49,14 @@ three speeds; texts from a seeded grammar. flite's licence (Carnegie Mellon Univ
 use, change and distribute it without restriction, with its notice kept in its code and without its
 authors' names as endorsement. No other recording of a person was used.
 
-**Training**: on two CPU cores: the AudioVAE 6000 steps, the rest 8000 steps, the averaged weights
-rounded to bfloat16. `make voice` remakes it: the data, both stages, this folder.
+**Training**: on two CPU cores: the AudioVAE 6000 steps; the rest 6600 steps without and 4500 with
+the phones as a target; the averaged weights rounded to bfloat16. `make voice` makes such a voice
+from nothing, in 8000 steps: the data, both stages, this folder.
 
-**Measured** by `tests/quality`, with an independent recogniser (PocketSphinx, a grammar of digits).
+**Measured** with an independent recogniser (PocketSphinx, a grammar of digits) on 50 strings of
+three to six digits: it mishears 28 % of the words of this voice and 2 % of the synthesiser's; 43 of
+50 end within 30 % of the synthesiser's length. Through the codec alone: 2.7 %. `tests/quality`
+asks for 10 points above the synthesiser and 48 of 50, which this version does not reach.
 
 License: Apache-2.0.
 """
