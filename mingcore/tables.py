@@ -29,7 +29,7 @@ def show_info(facts: Mapping[str, Any]) -> None:
         f"{count(facts['parameters'])} parameters, {count(facts['active_parameters'])} active; "
         f"{size(facts['bytes'])} in {files} ({kinds})"
     )
-    table = _table("part", "parameters", "bytes", "dimensions")
+    table = table_of("part", "parameters", "bytes", "dimensions")
     dims = dict(facts["dims"])
     for row in facts["parts"]:
         # the LLM's dimensions stand once, at its first row
@@ -78,7 +78,7 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
         console.print(f"{name}={value}")
     console.print(f"cache: {facts['cache']}")
     backends = list(next(iter(facts["ops"].values()), {}))
-    table = _table("op", *backends)
+    table = table_of("op", *backends)
     for op, row in facts["ops"].items():
         table.add_row(op, *(_cell(row[b]) for b in backends))
     console.print(table)
@@ -91,7 +91,7 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
 
 def show_roundtrip(trip: RoundTrip) -> None:
     """Prints what the codec kept of a sound."""
-    table = _table("", "", "")
+    table = table_of("", "", "")
     rows = (
         ("sound", f"{trip.seconds:.2f} s", f"{trip.sample_rate} Hz, {trip.frames} frames"),
         ("log-spectral distance", f"{trip.log_spectral_distance:.2f} dB", "0 is equal"),
@@ -108,13 +108,13 @@ def show_roundtrip(trip: RoundTrip) -> None:
 def show_plan(plan: Plan) -> None:
     """Prints what a model would take of memory."""
     console = Console(highlight=False)
-    table = _table("weights", "format", "bytes")
+    table = table_of("weights", "format", "bytes")
     for kept in plan.weights:
         table.add_row(kept.part, kept.format, size(kept.bytes))
     table.add_row("all weights", plan.formats.weights, size(plan.weights_bytes))
     console.print(table)
     names = ("requests", "minutes", "LLM cache", "semantic cache", "decoder", "workspace", "in all")
-    table = _table(*names, "fits")
+    table = table_of(*names, "fits")
     marks = {True: "[green]yes[/]", False: "[red]no[/]", None: "?"}
     for r in plan.requests:
         sizes = (r.llm_cache, r.semantic_cache, r.vae_states, r.workspace, plan.total(r))
@@ -133,7 +133,7 @@ def show_plan(plan: Plan) -> None:
 
 def show_precision(found: Precision) -> None:
     """Prints what a weight format costs."""
-    table = _table(f"{found.weights} against {found.reference}", "error", "")
+    table = table_of(f"{found.weights} against {found.reference}", "error", "")
     rows = (
         ("encoder: mean of the latents", found.encoding, ""),
         ("semantic module: unified embedding", found.unified, ""),
@@ -170,7 +170,8 @@ def _cell(reason: str | None) -> str:
     return reason if reason == NO_GPU else "-"
 
 
-def _table(*columns: str) -> Table:
+def table_of(*columns: str) -> Table:
+    """An empty one in the style of all."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

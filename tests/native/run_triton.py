@@ -3,19 +3,14 @@
 Prints one line of JSON per kernel and case.
 """
 
-import json
 import os
-import re
-import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
 if sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-import triton
+from triton_launches import compiled, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -61,9 +56,6 @@ def interpret() -> None:
 
 
 def compile_all() -> None:
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     for name, (module, types, open_types, variants) in KERNELS.items():
         found = __import__(f"mingcore_kernels.{module}", fromlist=[name])
         kernel = getattr(found, name)
@@ -79,27 +71,9 @@ def compile_all() -> None:
                         for i, arg in enumerate(kernel.arg_names)
                         if signature[arg].startswith("*")
                     }
-                    source = ASTSource(kernel, signature, constants, aligned)
-                    target = GPUTarget("cuda", capability, 32)
-                    made = triton.compile(source, target=target, options={"num_warps": 4})
-                    usage = resources(made.asm["cubin"])
-                    say(kernel=name, sm=capability, element=element, usage=usage)
-
-
-def resources(cubin: bytes) -> dict[str, int]:
-    """Registers, stack and local memory, by the cuobjdump that Triton ships."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)
-    return {key: int(value) for key, value in found}
-
-
-def say(**fields) -> None:
-    print(json.dumps({"triton": triton.__version__, **fields}))
+                    launch = kernel, signature, constants, aligned, {"num_warps": 4}
+                    _, found_in = compiled(*launch, capability=capability)
+                    say(element=element, types=[element, None], blocks=[found.BLOCK], **found_in)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ if sys.argv[1] == "interpret":
 
 import torch
 import triton
-from run_triton import resources, say
-from triton_launches import binary, loops_with_new_numpy, meta, recorded
+from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -154,16 +153,12 @@ def compile_all(mode: str) -> None:
         elif mode != "all" and capability != 90:
             found = found[1::4]
         for kernel, signature, constants, *rest in found:
-            made = binary(kernel, signature, constants, *rest, capability)
-            ptx = made.asm["ptx"]
+            launch = kernel, signature, constants, *rest
+            ptx, made = compiled(*launch, capability=capability)
             say(
-                kernel=kernel.__name__,
-                sm=capability,
+                **made,
                 types=[signature.get(name) for name in ("x", "w")],
                 blocks=[constants[name] for name in BLOCKS if name in constants],
-                usage=resources(made.asm["cubin"]),
-                shared=made.metadata.shared,
-                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
                 waits=ptx.count("griddepcontrol.wait"),
                 atomics=ptx.count("atom."),
             )

@@ -14,8 +14,7 @@ if sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-from run_triton import resources, say
-from triton_launches import binary, loops_with_new_numpy, meta, recorded
+from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -180,16 +179,12 @@ def compile_all(mode: str) -> None:
             module.capability_of = lambda x, found=capability: found
         found = recorded(lambda: launches(mode))
         for kernel, signature, constants, *rest in found:
-            made = binary(kernel, signature, constants, *rest, capability)
-            ptx = made.asm["ptx"]
+            launch = kernel, signature, constants, *rest
+            ptx, made = compiled(*launch, capability=capability)
             say(
-                kernel=kernel.__name__,
-                sm=capability,
+                **made,
                 types=[signature["x"], signature.get("w")],
                 blocks=[constants.get(name) for name in BLOCKS if name in constants],
-                usage=resources(made.asm["cubin"]),
-                shared=made.metadata.shared,
-                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
                 wide=ptx.count("cp.async.cg.shared.global") + ptx.count("ld.global.v"),
                 shape=[constants[name] for name in ("KERNEL", "STRIDE", "DILATION")
                        if name in constants],

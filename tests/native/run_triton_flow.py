@@ -13,8 +13,7 @@ if sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-from run_triton import resources, say
-from triton_launches import binary, loops_with_new_numpy, meta, recorded
+from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -156,17 +155,13 @@ def compile_all(mode: str) -> None:
         elif mode != "all" and capability != 90:
             found = found[1::3]
         for kernel, signature, constants, *rest in found:
-            made = binary(kernel, signature, constants, *rest, capability)
-            ptx = made.asm["ptx"]
+            launch = kernel, signature, constants, *rest
+            ptx, made = compiled(*launch, capability=capability)
             x, w = signature.get("x", signature.get("z")), signature.get("w")
             say(
-                kernel=kernel.__name__,
-                sm=capability,
+                **made,
                 types=[x or signature.get("qkv"), w],
                 blocks=[constants[name] for name in BLOCKS if name in constants],
-                usage=resources(made.asm["cubin"]),
-                shared=made.metadata.shared,
-                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
                 copies16=ptx.count("cp.async.cg.shared.global"),
                 waits=ptx.count("griddepcontrol.wait"),
                 early=_global_before_wait(ptx),

@@ -13,8 +13,7 @@ if sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
-from run_triton import resources, say
-from triton_launches import binary, loops_with_new_numpy, meta, recorded
+from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
@@ -111,16 +110,12 @@ def compile_all(everything: bool = False) -> None:
         for kernel, signature, constants, *rest in recorded(
             lambda found=capability: launches(found, everything)
         ):
-            made = binary(kernel, signature, constants, *rest, capability)
-            ptx = made.asm["ptx"]
+            launch = kernel, signature, constants, *rest
+            ptx, made = compiled(*launch, capability=capability)
             say(
-                kernel=kernel.__name__,
-                sm=capability,
+                **made,
                 types=[signature.get("x"), signature.get("w")],
                 blocks=[constants.get(f"BLOCK_{letter}") for letter in "MNK"],
-                usage=resources(made.asm["cubin"]),
-                shared=made.metadata.shared,
-                matrix=next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
                 copies16=ptx.count("cp.async.cg.shared.global"),
                 loads16=ptx.count("ld.global.v4"),
             )

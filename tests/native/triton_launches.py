@@ -1,5 +1,12 @@
 """What the scripts that check Triton kernels without a GPU share: launches recorded, not run."""
 
+import hashlib
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
@@ -55,6 +62,55 @@ def binary(
     """A recorded kernel, compiled for a GPU such as 90."""
     source = ASTSource(kernel, signature, constants, divisible)
     return triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
+
+
+def compiled(kernel, signature: dict, constants: dict, *rest, capability: int) -> tuple[str, dict]:
+    """A recorded kernel's PTX, and what is kept of its binary (bench/resources_triton.py)."""
+    made = binary(kernel, signature, constants, *rest, capability)
+    ptx = made.asm["ptx"]
+    return ptx, {
+        "kernel": kernel.__name__,
+        "sm": capability,
+        "launch": launch_name(signature, constants, *rest),
+        "usage": resources(made.asm["cubin"]),
+        "shared": made.metadata.shared,
+        "matrix": next((n for n in ("tcgen05.mma", "wgmma", "mma.sync") if n in ptx), ""),
+        "products": products(ptx),
+    }
+
+
+def launch_name(signature: dict, constants: dict, divisible: dict, options: dict) -> str:
+    """What tells a launch of a kernel from its others, and is the same in the next run."""
+    plain = {name: getattr(value, "__name__", value) for name, value in constants.items()}
+    parts = (sorted(part.items()) for part in (signature, plain, divisible, options))
+    return hashlib.sha256(str(list(parts)).encode()).hexdigest()[:12]
+
+
+def products(ptx: str) -> dict[str, int]:
+    """Instructions of the matrix unit, such as "wgmma m64n64k16 bf16", and how many there are."""
+    found: dict[str, int] = {}
+    shape = r"\b(wgmma|mma)\.\S*?\.(m\d+n\d+k\d+)(?:\.row\.col)?\.[fs]\d+\.(\w+)"
+    newer = r"\b(tcgen05)\.(mma)\.\S*?kind::(\w+)"
+    for pattern in (shape, newer):
+        for parts in re.findall(pattern, ptx):
+            found[" ".join(parts)] = found.get(" ".join(parts), 0) + 1
+    return dict(sorted(found.items()))
+
+
+def resources(cubin: bytes) -> dict[str, int]:
+    """Registers, stack and local memory, by the cuobjdump that Triton ships."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)
+    return {key: int(value) for key, value in found}
+
+
+def say(**fields) -> None:
+    print(json.dumps({"triton": triton.__version__, **fields}), flush=True)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:

@@ -1,0 +1,197 @@
+"""A request profiled: its bytes counted, its real time taken, and its events recorded."""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, record_function
+
+from ..ops import registry
+from ..testing.cost import cost
+from ..testing.layouts import tensors_in
+from .stages import OTHER, staged, watched_ops
+from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
+
+Request = Callable[[Any], Iterable[Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op: the fewest bytes and operations it can do with, and who served it."""
+
+    stage: str
+    op: str
+    backend: str
+    nbytes: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """seconds: of the request as it is; profiled_seconds: under the profiler, which `stages` and
+    `slices` are of. calls: of ops, in order."""
+
+    seconds: float
+    profiled_seconds: float
+    stages: tuple[Stage, ...]
+    slices: tuple[Slice, ...]
+    calls: tuple[Call, ...]
+    device: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Times and stages, for JSON."""
+        return {
+            "device": self.device,
+            "seconds": self.seconds,
+            "profiled_seconds": self.profiled_seconds,
+            "stages": [asdict(stage) for stage in self.stages],
+        }
+
+
+def profile(ming: Any, request: Request, *, nvtx: Any = None) -> Profile:
+    """Runs `request(ming)`, whose results are taken one by one, and says where its time goes.
+
+    It must be repeatable: the same seed, so that its calls are the same in every run. nvtx: an
+    object with `range_push` and `range_pop`; by default PyTorch's where the model is on a GPU.
+    """
+    device = ming.model.llm.device
+    on_gpu = device.type == "cuda"
+    counter = _Counter()
+    with watched_ops(counter):
+        _run(_with_model(ming, counter), request, device)
+    seconds = _run(ming, request, device)
+    ranges = _Ranges(nvtx or (torch.cuda.nvtx if on_gpu else None))
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
+    with ExitStack() as open_:
+        open_.enter_context(watched_ops(ranges))
+        copied = _with_model(ming, ranges)
+        recorder = open_.enter_context(torch.profiler.profile(activities=activities))
+        with ranges.range(REQUEST):
+            _run(copied, request, device)
+    calls = tuple(counter.calls)
+    timeline = Timeline.of(_events(recorder))
+    slices = timeline.slices([asdict(call) for call in calls])
+    stages = summed(slices, [(call.stage, call.nbytes, call.flops) for call in calls])
+    return Profile(seconds, timeline.seconds, stages, slices, calls, str(device))
+
+
+def _with_model(ming: Any, watcher: Any) -> Any:
+    copied = copy.copy(ming)
+    copied.model = staged(ming.model, watcher)
+    return copied
+
+
+def _run(ming: Any, request: Request, device: torch.device) -> float:
+    """Seconds until the request has ended, on the device too."""
+    began = time.perf_counter()
+    for _ in request(ming):
+        pass
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - began
+
+
+def _events(recorder: Any) -> list[dict[str, Any]]:
+    """The events of a trace as torch.profiler writes it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        recorder.export_chrome_trace(str(path))
+        return json.loads(path.read_text())["traceEvents"]
+
+
+class _Counter:
+    """Counts every op's cost, and who served it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Call] = []
+        self._open: list[str] = []
+        self._depth = 0
+        self._backends = {id(e.function): e.backend for e in registry.entries()}
+
+    @contextmanager
+    def stage(self, stage: str, name: str) -> Iterator[None]:
+        self._open.append(stage)
+        try:
+            yield
+        finally:
+            self._open.pop()
+
+    def op(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if self._depth:  # a part of another op
+            return function(*args, **kwargs)
+        self._depth += 1
+        try:
+            with _served() as by:
+                result = function(*args, **kwargs)
+        finally:
+            self._depth -= 1
+        given = signature(function).bind(*args, **kwargs)
+        given.apply_defaults()
+        named = {key: value for key, value in given.arguments.items() if key != "backend"}
+        outputs = (named["out"],) if named.get("out") is not None else tuple(tensors_in(result))
+        found = cost(name, named, outputs)
+        backend = self._backends.get(by.get("function"), "reference")
+        stage = self._open[0] if self._open else OTHER
+        self.calls.append(Call(stage, name, backend, found.nbytes, found.flops))
+        return result
+
+
+@contextmanager
+def _served() -> Iterator[dict[str, int]]:
+    """Within the block: which function of a backend served the op that was called first."""
+    from ..ops import dispatch
+
+    select, found = dispatch.select, {}
+
+    def noted(op: str, args: tuple, backend: str | None = None) -> Callable:
+        function = select(op, args, backend)
+        found.setdefault("function", id(function))
+        return function
+
+    dispatch.select = noted
+    try:
+        yield found
+    finally:
+        dispatch.select = select
+
+
+class _Ranges:
+    """Opens a profiler's range, and with `nvtx` one of those, for every stage and op."""
+
+    def __init__(self, nvtx: Any):
+        self._nvtx = nvtx
+        self._depth = 0
+
+    @contextmanager
+    def range(self, name: str) -> Iterator[None]:
+        if self._nvtx is not None:
+            self._nvtx.range_push(name)
+        try:
+            with record_function(name):
+                yield
+        finally:
+            if self._nvtx is not None:
+                self._nvtx.range_pop()
+
+    def stage(self, stage: str, name: str) -> Any:
+        return self.range(f"{STAGE}{stage}:{name}")
+
+    def op(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
+        if self._depth:
+            return function(*args, **kwargs)
+        self._depth += 1
+        try:
+            with self.range(OP + name):
+                return function(*args, **kwargs)
+        finally:
+            self._depth -= 1
