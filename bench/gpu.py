@@ -110,7 +110,7 @@ def parts(dry: bool) -> list[Part]:
     """What is run, in order. The limits add up to less than the total: all have their turn."""
     python, bench = sys.executable, str(ROOT / "bench")
     device, size = ("cpu", "tiny") if dry else ("cuda", "mid")
-    tests = [*PYTEST, "-m", "gpu", "--continue-on-collection-errors", *gpu_tests()]
+    tests = [*PYTEST, "-m", "gpu and not slow", "--continue-on-collection-errors", *gpu_tests()]
     probes = [python, f"{bench}/probes.py"]
     ops = [*PYTEST, "-p", "no:timeout", f"{bench}/test_ops.py", "--benchmark-only"]
     ops += ["--benchmark-disable-gc", "--benchmark-columns=median"]

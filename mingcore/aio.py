@@ -60,10 +60,12 @@ class AsyncMingAudio:
         device: Any = None,
         dtype: Any = None,
         weights: str | None = None,
+        kernels: str | Path | None = None,
         **options: Any,
     ) -> AsyncMingAudio:
         """`MingAudio.from_pretrained`, which takes its time; `options` are those of the class."""
-        return cls(MingAudio.from_pretrained(name_or_path, device, dtype, weights), **options)
+        ming = MingAudio.from_pretrained(name_or_path, device, dtype, weights, kernels)
+        return cls(ming, **options)
 
     @property
     def sample_rate(self) -> int:

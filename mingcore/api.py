@@ -55,6 +55,7 @@ class MingAudio(Codec):
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         weights: str | None = None,
+        kernels: str | Path | None = None,
     ) -> "MingAudio":
         """Loads a folder, a hub id ("owner/name") or a bundled checkpoint ("tiny").
 
@@ -62,12 +63,21 @@ class MingAudio(Codec):
         "fp32", "fp16", "bf16", or quantised while they are read, "int8", "int8_dyn" (activations
         too: the fastest on a CPU) or "fp8"; by default that of `dtype`. `dtype`, of weights that
         are not quantised: by default float32 on a CPU, bfloat16 on a GPU and beside quantised ones.
-        Raises InputError when there is no such checkpoint or device,
-        CheckpointError when its files are damaged.
+        `kernels`: a bundle that `mingcore compile` made for this checkpoint and GPU; nothing is
+        compiled then, and `stats.kernels` of every request says so.
+        Raises InputError when there is no such checkpoint or device, CheckpointError when its files
+        are damaged, KernelBundleError, with the reason, when the bundle does not fit.
         """
         device, dtype = as_device(device), as_dtype(dtype)
         folder = locate(name_or_path)
-        return cls(load(folder, device=device, dtype=dtype, weights=weights), folder)
+        if kernels is not None and device.type != "cuda":
+            raise InputError(f"kernels: a bundle holds kernels of a GPU, the device is {device}")
+        model = load(folder, device=device, dtype=dtype, weights=weights)
+        if kernels is not None:
+            from .aot.serve import serve  # needs Triton
+
+            serve(kernels, model)
+        return cls(model, folder)
 
     def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:
         """Encodes a recording of someone saying `transcript`, for `tts` to speak like it.

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, codec_commands, profile_command, terminal
+from . import __version__, codec_commands, compile_command, profile_command, terminal
 from .env import let_idle_threads_sleep
 from .errors import InputError, MingError
 from .options import (
@@ -26,6 +26,7 @@ from .options import (
     Format,
     Guidance,
     Json,
+    Kernels,
     Language,
     MaxSeconds,
     MaxTokens,
@@ -85,6 +86,7 @@ def tts(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    kernels: Kernels = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -93,7 +95,16 @@ def tts(
     words = terminal.read_text(text)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
-        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights
+        model,
+        device,
+        dtype,
+        backend,
+        quiet or as_json,
+        target,
+        container,
+        subtype,
+        weights=weights,
+        kernels=kernels,
     ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
@@ -125,12 +136,15 @@ def asr(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    kernels: Kernels = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
-    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights) as ming:
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels
+    ) as ming:
         parts = []
         for part in ming.transcribe_stream(
             audio, instruction, language=language, max_new_tokens=max_tokens,
@@ -172,6 +186,7 @@ def edit(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    kernels: Kernels = None,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -191,6 +206,7 @@ def edit(
         container,
         subtype,
         weights=weights,
+        kernels=kernels,
         task="edit",
     ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
@@ -275,6 +291,9 @@ def precision(
         terminal.emit(found.as_dict())
     else:
         show_precision(found)
+
+
+app.command("compile")(compile_command.compile_kernels)
 
 
 @app.command()

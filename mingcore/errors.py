@@ -17,6 +17,10 @@ class BackendError(MingError, RuntimeError):
     """A backend that was named explicitly cannot serve the call; the message says why."""
 
 
+class KernelBundleError(BackendError):
+    """A bundle of compiled kernels does not fit: stale, foreign, damaged, or without a kernel."""
+
+
 class NotEnoughMemory(MingError, MemoryError):
     """A model would not fit in what its device has left; nothing was loaded."""
 

@@ -45,6 +45,9 @@ Weights = Annotated[
     str | None,
     typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8"),
 ]
+Kernels = Annotated[
+    str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")
+]
 Backend = Annotated[
     str | None,
     typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
@@ -69,6 +72,7 @@ def loaded(
     subtype: str = "int16",
     *,
     weights: str | None = None,
+    kernels: str | None = None,
     task: str | None = None,
 ) -> Iterator[MingAudio]:
     """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
@@ -84,7 +88,9 @@ def loaded(
     if target is not None:
         check_writable(target, container, subtype)
     with use_backend(backend) if backend is not None else nullcontext():
-        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype, weights=weights)
+        ming = MingAudio.from_pretrained(
+            model, device=device, dtype=dtype, weights=weights, kernels=kernels
+        )
         yield ming
     warning = None if ming.folder is None else facts.card_warning(ming.folder, task)
     if warning:

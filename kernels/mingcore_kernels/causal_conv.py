@@ -29,6 +29,7 @@ from torch import Tensor
 from . import conv_configs
 from .activations import activate
 from .conv_rows import _conv_state_kernel, finish, inputs_of, plan_of, row_of, tell
+from .target import device_of
 
 FEW = 8  # inputs of a group that a matrix product would mostly pad
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -375,8 +376,5 @@ def causal_conv(
 
 
 def capability_of(x: Tensor) -> int:
-    """Such as 90; 90 too where there is no GPU, which is what the table was made for."""
-    if not x.is_cuda:
-        return 90
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return 10 * major + minor
+    """Of the GPU that x is on, such as 90; elsewhere of the one that `target` assumes."""
+    return device_of(x.device.index if x.is_cuda else None)[0]

@@ -29,7 +29,8 @@ import triton
 from torch import Tensor
 
 from . import flow_attention, flow_configs, flow_ends, flow_product
-from .routing import device_of, on_device
+from .routing import on_device
+from .target import device_of
 
 
 def norm_type(operand: torch.dtype) -> torch.dtype:

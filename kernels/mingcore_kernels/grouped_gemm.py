@@ -19,8 +19,6 @@ One kernel serves three ops. For moe_mlp it also
 Scales of quantised weights are per weight row and multiply the finished sums.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +26,7 @@ from torch import Tensor
 
 from . import configs
 from .routing import on_device
+from .target import device_of
 
 
 @triton.jit
@@ -205,13 +204,9 @@ def _grouped_gemm_kernel(
     tl.store(p_out, b_out.to(out.dtype.element_ty), mask=(o_n < N)[:, None] & m_row[None, :])
 
 
-@functools.cache
 def capability_of(index: int | None) -> int:
-    """Compute capability of a GPU, such as 90; that of Hopper where kernels are interpreted."""
-    if index is None:
-        return 90
-    major, minor = torch.cuda.get_device_capability(index)
-    return 10 * major + minor
+    """Compute capability of a GPU, such as 90; see `target` for None."""
+    return device_of(index)[0]
 
 
 def kind_of(x_dtype: torch.dtype, w_dtype: torch.dtype) -> str:

@@ -18,8 +18,6 @@ int8_dyn quantises rows of x, and of what enters the second product, in launches
 No size depends on data, nothing is read back: safe to capture in a graph. Not measured on a GPU.
 """
 
-import functools
-
 import torch
 import triton
 import triton.language as tl
@@ -28,6 +26,7 @@ from torch import Tensor
 from . import configs
 from .grouped_gemm import launch
 from .routing import on_device, sort_by_expert
+from .target import device_of
 
 FEW = 16  # tokens that need no sorting: one tile of rows
 SUM_BLOCK = 1024
@@ -184,12 +183,9 @@ def _quantise_rows_kernel(x, stored, scale, K, stride_x, BLOCK: tl.constexpr):
         tl.store(stored + i_m * K + k + o_k, b_x.to(tl.int8), mask=o_k < K - k)
 
 
-@functools.cache
 def _processors(index: int | None) -> int:
-    """SMs of a GPU; those of an H200 where kernels are interpreted."""
-    if index is None:
-        return 132
-    return torch.cuda.get_device_properties(index).multi_processor_count
+    """Multiprocessors of a GPU; see `target` for None."""
+    return device_of(index)[1]
 
 
 def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:

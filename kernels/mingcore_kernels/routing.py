@@ -12,7 +12,6 @@ no atomics, and nothing that depends on the order in which programs run.
 """
 
 import contextlib
-import functools
 
 import torch
 import triton
@@ -90,15 +89,6 @@ def _sort_by_expert_kernel(ids, rows, offsets, S, E, BLOCK: tl.constexpr):
         start += tl.sum(m_mine.to(tl.int32), 0)
     if i_e == E - 1:
         tl.store(offsets + E, start)
-
-
-@functools.cache
-def device_of(index: int | None) -> tuple[int, int]:
-    """Compute capability, such as 90, and SMs of a GPU; an H200's where kernels are interpreted."""
-    if index is None:
-        return 90, 132
-    properties = torch.cuda.get_device_properties(index)
-    return 10 * properties.major + properties.minor, properties.multi_processor_count
 
 
 def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:

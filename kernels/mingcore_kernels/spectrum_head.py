@@ -33,7 +33,8 @@ from torch import Tensor
 
 from .flow_product import TYPES, prefetch_rows, row_products, wait_for_previous
 from .overlap_add import carried_sums, finish_hops, frames_before, own_frames
-from .routing import device_of, on_device
+from .routing import on_device
+from .target import device_of
 
 LOUDEST = tl.constexpr(100.0)
 

@@ -297,7 +297,7 @@ class Weights:
         """A buffer that is computed here in float32: the one stored (often rounded) must agree."""
         key = self.prefix + name
         self._ledger.used.add(key)
-        if self.dry:
+        if self.dry or self.device.type == "meta":
             self._check(key, tuple(expected.shape))
             return
         if key not in self.source or self.source.shape(key) != tuple(expected.shape):

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
 _libraries: list = []  # loaded libraries, alive as long as their kernels
 _lock = threading.Lock()
+_served: Mapping[str, Path] | None = None  # binaries of a bundle, by op
 # (device, size) to (op, stream, capture) to a row of _exchange_words
 _exchanges: dict[tuple, dict[tuple, int]] = {}
 
@@ -46,6 +47,16 @@ class Kernel:
     device: int
     function: driver.CUfunction
     shared_bytes: int
+
+
+def source_folder() -> Path:
+    """Where the kernel files are: package data of a wheel, `csrc/cuda` of a checkout."""
+    return next(folder for folder in reversed(_FOLDERS) if any(folder.glob("*.cu")))
+
+
+def ops() -> list[str]:
+    """Every op that has a kernel file."""
+    return sorted(path.stem for path in source_folder().glob("*.cu"))
 
 
 def source(op: str) -> Path:
@@ -75,12 +86,18 @@ def why_not(op: str, device: torch.device) -> str | None:
         return f"x is on {device}; it takes tensors on an NVIDIA GPU"
     major, minor = torch.cuda.get_device_capability(device)
     targets = architectures(op)
-    if _covered(targets, 10 * major + minor):
+    if covers(targets, 10 * major + minor):
         return None
     return f"its kernel is made for {', '.join(targets)}; this GPU is sm_{major}{minor}"
 
 
-def _covered(targets: Sequence[str], capability: int) -> bool:
+def nvrtc_binary(op: str, code: str) -> bytes:
+    """The cubin of an op for an architecture such as "sm_90a", by NVRTC, kept nowhere."""
+    return _compile(source(op), code, "cubin")
+
+
+def covers(targets: Sequence[str], capability: int) -> bool:
+    """Whether code for these targets runs on a GPU of this compute capability."""
     if {f"sm_{capability}", f"sm_{capability}a"} & set(targets):
         return True
     return any(capability >= int(t[8:]) for t in targets if t.startswith("compute_"))
@@ -177,9 +194,21 @@ def kernel(op: str, name: str, device: int, shared_bytes: int = 0) -> Kernel:
     return Kernel(name, device, function, shared_bytes)
 
 
+def serve(binaries: Mapping[str, Path] | None) -> None:
+    """From now on take the binary of an op from here, and compile nothing; None: as before.
+
+    What was loaded before stays. An op that is not among them raises BackendError when it is asked
+    for.
+    """
+    global _served
+    _served = binaries
+
+
 @cache
 def _library(op: str, device: int):
-    path = fatbin(op)
+    path = fatbin(op) if _served is None else _served.get(op)
+    if _served is not None and path is None:
+        raise BackendError(f"{op}: the bundle of kernels has no binary for this GPU")
     if path is not None:
         image = path.read_bytes()
     else:

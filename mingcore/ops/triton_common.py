@@ -21,7 +21,8 @@ def unfit(
     """Why these operands cannot go to a kernel, or None: device, type, gradient, and with `dense`
     the last dimension's stride."""
     first = tensors[0]
-    if first.device.type != "cuda" and not knobs.runtime.interpret:
+    # meta tensors only come here where launches are recorded, not run: `aot.record`
+    if first.device.type not in ("cuda", "meta") and not knobs.runtime.interpret:
         return f"{names[0]} is on {first.device}; it takes tensors on a GPU"
     for name, t in zip(names, tensors):
         if t is None:

@@ -119,7 +119,7 @@ def _linear_why_not(x, weight, bias, residual, activation, layout, n, scale, for
     if scale is not None:
         if weight.dtype != _STORED.get(format) or scale.dtype != torch.float32:
             return f"format {format} comes as {weight.dtype} with {scale.dtype} scales"
-        if format == "fp8" and x.is_cuda and capability_of(x.device.index) < _FP8_CAPABILITY:
+        if format == "fp8" and not x.is_cpu and capability_of(x.device.index) < _FP8_CAPABILITY:
             return f"8-bit floats are for sm_{_FP8_CAPABILITY} and newer"
     elif weight.dtype not in FLOATS or x.dtype not in (weight.dtype, torch.float32):
         return f"x is {x.dtype} and weight is {weight.dtype}; it takes one type, or float32 x"

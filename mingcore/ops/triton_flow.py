@@ -51,7 +51,7 @@ def _mismatch(condition, matrices, scales, format):
             return f"{name} has {scale.numel()} scales; it takes some for {', '.join(_BLOCKS)}"
     if format in _STORED and not scales:
         return f"format {format} comes without scales"
-    if format == "fp8" and condition.is_cuda:
+    if format == "fp8" and not condition.is_cpu:
         capability, _ = flow_kernels.device_of(condition.device.index)
         if capability < _FP8_CAPABILITY:
             return f"sm_{capability} has no 8-bit floats; it takes sm_{_FP8_CAPABILITY} and newer"

@@ -88,7 +88,7 @@ def _moe_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, ga
         reason = _mismatch(x.dtype, gate_up.dtype)
     elif gate_up.dtype != _STORED[format] or gate_up_scale is None:
         reason = f"format {format} comes as {gate_up.dtype} without scales or of another type"
-    elif format == "fp8" and x.is_cuda:
+    elif format == "fp8" and not x.is_cpu:
         capability = gemm_kernels.capability_of(x.device.index)
         if capability < _FP8_CAPABILITY:
             reason = f"sm_{capability} has no 8-bit floats; it takes sm_{_FP8_CAPABILITY} and newer"

@@ -3,11 +3,14 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
+
+# by type of device: what a bundle of kernels says of itself; set by who serves one
+served_kernels: dict[str, Callable[[], dict]] = {}
 
 
 @dataclass
@@ -18,7 +21,8 @@ class Stats:
     request in a batch the time in its slot, while all requests there advance, from when it got it.
     `peak_memory_bytes`: of the device's allocator on a GPU, of the process on a CPU.
     `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running
-    or when cancelled.
+    or when cancelled. `kernels`: with a bundle of compiled kernels, which one, how many it gave,
+    and how many were compiled nevertheless (`aot.serve.Served`).
     """
 
     seed: int | None = None
@@ -31,6 +35,7 @@ class Stats:
     text_tokens: int = 0
     peak_memory_bytes: int = 0
     ended_by: str | None = None
+    kernels: dict | None = None
 
     @property
     def real_time_factor(self) -> float | None:
@@ -51,6 +56,9 @@ class Stats:
             parts.append(f"{self.patches} patches")
         if self.text_tokens:
             parts.append(f"{self.text_tokens} text tokens")
+        if self.kernels:
+            given = f"{self.kernels['triton']} of Triton, {self.kernels['cuda']} ops of CUDA"
+            parts.append(f"kernels from a bundle ({given}; {self.kernels['compiled']} compiled)")
         parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
         if self.seed is not None:
             parts.append(f"seed {self.seed}")
@@ -86,6 +94,9 @@ class Meter:
             self.stats.compute_seconds += time.perf_counter() - self._started
             self._started = None
         self.stats.peak_memory_bytes = peak_memory_bytes(self.device)
+        use = served_kernels.get(self.device.type)
+        if use is not None:
+            self.stats.kernels = use()
 
     @contextmanager
     def resting(self) -> Iterator[None]:

@@ -125,10 +125,10 @@ def test_a_source_that_does_not_compile_gives_the_log(tmp_path, monkeypatch):
 
 
 def test_architectures_decide_where_a_kernel_runs():
-    assert launch._covered(["sm_90a"], 90) and not launch._covered(["sm_90a"], 100)
-    assert not launch._covered(["sm_90a"], 89)
-    assert launch._covered(["sm_80", "compute_80"], 120)
-    assert not launch._covered(["sm_80", "compute_80"], 75)
+    assert launch.covers(["sm_90a"], 90) and not launch.covers(["sm_90a"], 100)
+    assert not launch.covers(["sm_90a"], 89)
+    assert launch.covers(["sm_80", "compute_80"], 120)
+    assert not launch.covers(["sm_80", "compute_80"], 75)
 
 
 def test_launches_on_an_emulated_driver(emulated_driver, tmp_path):

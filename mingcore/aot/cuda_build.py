@@ -1,0 +1,103 @@
+"""The CUDA kernels of a bundle: a fatbin of each op by nvcc, or cubins by NVRTC."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, KernelBundleError
+from ..ops import launch
+from .manifest import file_digest
+from .targets import Target
+from .triton_build import usage
+
+COMPILERS = ("auto", "nvcc", "nvrtc")
+NVCC_FLAGS = ("-O3", "-std=c++17", "--fatbin")
+
+
+def choose(compiler: str) -> str:
+    """ "nvcc" or "nvrtc"; "auto" takes nvcc where it is on PATH. Raises InputError."""
+    if compiler not in COMPILERS:
+        raise InputError(f"cuda_compiler: must be one of {', '.join(COMPILERS)}, got {compiler!r}")
+    there = shutil.which("nvcc") is not None
+    if compiler == "nvcc" and not there:
+        raise InputError("cuda_compiler: there is no nvcc on PATH")
+    return ("nvcc" if there else "nvrtc") if compiler == "auto" else compiler
+
+
+def covered(op: str, targets: Sequence[Target]) -> tuple[list[Target], str | None]:
+    """The targets that an op's kernels are made for, and why the others have none."""
+    named = launch.architectures(op)
+    found = [t for t in targets if launch.covers(named, t.capability)]
+    if len(found) == len(targets):
+        return found, None
+    rest = ", ".join(str(t) for t in targets if t not in found)
+    return found, f"not for {rest}: it is made for {', '.join(named)}"
+
+
+def _code(op: str, target: Target) -> str:
+    special = f"sm_{target.capability}a"
+    return special if special in launch.architectures(op) else f"sm_{target.capability}"
+
+
+def compile_op(op: str, targets: Sequence[Target], root: Path, compiler: str) -> list[dict]:
+    """An op's binaries into the bundle -> their entries in the manifest."""
+    folder = root / "cuda"
+    folder.mkdir(parents=True, exist_ok=True)
+    if compiler == "nvcc":
+        path = folder / f"{op}.fatbin"
+        codes = sorted({_code(op, t) for t in targets})
+        flags = [f"-gencode=arch=compute_{c.removeprefix('sm_')},code={c}" for c in codes]
+        command = ["nvcc", *NVCC_FLAGS, *flags, "-o", str(path), str(launch.source(op))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise KernelBundleError(f"{op}: nvcc says\n{done.stderr.strip()}")
+        return [_entry(op, targets, path, root, "nvcc", codes)]
+    entries = []
+    for target in targets:
+        code = _code(op, target)
+        path = folder / f"{op}.{code}.cubin"
+        if not path.is_file():
+            path.write_bytes(launch.nvrtc_binary(op, code))
+        entries.append(_entry(op, [target], path, root, "nvrtc", [code]))
+    return entries
+
+
+def _entry(op, targets, path, root, compiler, codes) -> dict[str, Any]:
+    kernels = usage(path.read_bytes())
+    return {
+        "op": op,
+        "targets": [str(t) for t in targets],
+        "codes": codes,
+        "compiler": compiler,
+        "kernels": {name: kernels[name] for name in sorted(kernels)},
+        "files": {str(path.relative_to(root)): file_digest(path)},
+    }
+
+
+def compile_all(
+    targets: Sequence[Target],
+    root: Path,
+    jobs: int,
+    compiler: str,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Entries of every op, and of those without code for some target the reason."""
+    found, left = {}, {}
+    for op in launch.ops():
+        found[op], reason = covered(op, targets)
+        if reason:
+            left[op] = reason
+
+    def one(op: str) -> list[dict]:
+        made = compile_op(op, found[op], root, compiler)
+        tick()
+        return made
+
+    ops = [op for op in found if found[op]]
+    with ThreadPoolExecutor(jobs) as pool:  # the compiler is another process, or lets go of the GIL
+        return [entry for made in pool.map(one, ops) for entry in made], left

@@ -1,0 +1,277 @@
+"""A model without weights, run through everything that it does, to see what it would launch.
+
+The model is built on the meta device by the code that loads it, with one layer of each kind, and
+the functions of `runtime` are called with every size that its limits allow: numbers of rows, of
+tokens, of frames and of cache slots. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import ops
+from ..config import MingConfig
+from ..errors import CheckpointError, InputError
+from ..model.checkpoint import MingModel, build_parts
+from ..model.formats import Formats, resolve
+from ..model.headers import read_headers
+from ..model.sources import HeaderTensors
+from ..model.state import VIEW
+from ..model.vae.model import BLOCK, STREAM_BLOCK
+from ..model.weights import LoadReport, Weights, _Ledger
+from ..ops import use_backend
+from ..runtime.params import FlowParams
+from ..runtime.rows import Rows
+from ..runtime.step import Group, advance, emit
+from .record import Recording, recording
+from .targets import Target
+
+META = torch.device("meta")
+BACKENDS = "triton,reference"
+MOST_SLOTS = 4096 + VIEW  # of a cache: from here on its length changes no configuration
+
+Headers = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a bundle is made for. rows: requests in a batch; tokens: of a prompt, text and voice
+    together; steps: of the flow sampler."""
+
+    rows: int = 8
+    tokens: int = 1024
+    steps: tuple[int, ...] = (10,)
+
+    def __post_init__(self) -> None:
+        for name, value in (("rows", self.rows), ("tokens", self.tokens), *_each(self.steps)):
+            if not 1 <= value <= 1 << 16:
+                raise InputError(f"{name}: must be a number from 1 to {1 << 16}, got {value}")
+
+
+def _each(steps: tuple[int, ...]) -> Iterator[tuple[str, int]]:
+    return (("steps", n) for n in steps)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A checkpoint's config.json, and its tensors' types and shapes by name."""
+
+    name: str
+    config: Mapping[str, Any]
+    headers: Headers
+
+    @classmethod
+    def of(cls, path: str | Path) -> Subject:
+        """A checkpoint's folder, or a config.json without one: then the tensors are those that the
+        official layout gives such a config, in bfloat16. Raises InputError, CheckpointError."""
+        path = Path(path)
+        file = path / "config.json" if path.is_dir() else path
+        try:
+            config = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"model: {path} has no config.json that can be read: {error}"
+            ) from None
+        if path.is_dir():
+            found = {name: (i.dtype, i.shape) for name, i in read_headers(path).items()}
+            return cls(str(path), config, found)
+        from ..testing.checkpoint_layout import tensor_shapes
+
+        MingConfig.from_json(config)  # what it lacks is named
+        shapes = tensor_shapes(config)
+        return cls(str(path), config, {n: (torch.bfloat16, s) for n, s in shapes.items()})
+
+
+_LAYERS = re.compile(
+    r"model\.model\.layers|audio\.(?:encoder\.encoder|decoder\.decoder)\.layers"
+    r"|audio\.decoder\.semantic_model\.blocks"
+)
+
+
+def shortened(subject: Subject) -> Subject:
+    """The same model with one layer of each kind: all others are equal to one of these."""
+    config = copy.deepcopy(dict(subject.config))
+    llm, audio = config["llm_config"], config["audio_tokenizer_config"]
+    keep = {"model.model.layers": min(llm["num_hidden_layers"], _first_moe(llm) + 1)}
+    llm["num_hidden_layers"] = keep["model.model.layers"]
+    for kind, prefix in (("enc", "audio.encoder.encoder"), ("dec", "audio.decoder.decoder")):
+        backbone = audio[f"{kind}_kwargs"]["backbone"]
+        first_window = backbone.get("max_window_layers") or 0
+        n = min(backbone["num_hidden_layers"], first_window + 1)
+        backbone["num_hidden_layers"] = keep[f"{prefix}.layers"] = n
+    whisper = audio["semantic_module_kwargs"]["whisper_encoder"]
+    whisper["n_layer"] = keep["audio.decoder.semantic_model.blocks"] = 1
+
+    def kept(name: str) -> bool:
+        found = _LAYERS.match(name)
+        return not found or int(name[found.end() + 1 :].split(".", 1)[0]) < keep[found[0]]
+
+    headers = {name: entry for name, entry in subject.headers.items() if kept(name)}
+    return Subject(subject.name, config, headers)
+
+
+def _first_moe(llm: Mapping[str, Any]) -> int:
+    return llm.get("first_k_dense_replace") or 0 if llm.get("num_experts") else 0
+
+
+class _Shapes(HeaderTensors):
+    """Tensors whose values are not asked for."""
+
+    def fill(self, name: str, dest: torch.Tensor, index: int | None = None) -> bool:
+        return True
+
+
+def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
+    """What `dtype` and `weights` mean on a GPU."""
+    return resolve(weights, dtype, torch.device("cuda"))
+
+
+def build(subject: Subject, *, dtype: torch.dtype | None, weights: str | None) -> MingModel:
+    """The model on the meta device, in the formats that it would have on a GPU."""
+    config, kept = MingConfig.from_json(subject.config), formats(dtype, weights)
+    ledger = _Ledger(LoadReport())
+    view = Weights(
+        _Shapes(subject.headers, subject.name),
+        device=META,
+        formats=kept,
+        dry=False,
+        ledger=ledger,
+    )
+    with torch.no_grad():
+        parts = build_parts(view, config)
+    missing = [name for name in ledger.used if name not in subject.headers]
+    if missing:
+        raise CheckpointError(f"{subject.name} lacks {', '.join(sorted(missing)[:4])}")
+    return MingModel(
+        config=config,
+        tokenizer=None,
+        load_report=ledger.report,
+        device=META,
+        dtype=kept.dtype,
+        weights=kept.weights,
+        **parts,
+    )
+
+
+Progress = Callable[[str], None]
+
+
+def launches(
+    subject: Subject,
+    target: Target,
+    limits: Limits,
+    *,
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> Recording:
+    """Every Triton launch that the model would make on `target` within `limits`."""
+    with recording(target) as found, use_backend(BACKENDS), torch.no_grad():
+        model = build(shortened(subject), dtype=dtype, weights=weights)
+        for name, part in _PARTS.items():
+            if progress is not None:
+                progress(name)
+            part(model, limits)
+    return found
+
+
+def _steps(model: MingModel, limits: Limits) -> None:
+    """Patches of 1..rows requests: in step or not, with every schedule."""
+    frames, channels = model.config.patch_frames, model.config.latent_dim
+    for n in range(1, limits.rows + 1):
+        rows = Rows.create(model, max(n, 2), tokens=64, frames=64)
+        for steps in limits.steps:
+            schedule = FlowParams(steps=steps).schedule
+            noise = torch.zeros(steps + 1, max(n, 2), frames, channels, device=META)
+            for guided in (True, False):
+                group = Group(schedule, guided, noise[:, :n])
+                view = rows.rows(0, n)
+                emit(model, view, [group])
+                emit(model, view, [group], full=True)
+            advance(model, view)
+            advance(model, view, full=True)
+    alone = Rows.create(model, 1, tokens=64, frames=64)
+    group = Group(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
+    emit(model, alone, [group])
+    advance(model, alone)
+    advance(model, alone, full=True)
+
+
+def _caches(model: MingModel, limits: Limits) -> None:
+    """Steps over caches of every length that matters, and a text token over one."""
+    for slots in range(VIEW, MOST_SLOTS + 1, VIEW):
+        rows = Rows.create(model, 1, tokens=slots, frames=slots)
+        rows.llm.bounds[:] = [slots - 1]
+        rows.semantic.bounds[:] = [slots - model.config.patch_frames]
+        advance(model, rows, full=True)
+
+
+def _attention(model: MingModel, limits: Limits) -> None:
+    """Blocks of every length over what came before them: of a voice, a recording, a stream."""
+    vae, growing = model.vae, range(VIEW, MOST_SLOTS + 1, VIEW)
+    s, dtype = vae.semantic, model.llm.activation_dtype
+    kinds = {(s.heads, s.heads, s.head_dim, None)}
+    for backbone in (vae.encoder.backbone, vae.decoder.backbone):
+        c = backbone.config
+        heads = c.num_heads, c.num_kv_heads, c.hidden_size // c.num_heads
+        kinds |= {(*heads, window) for window in c.windows}
+    for heads, kv_heads, D, window in sorted(kinds, key=str):
+        for T in range(1, BLOCK + 1):
+            q = torch.zeros(1, T, heads, D, dtype=dtype, device=META)
+            positions = torch.zeros(1, T, dtype=torch.int64, device=META)
+            rings = [n for n in (STREAM_BLOCK, BLOCK) if n >= T]
+            for slots in growing if window is None else [window - 1 + n for n in rings]:
+                cache = torch.zeros(1, slots, kv_heads, D, dtype=dtype, device=META)
+                ops.attention_decode(q, cache, cache, positions, window=window)
+
+
+def _prompts(model: MingModel, limits: Limits) -> None:
+    """Prompts of every length, into empty caches and behind others; a text token's logits."""
+    H = model.config.llm.hidden_size
+    for tokens in range(1, limits.tokens + 1):
+        embeds = torch.zeros(1, tokens, H, dtype=model.llm.activation_dtype, device=META)
+        mask = torch.ones(1, tokens, dtype=torch.bool, device=META)
+        state = model.llm.new_state(1, limits.tokens + VIEW)
+        hidden, _ = model.llm(embeds, state, audio_mask=mask)
+        if tokens == 1:
+            model.llm(embeds, state)  # behind what is there
+            model.llm.logits(hidden)
+            model.llm.logits(hidden[:, -1:])
+
+
+def _sound(model: MingModel, limits: Limits) -> None:
+    """Blocks of sound and of latents of every length: voices, recordings, `encode`, `decode`."""
+    vae, hop, channels = model.vae, model.config.hop_samples, model.config.latent_dim
+    for frames in range(1, BLOCK + 1):
+        for samples in (frames * hop, frames * hop - 1, frames):  # Triton looks at 16ths and one
+            vae.encode(torch.zeros(1, samples, device=META))
+        latents = torch.zeros(1, frames, channels, device=META)
+        embedding, _ = vae.unify(latents)
+        if frames % model.config.patch_frames == 0:
+            model.pool(embedding)
+        vae.decode(latents)
+        if frames <= STREAM_BLOCK:
+            for last in (False, True):
+                heard, state = vae.new_encoder_state(1), vae.new_decoder_state(1)
+                for samples in (frames * hop, frames * hop, frames * hop - 1):
+                    vae.encode_stream(torch.zeros(1, samples, device=META), heard)
+                vae.encode_stream(torch.zeros(1, 0, device=META), heard, last)
+                vae.decode(latents, state, False)
+                vae.decode(latents, state, last)
+
+
+_PARTS: dict[str, Callable[[MingModel, Limits], None]] = {
+    "patches": _steps,
+    "caches": _caches,
+    "attention": _attention,
+    "prompts": _prompts,
+    "sound": _sound,
+}

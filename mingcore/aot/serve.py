@@ -1,0 +1,230 @@
+"""A bundle in use: every kernel of it is there before the first request, and nothing is compiled.
+
+Triton's kernels are put where Triton looks for what it has compiled before (`JITFunction.preload`,
+with the bundle for a cache), so launches take Triton's own way and cost what they always do. What
+is not in the bundle is refused by the hook that Triton asks before it compiles. CUDA binaries are
+taken by `ops.launch`. Not run on a GPU yet; see docs/ahead_of_time.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.runtime.driver import driver
+
+from ..errors import InputError, KernelBundleError
+from ..ops import launch
+from ..runtime.stats import served_kernels
+from . import identity, manifest
+from .record import Launch
+from .targets import Target
+from .triton_build import Folder, kernel_of
+
+_KERNELS = "mingcore_kernels"
+_lock = threading.Lock()
+
+
+@dataclass
+class Served:
+    """A bundle in use. loaded: Triton kernels at hand; cuda: ops with a binary; compiled: what was
+    compiled nevertheless, which is 0; refused: kernels that were asked for and are not in it."""
+
+    folder: Path
+    target: Target
+    loaded: int
+    cuda: int
+    compiled: int = 0
+    refused: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For a request's stats."""
+        return {
+            "bundle": str(self.folder),
+            "target": str(self.target),
+            "triton": self.loaded,
+            "cuda": self.cuda,
+            "compiled": self.compiled,
+        }
+
+    def __str__(self) -> str:
+        return (
+            f"kernels from {self.folder}: {self.loaded} of Triton, {self.cuda} ops of CUDA, "
+            f"{self.compiled} compiled"
+        )
+
+
+_served: Served | None = None
+
+
+def served() -> Served | None:
+    """The bundle that this process uses, if it does."""
+    return _served
+
+
+class _Bundled(Folder):
+    """The bundle as Triton's cache: it is read, never written."""
+
+    def get_group(self, filename: str) -> dict[str, str] | None:
+        paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
+        if not any(path.name == filename for path in paths):
+            raise KernelBundleError(
+                f"kernels: {type(self).root.parents[1]} has no {Path(filename).stem} as Triton "
+                "would make it here: TRITON_* variables differ from those it was made with"
+            )
+        return {path.name: str(path) for path in paths}
+
+    def put(self, data: bytes | str, filename: str, binary: bool = True) -> str:
+        raise KernelBundleError(f"kernels: {filename} would be compiled")
+
+
+def target_of(device: torch.device) -> Target:
+    """What a GPU is."""
+    p = torch.cuda.get_device_properties(device)
+    return Target(10 * p.major + p.minor, p.multi_processor_count)
+
+
+def check(
+    folder: Path,
+    target: Target,
+    *,
+    model_fingerprint: str,
+    weights: str,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    """A bundle's manifest, if it fits this machine and model in every way; else
+    KernelBundleError."""
+    reason = identity.why_not()
+    if reason:
+        raise KernelBundleError(reason)
+    found = manifest.read(folder)
+    manifest.check_sources(found, manifest.sources())
+    if found["triton_compiler"] != identity.compiler():
+        raise KernelBundleError(
+            f"kernels: {folder} was made by Triton {found['triton_version']}, here is "
+            f"{triton.__version__}{_same_number(found)}"
+        )
+    targets = [Target(**each) for each in found["targets"]]
+    if target not in targets:
+        raise KernelBundleError(
+            f"kernels: {folder} is for {', '.join(map(str, targets))}, this GPU is {target}; "
+            f"run mingcore compile --arch {target}"
+        )
+    if found["model_fingerprint"] != model_fingerprint:
+        raise KernelBundleError(
+            f"kernels: {folder} was made for the shapes of {found['model']}, which this "
+            "checkpoint's are not"
+        )
+    wanted = {"weights": weights, "dtype": str(dtype)}
+    for name, value in wanted.items():
+        if found[name] != value:
+            raise KernelBundleError(f"kernels: {folder} is for {name} {found[name]}, got {value}")
+    manifest.check_files(folder, found)
+    return found
+
+
+def _same_number(found: Mapping[str, Any]) -> str:
+    same = found["triton_version"] == triton.__version__
+    return ", of the same version but another build" if same else ""
+
+
+def serve(folder: str | Path, model: Any) -> Served:
+    """Take a model's kernels from a bundle from now on, in the whole process; compile none.
+
+    Raises InputError for a model that is not on a GPU, KernelBundleError with the reason where the
+    bundle does not fit, and where another one is in use.
+    """
+    device = torch.device(model.device)
+    if device.type != "cuda":
+        raise InputError(f"kernels: a bundle holds kernels of a GPU, the device is {device}")
+    found = check(
+        Path(folder),
+        target_of(device),
+        model_fingerprint=identity.of_model(model.config),
+        weights=model.weights,
+        dtype=model.dtype,
+    )
+    with torch.cuda.device(device):
+        return install(Path(folder), found, target_of(device))
+
+
+def install(folder: Path, found: Mapping[str, Any], target: Target) -> Served:
+    """Put a checked bundle's kernels in place for Triton's current device."""
+    global _served
+    folder = folder.resolve()
+    with _lock:
+        if _served is not None:
+            if (_served.folder, _served.target) == (folder, target):
+                return _served
+            raise KernelBundleError(
+                f"kernels: this process uses {_served.folder} for {_served.target} already"
+            )
+        entries = [entry for entry in found["triton"] if entry["target"] == str(target)]
+        _preload(entries, folder / "triton" / target.slug)
+        binaries = {
+            entry["op"]: folder / name
+            for entry in found["cuda"]
+            if str(target) in entry["targets"]
+            for name in entry["files"]
+        }
+        launch.serve(binaries)
+        _served = Served(folder, target, len(entries), len(binaries))
+        _refuse_others(_served)
+        served_kernels["cuda"] = _served.as_dict
+        return _served
+
+
+def _preload(entries: list[Mapping[str, Any]], root: Path) -> None:
+    made = type("Bundled", (_Bundled,), {"root": root})
+    with knobs.cache.scope(), knobs.compilation.scope():
+        knobs.cache.manager_class = made
+        knobs.compilation.always_compile = False
+        for entry in entries:
+            record = Launch(entry["module"], entry["kernel"], entry["specialization"])
+            kernel_of(record).preload(record.specialization)
+
+
+def _refuse_others(use: Served) -> None:
+    """Triton asks before it compiles: for kernels of ours the answer is now an error."""
+    earlier, heard = knobs.runtime.jit_cache_hook, knobs.compilation.listener
+    device = driver.active.get_current_device()
+
+    def refuse(*, fn, compile, **rest):
+        if fn.module.startswith(_KERNELS) and compile["device"] == device:
+            name = fn.name.rpartition(".")[2]
+            use.refused.append(name)
+            raise KernelBundleError(
+                f"kernels: {use.folder} has no {name} for "
+                f"{_said(compile)}; make it anew with mingcore compile, with larger --rows, "
+                "--tokens or other --steps"
+            )
+        return earlier(fn=fn, compile=compile, **rest) if earlier else None
+
+    def listen(*, src, cache_hit, **rest):
+        if not cache_hit and getattr(src.fn, "module", "").startswith(_KERNELS):
+            use.compiled += 1
+        if heard:
+            heard(src=src, cache_hit=cache_hit, **rest)
+
+    knobs.runtime.jit_cache_hook, knobs.compilation.listener = refuse, listen
+
+
+def _said(compile: Mapping[str, Any]) -> str:
+    constants = ", ".join(str(value) for value in compile["constants"].values())
+    return f"{tuple(compile['signature'].values())} and constants ({constants})"
+
+
+def stop() -> None:
+    """Forget the bundle: for tests. What was preloaded stays in Triton's memory."""
+    global _served
+    with _lock:
+        _served = None
+        knobs.runtime.jit_cache_hook = knobs.compilation.listener = None
+        launch.serve(None)
+        served_kernels.clear()
