@@ -58,7 +58,7 @@ bench: $(VENV)/.tests
 	$(PY) bench/bench_conv.py --sizes patch,10s --budget 0.3 --keep $$kept
 	$(PY) bench/bench_decoder.py --size real --budget 5 --keep $$kept
 	$(PY) bench/bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept
-	for dtype in fp32 bf16; do $(PY) bench/end_to_end.py --size mid --dtype $$dtype --out $$kept; done
+	for dtype in fp32 bf16; do $(PY) bench/bench_e2e.py --size mid --dtype $$dtype --out $$kept; done
 	$(PY) bench/report.py $$kept
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.

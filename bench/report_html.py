@@ -125,8 +125,9 @@ def _weights(result: dict[str, Any]) -> str:
 
 
 def _end_to_end(results: list[dict[str, Any]]) -> str:
+    results = [result for result in results if "eager" in result]
     if not results:
-        return "<p>Not measured: <code>python bench/end_to_end.py</code>.</p>"
+        return "<p>Not measured: <code>python bench/bench_e2e.py</code>.</p>"
     bars, rows = [], []
     for result in results:
         for side in ("ours", "eager"):

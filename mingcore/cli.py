@@ -13,7 +13,14 @@ from typing import Annotated, Any
 
 import typer
 
-from . import __version__, codec_commands, compile_command, profile_command, terminal
+from . import (
+    __version__,
+    bench_command,
+    codec_commands,
+    compile_command,
+    profile_command,
+    terminal,
+)
 from .env import let_idle_threads_sleep
 from .errors import InputError, MingError
 from .options import (
@@ -223,6 +230,7 @@ def edit(
 for _command in (codec_commands.encode, codec_commands.decode, codec_commands.roundtrip):
     app.command()(_command)
 app.command()(profile_command.profile)
+app.command()(bench_command.bench)
 
 
 @app.command()

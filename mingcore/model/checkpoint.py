@@ -17,7 +17,7 @@ from .llm import LLM
 from .plan import check
 from .text import Tokenizer
 from .vae import AudioVAE
-from .weights import FileTensors, LoadReport, Weights, assemble, read_headers
+from .weights import FileTensors, LoadReport, Source, Weights, assemble, read_headers
 
 logger = logging.getLogger(__name__)
 
@@ -78,11 +78,32 @@ def load(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder: a checkpoint is one with a config.json")
     config = MingConfig.from_folder(folder)
+    source = FileTensors(read_headers(folder), str(folder))
+    return from_source(
+        source, config, Tokenizer.from_folder(folder), device=device, dtype=dtype, weights=weights,
+        strict=strict, activation_dtype=activation_dtype, layers_on_demand=layers_on_demand,
+        check_memory=check_memory,
+    )  # fmt: skip
+
+
+def from_source(
+    source: Source,
+    config: MingConfig,
+    tokenizer: Tokenizer | None = None,
+    *,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    weights: str | None = None,
+    strict: bool = True,
+    activation_dtype: torch.dtype | None = None,
+    layers_on_demand: bool = False,
+    check_memory: bool = True,
+) -> MingModel:
+    """`load` with the tensors of any source."""
     formats = resolve(weights, dtype, device, activation_dtype)
     reason = unserved(formats, device)
     if reason is not None:
         logger.warning("weights %s: %s; the formulas compute, slowly", formats.weights, reason)
-    source = FileTensors(read_headers(folder), str(folder))
     if check_memory and strict and not layers_on_demand:
         check(source, config, device=device, dtype=dtype, weights=weights)
     parts, report = assemble(
@@ -96,7 +117,7 @@ def load(
     )
     return MingModel(
         config=config,
-        tokenizer=Tokenizer.from_folder(folder),
+        tokenizer=tokenizer,
         load_report=report,
         device=device,
         dtype=formats.dtype,

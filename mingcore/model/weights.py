@@ -29,7 +29,9 @@ from .headers import read_headers
 from .layers import Linear
 from .sources import DictTensors, FileTensors, HeaderTensors
 
-__all__ = ["DictTensors", "FileTensors", "LoadReport", "Weights", "assemble", "read_headers"]
+__all__ = [
+    "DictTensors", "FileTensors", "LoadReport", "Source", "Weights", "assemble", "read_headers",
+]  # fmt: skip
 
 SHOWN = 8
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

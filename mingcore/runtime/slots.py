@@ -129,7 +129,7 @@ class Slots:
 
     def emit(self, n: int, turns: Sequence[Turn]) -> Emitted:
         """The first half of a patch for rows 0..n-1, of which those of `turns` take part."""
-        view = self._view(n)
+        view = self.view(n)
         full = not self.static and len(turns) == n
         groups = self._whole(n, turns) if self.static else self._picked(n, turns)
         key = ("emit", n, groups[0].schedule if len(groups) == 1 else None)
@@ -137,11 +137,12 @@ class Slots:
 
     def advance(self, n: int, taken: set[int], *, full: bool = False) -> None:
         """The second half. full: the host knows that all of the n rows go on."""
-        view, full = self._view(n), full and not self.static
+        view, full = self.view(n), full and not self.static
         self.graphs.run(("advance", n), lambda: advance(self.model, view, full=full))
         self.rows.counted([row in taken for row in range(self.count)])
 
-    def _view(self, n: int) -> Rows:
+    def view(self, n: int) -> Rows:
+        """Rows 0..n-1, with the host's bounds of now."""
         view = self._views.get(n)
         if view is None:
             view = self._views[n] = self.rows.rows(0, n)
@@ -196,7 +197,7 @@ class Slots:
         self.rows.going.zero_()  # what went on has done so already
         sizes = sorted({self.bucket(used) for used in range(1, self.count + 1)}, reverse=True)
         for n in sizes:
-            view = self._view(n)
+            view = self.view(n)
             for schedule in self._schedules:
                 groups = [Group(schedule, True, self._buffer(schedule)[:, :n])]
                 # constants that the head keeps for a while only

@@ -3,7 +3,7 @@
 `emit`: stop head, flow sampler, decoder: what goes out. `advance`: semantic module, pooling, LLM:
 the next hidden state. Both take and give tensors on the device alone, look at none of them and
 leave no row's state but that of the rows that take part; so a CUDA graph of either can be replayed.
-`Landing` is how results reach the host.
+Each is made of two stages, for those who time them. `Landing` is how results reach the host.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ class Emitted:
     probability: Tensor
 
 
+@dataclass(frozen=True)
+class Decided:
+    """Latents of a patch, who takes part in it and whose last it is; see `Emitted`."""
+
+    latents: Tensor
+    taken: Tensor
+    ended: Tensor
+    stopped: Tensor
+    probability: Tensor
+
+
 def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> Emitted:
     """The first half: the latents and sound of the next patch of every open row whose turn it is.
 
@@ -62,6 +73,16 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
     The stop head counts from `least` patches on, and a run ends at `most` anyway; with its last
     patch a row's decoder gives all it held back, so n patches are exactly n·P·hop samples.
     """
+    decided = draw(model, rows, groups)
+    samples, counts = sound(model, rows, decided, full=full)
+    return Emitted(
+        decided.latents, samples, counts,
+        decided.taken, decided.ended, decided.stopped, decided.probability,
+    )  # fmt: skip
+
+
+def draw(model, rows: Rows, groups: Sequence[Group]) -> Decided:
+    """Stop head and flow sampler: who takes part, and the latents."""
     taken = rows.open & rows.turn
     rows.made += taken
     probability = model.stop_head(rows.hidden)
@@ -69,6 +90,12 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
     ended = (stopped | (rows.made >= rows.most)) & taken
     latents = _sample(model, rows, groups)
     rows.latents.copy_(latents)
+    return Decided(latents, taken, ended, stopped, probability)
+
+
+def sound(model, rows: Rows, decided: Decided, *, full: bool = False) -> tuple[Tensor, Tensor]:
+    """The decoder -> samples [n,L], counts [n]; who ended is not open any more."""
+    taken, ended, latents = decided.taken, decided.ended, decided.latents
     if rows.decoder is None:
         samples, counts = latents.new_zeros(rows.batch, 0), torch.zeros_like(rows.made)
     else:
@@ -80,7 +107,7 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
         counts = state.emitted.clone()
     rows.open &= ~ended
     torch.logical_and(taken, ~ended, out=rows.going)
-    return Emitted(latents, samples, counts, taken, ended, stopped, probability)
+    return samples, counts
 
 
 def _sample(model, rows: Rows, groups: Sequence[Group]) -> Tensor:
@@ -117,18 +144,26 @@ def advance(model, rows: Rows, *, full: bool = False) -> None:
 
     full: the host knows that this is every row.
     """
+    think(model, rows, hear(model, rows, full=full), full=full)
+
+
+def hear(model, rows: Rows, *, full: bool = False) -> Tensor:
+    """Semantic module and pooling on `rows.latents` -> embeddings [n,1,H]."""
     latents, frames = rows.latents, rows.latents.shape[1]
-    going = None if full else rows.going[:, None]
     embedding = model.vae.semantic.forward(
         latents,
         rows.semantic.reserve(frames),
         rows.semantic.lengths,
-        mask=None if full else going.expand(-1, frames),
+        mask=None if full else rows.going[:, None].expand(-1, frames),
     )
-    states = model.llm.forward(
-        model.pool(embedding), rows.llm.reserve(1), rows.llm.lengths, attention_mask=going
-    )
-    hidden = states[:, -1]
+    return model.pool(embedding)
+
+
+def think(model, rows: Rows, embeds: Tensor, *, full: bool = False) -> None:
+    """The LLM on embeds [n,1,H]: the next `rows.hidden`; the patch becomes history."""
+    going = None if full else rows.going[:, None]
+    states = model.llm.forward(embeds, rows.llm.reserve(1), rows.llm.lengths, attention_mask=going)
+    hidden, latents = states[:, -1], rows.latents
     if not full:
         hidden = torch.where(going, hidden, rows.hidden)
         latents = torch.where(going[:, :, None], latents, rows.history)

@@ -180,23 +180,28 @@ def _backbone(audio: _Audio) -> dict[str, Any]:
 
 
 def random_tensor(
-    name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32
+    name: str,
+    shape: tuple[int, ...],
+    seed: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> torch.Tensor:
-    """One random tensor of a checkpoint, a function of (name, shape, seed) alone.
+    """One random tensor of a checkpoint, a function of (name, shape, seed) and device alone.
 
     Matrices have standard deviation 1/sqrt(fan in), norms are near one, biases near zero; buffers
-    (the Hann window, inverse frequencies) hold their true values and stay float32.
+    (the Hann window, inverse frequencies) hold their true values and stay float32. It is made on
+    `device`, whose generator is not the CPU's: other numbers there.
     """
     if name.endswith("istft.window"):
-        return torch.hann_window(shape[0], periodic=True)
+        return torch.hann_window(shape[0], periodic=True, device=device)
     if name.endswith("inv_freq"):
-        return 10000.0 ** -(torch.arange(shape[0], dtype=torch.float32) / shape[0])
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()) ^ (seed & 0xFFFFFFFF))
+        return (10000.0 ** -(torch.arange(shape[0], dtype=torch.float32) / shape[0])).to(device)
+    generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()) ^ (seed & 0xFFFFFFFF))
     if len(shape) > 1:
-        values = torch.randn(shape, generator=generator, dtype=dtype)
+        values = torch.randn(shape, generator=generator, dtype=dtype, device=device)
         scale = 1.0 if name.endswith("word_embeddings.weight") else 1.0 / math.sqrt(shape[-1])
         return values.mul_(scale)
-    values = torch.randn(shape, generator=generator)
+    values = torch.randn(shape, generator=generator, device=device)
     is_norm = "norm" in name or "_ln." in name or "ln_post" in name
     if name.endswith("weight") and is_norm:
         return (1.0 + 0.1 * values).to(dtype)

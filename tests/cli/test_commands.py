@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,6 +161,27 @@ def test_doctor(mingcore):
     assert facts["packages"]["torch"] and facts["cpu"]["isa"] in facts["cpu"]["isas"]
     assert facts["ops"]["linear"]["reference"] is None and facts["ops"]["linear"]["cpu"] is None
     assert set(facts["backends"]) == {"reference", "cpu", "triton", "cuda", "flash"}
+
+
+def test_bench(mingcore):
+    few = ("--batch", 1, "--batch", 2, "--seconds", 0.2, "--patches", 1)
+    done = mingcore("bench", *few, "--json", "--out", "r.json")
+    assert done.status == 0 and done.err == "", done.err
+    said = json.loads(done.out)
+    assert said == json.loads(Path("r.json").read_text()) and said["size"] == "tiny"
+    assert not said["random_weights"] and [r["batch"] for r in said["batches"]] == [1, 2]
+    assert said["speedup"]["median"] > 0 and said["machine"]["commit"]
+    shown = mingcore("bench", "--batch", 1, "--seconds", 0.2, "--patches", 1, "--no-baseline")
+    assert shown.status == 0 and "peak memory" in shown.out and "eager" not in shown.out
+    assert "tiny: loading" in shown.err
+
+
+def test_bench_refuses_before_it_measures(mingcore, monkeypatch):
+    mingcore("bench", "--random-weights", "huge").refused("--random-weights", "ming-uniaudio-16b")
+    mingcore("bench", "tiny", "--random-weights", "mid").refused("name only one")
+    mingcore("bench", "--batch", 0).refused("batch", "from 1 to 1024")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    mingcore("bench", "--plot", "x.png").refused("pip install 'mingcore[plot]'")
 
 
 def test_help_and_version(mingcore):
