@@ -77,7 +77,7 @@ def _rms_norm(cpu: Any) -> Callable[[], Any]:
 
 def _attention_decode(cpu: Any) -> Callable[[], Any]:
     q, caches = array(1, 1, 8, 64), (array(1, 256, 2, 64), array(1, 256, 2, 64))
-    given = (q, *caches, array(1, 1, positions=255), 0, 0.125, array(1, 1, 8, 64))
+    given = (q, *caches, array(1, 1, positions=255), 0, 0.125, None, None, array(1, 1, 8, 64))
     return lambda: cpu.attention_decode(*given, 1)
 
 

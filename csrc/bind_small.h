@@ -201,16 +201,30 @@ void kv_write(const py::object& k_cache_, const py::object& v_cache_, const py::
 
 void attention_decode(const py::object& q_, const py::object& k_cache_,
                       const py::object& v_cache_, const py::object& positions, int64_t window,
-                      double scale, const py::object& out_, int threads) {
+                      double scale, const py::object& k_scale_, const py::object& v_scale_,
+                      const py::object& out_, int threads) {
     const Args args("attention_decode");
-    const Array q = args.read(q_, "q", 4), k = args.read(k_cache_, "k_cache", 4);
-    const Array v = args.read(v_cache_, "v_cache", 4), out = args.read(out_, "out", 4);
+    const auto stored = k_scale_.is_none() ? Args::Takes::floats : Args::Takes::weights;
+    const Array q = args.read(q_, "q", 4), k = args.read(k_cache_, "k_cache", 4, true, stored);
+    const Array v = args.read(v_cache_, "v_cache", 4, true, stored), out = args.read(out_, "out", 4);
     all_sizes(args, v, "v_cache", k);
     all_sizes(args, out, "out", q);
-    same_dtype(args, k, "k_cache", q, "q");
+    DecodeArgs a{};
+    if (k_scale_.is_none()) {
+        same_dtype(args, k, "k_cache", q, "q");
+    } else {
+        if (k.dtype != Dtype::i8 || v.dtype != Dtype::i8)
+            args.reject("k_cache", "int8, as v_cache, where there are scales", "another type");
+        const Array ks = args.read(k_scale_, "k_scale", 4), vs = args.read(v_scale_, "v_scale", 4);
+        const char* const dims[] = {"B", "S", "Hkv", "1"};
+        for (int i = 0; i < 4; ++i) args.size(ks, "k_scale", i, i < 3 ? k.size[i] : 1, dims[i]);
+        all_sizes(args, vs, "v_scale", ks);
+        if (ks.dtype != Dtype::f32 || vs.dtype != Dtype::f32)
+            args.reject("k_scale", "float32, as v_scale", "another type");
+        a.k_scale = heads_of(ks), a.v_scale = heads_of(vs);
+    }
     args.size(k, "k_cache", 0, q.size[0], "B");
     args.size(k, "k_cache", 3, q.size[3], "D");
-    DecodeArgs a{};
     a.B = q.size[0], a.T = q.size[1], a.Hq = q.size[2], a.D = q.size[3];
     a.S = k.size[1], a.Hkv = k.size[2], a.window = window;
     if (a.S < 1) args.reject("k_cache", "of S >= 1 slots", k.shape());

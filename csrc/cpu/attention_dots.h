@@ -5,6 +5,7 @@
 // transpose would take 4. Each key is loaded, and widened from 16 bits, once for R rows.
 // Values: the head dimension stays in the lanes, each value row is loaded once for R rows.
 #pragma once
+#include "simd_int.h"
 #include "vmath.h"
 
 namespace mingcore {
@@ -24,6 +25,14 @@ struct Sums {  // of softmax(s) v so far: out / sum, weights relative to exp(top
     float *top, *sum;  // [n]
     float* out;        // [n, Dp]
 };
+
+struct Scales {  // of 8-bit keys and values, by slot; null of others
+    const float *k, *v;
+    int64_t k_row, v_row;
+};
+MC_INLINE Scales behind(const Scales& s, int64_t slots) {
+    return s.k ? Scales{s.k + slots * s.k_row, s.v + slots * s.v_row, s.k_row, s.v_row} : s;
+}
 
 template <class T>
 MC_INLINE F read(const T* p, int64_t left) {
@@ -126,15 +135,25 @@ MC_INLINE float soften(float* s, int64_t keys, int64_t from, int64_t low, int64_
     return factor;
 }
 
-// R rows from row r on over one block of keys, at positions from, from + 1, ...
+// s[j] *= scale[j]
+MC_INLINE void rescale(float* s, const float* scale, int64_t row, int64_t keys) {
+    for (int64_t j = 0; j < keys; ++j) s[j] *= scale[j * row];
+}
+
+// R rows from row r on over one block of keys, at positions from, from + 1, ... A key's scale is
+// applied to its score, a value's to its weight: nothing else is widened than what is multiplied.
 template <class T, int R>
 static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int64_t k_row,
-                   const T* v, int64_t v_row, int64_t keys, int64_t from, float* s) {
+                   const T* v, int64_t v_row, const Scales& by, int64_t keys, int64_t from,
+                   float* s) {
     scores<T, R>(q.q + r * q.Dp, q.D, q.Dp, k, k_row, r ? nullptr : v, v_row, keys, s);
     float factor[R];
-    for (int i = 0; i < R; ++i)
+    for (int i = 0; i < R; ++i) {
+        if (by.k) rescale(s + i * BLOCK, by.k, by.k_row, keys);
         factor[i] = soften(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i], to.top[r + i],
                            to.sum[r + i]);
+        if (by.v) rescale(s + i * BLOCK, by.v, by.v_row, keys);
+    }
     constexpr int V = W >= 16 ? 4 : 2;
     float* out = to.out + r * q.Dp;
     int64_t d = 0;
@@ -152,14 +171,14 @@ MC_INLINE int rows_together(int64_t left) {
 
 template <class T>
 MC_INLINE void attend_all(const Queries& q, const Sums& to, const T* k, int64_t k_row, const T* v,
-                          int64_t v_row, int64_t keys, int64_t from, float* s) {
+                          int64_t v_row, const Scales& by, int64_t keys, int64_t from, float* s) {
     for (int64_t r = 0; r < q.n;) {
         const int n = rows_together(q.n - r);
         (n == 1   ? attend<T, 1>
          : n == 2 ? attend<T, 2>
          : n == 3 ? attend<T, 3>
          : n == 4 ? attend<T, 4>
-                  : attend<T, W >= 8 ? 5 : 4>)(q, to, r, k, k_row, v, v_row, keys, from, s);
+                  : attend<T, W >= 8 ? 5 : 4>)(q, to, r, k, k_row, v, v_row, by, keys, from, s);
         r += n;
     }
 }

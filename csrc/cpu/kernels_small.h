@@ -51,7 +51,8 @@ struct KvWriteArgs {  // cache[b, positions[b, t] mod S] = new[b, t], of keys an
 
 struct DecodeArgs {  // see ops/attention.py
     Heads q, k, v, out;
-    Dtype dtype;
+    Heads k_scale, v_scale;  // float32, of caches in int8; else their data is null
+    Dtype dtype;             // of q, out and caches without scales
     int64_t B, T, Hq, Hkv, D, S, window;  // window 0: none
     Positions positions;
     float scale;

@@ -17,7 +17,9 @@ Positions: with `newest` the row's largest, slot j holds position newest - (newe
 visible span of a tile of queries is walked by position and wraps around the ring; logits of keys
 that a query does not see are -inf, and a query that sees none (position < 0) gets zeros. The
 softmax is online, in float32 and base 2. Partial sums cost (D + 2) floats a share and query: at 64
-shares of 64 keys 6 % of the LLM's bytes. Not measured on a GPU.
+shares of 64 keys 6 % of the LLM's bytes. Caches in int8 have a scale per slot and head: a key's
+goes on its logit, a value's on its weight; what is stored is widened to the type of q as it is.
+Not measured on a GPU.
 """
 
 from dataclasses import dataclass
@@ -89,9 +91,10 @@ def _attention_decode_kernel(
     q, k_cache, v_cache, positions, out, partial, T, S, scale, shares,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h,
     stride_v_b, stride_v_s, stride_v_h, stride_p_b, stride_p_t,
+    k_scale, v_scale, stride_ks_b, stride_ks_s, stride_ks_h, stride_vs_b, stride_vs_s, stride_vs_h,
     HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
-    SPLIT: tl.constexpr, LOOKS: tl.constexpr, LOOK: tl.constexpr, BLOCK_R: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
+    SCALED: tl.constexpr, SPLIT: tl.constexpr, LOOKS: tl.constexpr, LOOK: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i_share, i_tile = tl.program_id(0), tl.program_id(1)
     i_h, i_b = i_tile % HEADS, tl.program_id(2).to(tl.int64)
@@ -123,6 +126,9 @@ def _attention_decode_kernel(
     b_q = tl.load(p_q + o_d[None, :], mask=m_rd, other=0.0)
     k_cache += i_b * stride_k_b + i_h.to(tl.int64) * stride_k_h
     v_cache += i_b * stride_v_b + i_h.to(tl.int64) * stride_v_h
+    if SCALED:
+        k_scale += i_b * stride_ks_b + i_h.to(tl.int64) * stride_ks_h
+        v_scale += i_b * stride_vs_b + i_h.to(tl.int64) * stride_vs_h
     b_most = tl.full([BLOCK_R], float("-inf"), tl.float32)
     b_total = tl.zeros([BLOCK_R], tl.float32)
     b_out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
@@ -133,7 +139,9 @@ def _attention_decode_kernel(
         m_s = o_key < end
         m_sd = m_s[:, None] & m_d[None, :]
         b_k = tl.load(k_cache + o_slot[:, None] * stride_k_s + o_d[None, :], mask=m_sd, other=0.0)
-        b_dots = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
+        b_dots = tl.dot(b_q, tl.trans(b_k.to(b_q.dtype)), input_precision="ieee") * scale
+        if SCALED:
+            b_dots *= tl.load(k_scale + o_slot * stride_ks_s, mask=m_s, other=0.0)[None, :]
         m_seen = m_s[None, :] & (o_key[None, :] <= b_last[:, None])
         if WINDOW:
             m_seen = m_seen & (o_key[None, :] > b_last[:, None] - WINDOW)
@@ -145,7 +153,9 @@ def _attention_decode_kernel(
         b_v = tl.load(v_cache + o_slot[:, None] * stride_v_s + o_d[None, :], mask=m_sd, other=0.0)
         b_total = b_total * b_keep + tl.sum(b_p, 1)
         b_out = b_out * b_keep[:, None]
-        b_out = tl.dot(b_p.to(b_v.dtype), b_v, b_out, input_precision="ieee")
+        if SCALED:
+            b_p *= tl.load(v_scale + o_slot * stride_vs_s, mask=m_s, other=0.0)[None, :]
+        b_out = tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), b_out, input_precision="ieee")
         b_most = b_new
 
     o_row = (i_b * T + o_t) * (HEADS * GROUP) + o_q  # [BLOCK_R] of out's rows
@@ -190,10 +200,13 @@ def attention_decode(
     scale: float,
     out: Tensor,
     *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     shares: int | None = None,
 ) -> None:
     """Write into contiguous out [B, T, Hq, D]; q, caches [B, S, Hkv, D] of one type with dense last
-    dimensions, positions [B, T] int64. window 0: none. shares: None for `shares_of`."""
+    dimensions, positions [B, T] int64. window 0: none. k_scale, v_scale [B, S, Hkv, 1] float32: the
+    caches are int8. shares: None for `shares_of`."""
     if out.numel() == 0:
         return
     (B, T, Hq, D), (S, Hkv) = q.shape, k_cache.shape[1:3]
@@ -203,6 +216,9 @@ def attention_decode(
     if shares is None:
         shares = shares_of(S, window, T, tiles, config.block_s)
     block_d = max(32, triton.next_power_of_2(D))  # 16: spills, sm_90
+    scaled = k_scale is not None
+    scales = (k_scale, v_scale) if scaled else (q, q)
+    steps = [t.stride()[:3] for t in scales] if scaled else [(0, 0, 0)] * 2
     partial = out
     if shares > 1:
         partial = q.new_empty(B * T * Hq, shares, D + 2, dtype=torch.float32)
@@ -210,10 +226,12 @@ def attention_decode(
         _attention_decode_kernel[(shares, tiles, B)](
             q, k_cache, v_cache, positions, out, partial, T, S, scale * _LOG2_E, shares,
             *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *positions.stride(),
+            *scales, *steps[0], *steps[1],
             HEADS=Hkv,
             GROUP=Hq // Hkv,
             D=D,
             WINDOW=window,
+            SCALED=scaled,
             SPLIT=shares > 1,
             **looks_of(T),
             BLOCK_R=config.block_r,

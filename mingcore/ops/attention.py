@@ -42,6 +42,8 @@ def attention_decode(
     *,
     window: int | None = None,
     scale: float | None = None,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Attention of new tokens over a cache that already holds their keys.
@@ -51,13 +53,24 @@ def attention_decode(
     of the newest S are one contract. With last = positions[b].max(), slot j holds position
     last - ((last - j) mod S), and a query at p sees those in 0..p, with a window W only those
     > p - W. A query with position < 0 returns zeros. Rows may stand at different positions.
-    Returns [B, T, Hq, D]. The host never waits for a GPU. Raises InputError.
+    k_scale, v_scale [B, S, Hkv, 1] float32: of caches in int8, key = scale * stored, a scale per
+    slot and head. Returns [B, T, Hq, D]. The host never waits for a GPU. Raises InputError.
     """
     op = "attention_decode"
-    _heads(op, q, k_cache, v_cache, "k_cache", "v_cache")
+    if k_scale is None and v_scale is None:
+        _heads(op, q, k_cache, v_cache, "k_cache", "v_cache")
+    else:
+        _heads(op, q, k_cache, v_cache, "k_cache", "v_cache", torch.int8)
+        for name, t in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if t is None:
+                checks.fail(op, name, "given where the other is", None)
+            checks.shape(op, name, t, "[B, S, Hkv, 1]", (*k_cache.shape[:3], 1))
+            checks.wide(op, name, t)
+            checks.device(op, q, name, t)
     _positions(op, q, positions)
     window = checks.window(op, window)
-    return call(op, backend, q, k_cache, v_cache, positions, window, _scale(q, scale))
+    args = (q, k_cache, v_cache, positions, window, _scale(q, scale), k_scale, v_scale)
+    return call(op, backend, *args)
 
 
 def kv_write_(
@@ -92,7 +105,16 @@ def kv_write_(
     return call(op, backend, k_cache, v_cache, k, v, positions)
 
 
-def _heads(op: str, q: Tensor, k: Tensor, v: Tensor, k_name: str, v_name: str) -> None:
+def _heads(
+    op: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_name: str,
+    v_name: str,
+    stored: torch.dtype | None = None,
+) -> None:
+    """stored: the type of k and v, None for q's."""
     checks.rank(op, "q", q, "[B, T, Hq, D]", 4)
     checks.rank(op, k_name, k, "[B, S, Hkv, D]", 4)
     B, T, heads, D = q.shape
@@ -107,9 +129,10 @@ def _heads(op: str, q: Tensor, k: Tensor, v: Tensor, k_name: str, v_name: str) -
         checks.head_groups(op, heads, kv_heads)
     if q.dtype not in checks.FLOATS:
         checks.floating(op, "q", q)
-    if k.dtype != q.dtype or v.dtype != q.dtype:
-        checks.dtype(op, k_name, k, q.dtype)
-        checks.dtype(op, v_name, v, q.dtype)
+    stored = stored or q.dtype
+    if k.dtype != stored or v.dtype != stored:
+        checks.dtype(op, k_name, k, stored)
+        checks.dtype(op, v_name, v, stored)
     if k.device != q.device:
         checks.device(op, q, k_name, k)
 

@@ -3,16 +3,20 @@
 import torch
 
 from .. import _cpu
-from .cpu_common import array, dense_last, unfit
+from .cpu_common import array, array_or_none, dense_last, unfit
 from .registry import register
 
 
-def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
-    return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+def _decode_why_not(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
+    if k_scale is None:
+        return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+    if k_cache.shape[-1] > 1 and (k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1):
+        return "the int8 caches are strided within a head; it takes a dense last dimension"
+    return unfit(("q", "k_scale", "v_scale"), (q, k_scale, v_scale))
 
 
 @register("attention_decode", "cpu", _decode_why_not)
-def attention_decode(q, k_cache, v_cache, positions, window, scale):
+def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
     out = torch.empty(q.shape, dtype=q.dtype)
     # copies made here must live, by name, until the kernel has read them
     q, k_cache, v_cache = dense_last(q), dense_last(k_cache), dense_last(v_cache)
@@ -23,6 +27,8 @@ def attention_decode(q, k_cache, v_cache, positions, window, scale):
         array(positions),
         window,
         scale,
+        array_or_none(k_scale),
+        array_or_none(v_scale),
         array(out),
         torch.get_num_threads(),
     )
@@ -38,7 +44,7 @@ def attention_prefill(q, k, v, causal, window, scale):
     # fresh keys are a cache that is just full: query t stands at position t, or behind every key
     T, S = q.shape[1], k.shape[1]
     positions = torch.arange(T) if causal else torch.full((T,), S - 1)
-    return attention_decode(q, k, v, positions.expand(q.shape[0], T), window, scale)
+    return attention_decode(q, k, v, positions.expand(q.shape[0], T), window, scale, None, None)
 
 
 def _kv_write_why_not(k_cache, v_cache, k, v, positions):

@@ -39,7 +39,7 @@ SCHEMAS = {
     "attention_prefill": "Tensor q, Tensor k, Tensor v, bool causal, int window, float scale "
     "-> Tensor",
     "attention_decode": "Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, int window, "
-    "float scale -> Tensor",
+    "float scale, Tensor? k_scale, Tensor? v_scale -> Tensor",
     "kv_write_": "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor positions "
     "-> ()",
     "flow_step": "Tensor x, Tensor v_cond, Tensor? v_null, float dt, Tensor guidance, "

@@ -11,20 +11,28 @@ from .triton_common import KERNELS, unfit
 _LONGEST = 1 << 30  # slots: they are counted in 32 bits
 
 
-def _decode_why_not(q, k_cache, v_cache, positions, window, scale):
+def _decode_why_not(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
     D, S = q.shape[-1], k_cache.shape[1]
     if D > attention_kernels.WIDEST:
         return f"heads are {D} wide; it takes up to {attention_kernels.WIDEST}"
     if S > _LONGEST or window > _LONGEST:
         return f"the cache has {S} slots, the window is {window}; it takes up to {_LONGEST}"
-    return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+    if k_scale is None:
+        return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
+    names = ("q", "k_cache", "v_cache", "k_scale", "v_scale")
+    tensors = (q, k_cache, v_cache, k_scale, v_scale)
+    if k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1:
+        return "the int8 caches are strided within a head; it takes a dense last dimension"
+    return unfit(names, tensors, types=None) or unfit(("q",), (q,))
 
 
 @register("attention_decode", "triton", _decode_why_not,
           sources=(KERNELS / "attention_decode.py", __file__))  # fmt: skip
-def attention_decode(q, k_cache, v_cache, positions, window, scale):
+def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    attention_kernels.attention_decode(q, k_cache, v_cache, positions, window, scale, out)
+    attention_kernels.attention_decode(
+        q, k_cache, v_cache, positions, window, scale, out, k_scale=k_scale, v_scale=v_scale
+    )
     return out
 
 

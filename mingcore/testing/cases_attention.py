@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..ops.packed import quantise_activations
 from .cases import Draw, case
 from .layouts import strided
 
@@ -150,10 +151,16 @@ def _decode(
     window: int | None = None,
     scale: float | None = None,
     layout: Layout = torch.Tensor.contiguous,
+    eight: bool = False,
 ) -> dict[str, Any]:
     B, T = len(positions), len(positions[0])
     args: dict[str, Any] = {"q": layout(d.normal(B, T, Hq, D))}
-    args.update(k_cache=layout(d.normal(B, S, Hkv, D)), v_cache=layout(d.normal(B, S, Hkv, D)))
+    caches = d.normal(B, S, Hkv, D), d.normal(B, S, Hkv, D)
+    if eight:
+        stored, scales = zip(*(quantise_activations(t.reshape(-1, D)) for t in caches))
+        caches = tuple(t.view(B, S, Hkv, D) for t in stored)
+        args.update(zip(("k_scale", "v_scale"), (layout(t.view(B, S, Hkv, 1)) for t in scales)))
+    args.update(k_cache=layout(caches[0]), v_cache=layout(caches[1]))
     return {**args, "positions": _rows(positions, d), "window": window, "scale": scale}
 
 
@@ -195,3 +202,11 @@ case("attention_decode", "odd_sizes", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
      positions=(_span(5, 3),) * 3)  # fmt: skip
 case("attention_decode", "strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,
      positions=(_span(4, 2),), layout=strided)  # fmt: skip
+case("attention_decode", "eight_bits", _decode, S=300, Hq=4, Hkv=4, D=64,
+     positions=(_span(200, 5),), eight=True)  # fmt: skip
+case("attention_decode", "eight_bits_ring", _decode, S=70, Hq=4, Hkv=2, D=32,
+     positions=(_span(500, 5), _span(33, 5)), window=60, eight=True)  # fmt: skip
+case("attention_decode", "eight_bits_odd", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
+     positions=(_span(20, 3), (2, -1, 3)), eight=True)  # fmt: skip
+case("attention_decode", "eight_bits_strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,
+     positions=(_span(4, 2),), eight=True, layout=strided)  # fmt: skip

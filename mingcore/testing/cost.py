@@ -117,6 +117,7 @@ def _attention_decode(kwargs: dict[str, Any], written: int, outputs: tuple[Tenso
         keys += min(S, max(row) + 1 - oldest)
         pairs += sum(min(S, p + 1, window or S) for p in row if p >= 0)
     nbytes = 2 * keys * Hkv * D * cache.element_size()
+    nbytes += 8 * keys * Hkv * (kwargs.get("k_scale") is not None)
     return Cost(q.nbytes + nbytes + positions.nbytes + written, 4 * Hq * D * pairs)
 
 

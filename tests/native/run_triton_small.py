@@ -120,7 +120,7 @@ def _refused(d: cases.Draw) -> None:
     cos = half.double()
     small = cache[..., :8]
     for op, args in (
-        ("attention_decode", (x, cache, cache, position, 0, 1.0)),
+        ("attention_decode", (x, cache, cache, position, 0, 1.0, None, None)),
         ("kv_write_", (small[:, :1].expand(1, 4, 2, 8), small, small[:, :1], small[:, :1],
                        position)),
         ("rope", (x, cos, cos, False, 2)),
@@ -136,6 +136,10 @@ def attention(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, window: int, dt
     q, caches = meta(B, T, Hq, D, dtype=dtype), (meta(B, S, Hkv, D, dtype=dtype),) * 2
     positions = meta(B, T, dtype=torch.int64)
     attention_decode.attention_decode(q, *caches, positions, window, D**-0.5, meta_like(q))
+    scale, eight = meta(B, S, Hkv, 1, dtype=torch.float32), meta(B, S, Hkv, D, dtype=torch.int8)
+    attention_decode.attention_decode(
+        q, eight, eight, positions, window, D**-0.5, meta_like(q), k_scale=scale, v_scale=scale
+    )
     kv_write.kv_write(*caches, *(meta(B, T, Hkv, D, dtype=dtype),) * 2, positions)
 
 

@@ -185,6 +185,10 @@ def test_refusals():
     with pytest.raises(BackendError, match="v_cache overlaps itself"):
         overlapping = fine[:, :1].expand(1, 6, 2, 5)
         ops.kv_write_(fine, overlapping, k, k, kwargs["positions"], backend="cpu")
+    eight = {name: transposed(kwargs[name].to(torch.int8)) for name in ("k_cache", "v_cache")}
+    eight |= {name: torch.ones(1, 6, 2, 1) for name in ("k_scale", "v_scale")}
+    with pytest.raises(BackendError, match="int8 caches are strided within a head"):
+        ops.attention_decode(k, **eight, positions=kwargs["positions"], backend="cpu")
     double = {n: t.double() for n, t in kwargs.items() if n != "positions"}
     with pytest.raises(BackendError, match="q is torch.float64"):
         ops.attention_decode(k.double(), **double, positions=kwargs["positions"], backend="cpu")
@@ -196,12 +200,19 @@ def test_bindings_name_what_does_not_fit():
     cache, q, at = torch.zeros(1, 6, 2, 4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 1).long()
     c, q, at = array(cache), array(q), array(at)
     with pytest.raises(ValueError, match="positions must be int64"):
-        _cpu.attention_decode(q, c, c, array(torch.zeros(1, 1)), 0, 1.0, q, 1)
+        _cpu.attention_decode(q, c, c, array(torch.zeros(1, 1)), 0, 1.0, None, None, q, 1)
     with pytest.raises(ValueError, match="attention_decode: q must be of a multiple of Hkv = 2"):
         three = array(torch.zeros(1, 1, 3, 4))
-        _cpu.attention_decode(three, c, c, at, 0, 1.0, three, 1)
+        _cpu.attention_decode(three, c, c, at, 0, 1.0, None, None, three, 1)
     with pytest.raises(ValueError, match="k_cache must be of S >= 1 slots"):
         empty = array(torch.zeros(1, 0, 2, 4))
-        _cpu.attention_decode(q, empty, empty, at, 0, 1.0, q, 1)
+        _cpu.attention_decode(q, empty, empty, at, 0, 1.0, None, None, q, 1)
+    scales = torch.ones(1, 6, 2, 1)
+    with pytest.raises(ValueError, match="k_cache must be int8, as v_cache, where there are"):
+        _cpu.attention_decode(q, c, c, at, 0, 1.0, array(scales), array(scales), q, 1)
+    eight, short = cache.to(torch.int8), array(scales[:, :5])
+    eight = array(eight)
+    with pytest.raises(ValueError, match="k_scale must be S = 6 in dimension 1"):
+        _cpu.attention_decode(q, eight, eight, at, 0, 1.0, short, short, q, 1)
     with pytest.raises(ValueError, match="kv_write_: k must be Hkv = 2"):
         _cpu.kv_write(c, c, q, q, at, 1)

@@ -33,6 +33,13 @@ def decode(q=(2, 1, 4, 8), k=(2, 6, 2, 8), positions=(2, 1), dtype=torch.int64, 
     return ops.attention_decode(ones(*q), ones(*k), ones(*k), where, **kwargs)
 
 
+def decode_int8(**scales):
+    cache = ones(2, 6, 2, 8, dtype=torch.int8)
+    scales = {"k_scale": ones(2, 6, 2, 1), "v_scale": ones(2, 6, 2, 1)} | scales
+    where = torch.zeros(2, 1, dtype=torch.int64)
+    return ops.attention_decode(ones(2, 1, 4, 8), cache, cache, where, **scales)
+
+
 def write(cache=(2, 6, 2, 8), k=(2, 1, 2, 8), positions=(2, 1), dtype=F):
     where = torch.zeros(positions, dtype=torch.int64)
     return ops.kv_write_(ones(*cache), ones(*cache), ones(*k, dtype=dtype), ones(*k), where)
@@ -216,6 +223,19 @@ CASES = [
         "attention_decode: positions must be [B, T] = [2, 1], got [2, 2]",
     ),
     (lambda: decode(dtype=torch.int32), "attention_decode: positions must be int64, got int32"),
+    (
+        lambda: decode(k_scale=ones(2, 6, 2, 1), v_scale=ones(2, 6, 2, 1)),
+        "attention_decode: k_cache must be int8, got float32",
+    ),
+    (lambda: decode_int8(v_scale=None), "attention_decode: v_scale must be given where"),
+    (
+        lambda: decode_int8(v_scale=ones(2, 6, 1, 1)),
+        "attention_decode: v_scale must be [B, S, Hkv, 1] = [2, 6, 2, 1], got [2, 6, 1, 1]",
+    ),
+    (
+        lambda: decode_int8(k_scale=ones(2, 6, 2, 1, dtype=torch.float16)),
+        "attention_decode: k_scale must be float32",
+    ),
     (
         lambda: decode(q=(2, 0, 4, 8), positions=(2, 0)),
         "attention_decode: q must be of length >= 1, got 0",

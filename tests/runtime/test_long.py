@@ -39,10 +39,7 @@ def caches(B, S, heads, D, window=None):
 
 @pytest.mark.parametrize("window", [None, 1, 7, 40])
 @pytest.mark.parametrize(("S", "heads", "kv_heads", "D"), [(64, 4, 4, 32), (48, 6, 2, 20)])
-def test_attention_over_8_bits_is_that_over_what_they_hold(
-    monkeypatch, window, S, heads, kv_heads, D
-):
-    monkeypatch.setattr("mingcore.model.context.BLOCK", 11)
+def test_attention_over_8_bits_is_that_over_what_they_hold(window, S, heads, kv_heads, D):
     plain, cache = caches(2, S, kv_heads, D, window)
     starts = torch.tensor([0, 3])
     for T in (9, 1, 5, 5, 30, 5, 17, 2):  # goes round the ring

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..registry import register
+from .common import wide
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float):
@@ -34,13 +35,27 @@ def attention_prefill(
 
 @register("attention_decode", "reference")
 def attention_decode(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, window: int, scale: float
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    positions: Tensor,
+    window: int,
+    scale: float,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
 ) -> Tensor:
     """q [B, T, Hq, D] at positions [B, T] over caches [B, S, Hkv, D] -> [B, T, Hq, D].
 
     Slot j of row b holds the key of position p_j = last - (last - j) mod S, last = max
     positions[b]. A query at p sees it iff 0 <= p_j <= p and (no window or p_j > p - window).
+    Scales [B, S, Hkv, 1]: key = scale * stored, of caches in int8.
     """
+    if k_scale is not None:
+        inner = wide(q)
+        k_cache = k_cache.to(inner.dtype) * k_scale
+        v_cache = v_cache.to(inner.dtype) * v_scale
+        out = attention_decode(inner, k_cache, v_cache, positions, window, scale, None, None)
+        return out.to(q.dtype)
     if not positions.is_cpu:
         return _decode_masked(q, k_cache, v_cache, positions, window, scale)
     newest = max(int(positions.max()), 0)
