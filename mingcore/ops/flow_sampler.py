@@ -1,7 +1,7 @@
 """The whole flow sampler: the public functions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
@@ -11,7 +11,7 @@ from . import checks
 from .dense import native_packing, pack_linear, quantised, resolve_format
 from .dispatch import call
 from .packed import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of
-from .packed_flow import BLOCKS, MATRICES, NORMS, TIME_CHANNELS, PackedFlowHead
+from .packed_flow import BLOCKS, MATRICES, NORMS, THETA, TIME_CHANNELS, PackedFlowHead
 from .schedule import FlowSchedule
 
 TimeLayer = tuple[Tensor | PackedLinear, Tensor]
@@ -25,6 +25,8 @@ def pack_flow_head(
     *,
     heads: int,
     rope_heads: int | None = None,
+    theta: float = THETA,
+    embed: Callable[[Tensor], Tensor] | None = None,
     format: str | None = None,
     overwrite: bool = False,
     backend: str | None = None,
@@ -34,8 +36,10 @@ def pack_flow_head(
     matrices: cond [H, Hc], x [H, C], qkv [L, 3H, H] (q rows first), out [L, H, H], up [L, W, H],
     down [L, H, W], final [C, H]; biases: theirs, [H], [H], [L, 3H], [L, H], [L, W], [L, H], [C];
     norms: norm1 and norm2 [L, H], final_norm [H], and q_norm and k_norm [L, D] where the head has
-    them; time: weight and bias of the two layers that embed the time, [H, 256] and [H, H]. heads of
-    even width D = H / heads, RoPE on the first rope_heads (None: all). format "fp32", "bf16" or
+    them; time: weight and bias of the two layers that embed the time, [H, 256] and [H, H], or
+    none, and embed: times t [M] float32 in 0..1 -> [M, H], called once per schedule. heads of
+    even width D = H / heads, RoPE on the first rope_heads (None: all), by frequencies
+    theta^(-2i / D). format "fp32", "bf16" or
     "fp16" of all matrices, None keeps the type; "int8", "int8_dyn" and "fp8" quantise the four
     block matrices, one scale per row, and leave the small ones as they are, in a type of their own
     if they have one. overwrite: the packed
@@ -45,6 +49,11 @@ def pack_flow_head(
     """
     op = "pack_flow_head"
     _check_head(op, matrices, biases, norms, time, heads, rope_heads, format in QUANTISED)
+    if len(time) != (0 if embed else 2):
+        wanted = "none beside embed" if embed else "the two layers of the time embedding"
+        checks.fail(op, "time", wanted, len(time))
+    if not 0 < theta < math.inf:
+        checks.fail(op, "theta", "a positive number", theta)
     format = resolve_format(op, matrices[2], format, (*FORMATS, *QUANTISED))
     cpu = native_packing(op, matrices[2], format, backend, CPU_FORMATS)
     packed, scales = [], []
@@ -66,7 +75,8 @@ def pack_flow_head(
     vectors = (tuple(t.detach().contiguous() for t in group) for group in (biases, norms))
     kept = tuple(scales) if format in QUANTISED else ()
     layout = "rows" if cpu is None else "panels"
-    return PackedFlowHead(tuple(packed), *vectors, kept, layers, heads, rope_heads, layout, format)
+    own = layers, heads, rope_heads, layout, format
+    return PackedFlowHead(tuple(packed), *vectors, kept, *own, theta=theta, embed=embed)
 
 
 def _own_format(weight: Tensor, cpu: ModuleType | None) -> str:
@@ -107,8 +117,6 @@ def _check_head(
         checks.fail(op, "biases", f"one for each of {', '.join(MATRICES)}", len(biases))
     if len(norms) not in (3, 5):
         checks.fail(op, "norms", f"three or all five of {', '.join(NORMS)}", len(norms))
-    if len(time) != 2:
-        checks.fail(op, "time", "the two layers of the time embedding", len(time))
     qkv, up, cond, x = matrices[2], matrices[4], matrices[0], matrices[1]
     checks.rank(op, "qkv", qkv, "[L, 3H, H]", 3)
     checks.rank(op, "up", up, "[L, W, H]", 3)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .dense import linear
 from .packed import PANEL, QUANTISED, PackedLinear, dequantise, format_of, unpack_rows
 from .schedule import FlowSchedule
@@ -30,20 +31,23 @@ class PackedFlowHead:
     norm2 [L, H], final_norm [H], and with normed queries and keys q_norm [L, D], k_norm [L, D].
     format: that of the four block matrices; "int8", "int8_dyn" and "fp8" have seven scales, float32
     per output row, [0] for cond, x and final, which stay in their own type. time: the two layers
-    that embed the time, as weights and biases. heads of width D = H / heads, the first rope_heads
-    of which are turned by RoPE (None: all).
+    that embed the time, as weights and biases; none where `embed`, t [M] -> [M, H], does that.
+    heads of width D = H / heads, the first rope_heads of which are turned by RoPE (None: all), by
+    frequencies theta^(-2i / D).
     """
 
     matrices: tuple[Tensor, ...]
     biases: tuple[Tensor, ...]
     norms: tuple[Tensor, ...]
     scales: tuple[Tensor, ...]
-    time: tuple[tuple[PackedLinear, Tensor], tuple[PackedLinear, Tensor]]
+    time: tuple[tuple[PackedLinear, Tensor], ...]
     heads: int
     rope_heads: int | None
     layout: str
     format: str
     _kept: dict = field(default_factory=dict, repr=False)
+    theta: float = THETA
+    embed: Callable[[Tensor], Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +117,8 @@ class PackedFlowHead:
         rows = tuple(self.rows(i) for i in range(7))
         time = tuple((w.as_rows(), bias) for w, bias in self.time)
         rest = (self.biases, self.norms, self.scales, time, self.heads, self.rope_heads)
-        return PackedFlowHead(rows, *rest, "rows", self.format, self._kept)
+        own = self._kept, self.theta, self.embed
+        return PackedFlowHead(rows, *rest, "rows", self.format, *own)
 
     def unpack(self) -> "PackedFlowHead":
         """The same head in layout "rows"; quantised matrices as float32."""
@@ -125,18 +130,30 @@ class PackedFlowHead:
             for w, scale in zip(head.matrices, head.scales)
         ]
         rest = (self.biases, self.norms, (), head.time, self.heads, self.rope_heads)
-        return PackedFlowHead(tuple(wide), *rest, "rows", "fp32", self._kept)
+        own = self._kept, self.theta, self.embed
+        return PackedFlowHead(tuple(wide), *rest, "rows", "fp32", *own)
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """t [M] in 0..1 -> [M, H], float32 (float64 for float64 weights).
 
         The sinusoids in float32, in the reference's order: docs/model.md section 3.
         """
+        if self.embed is not None:
+            return self._embedded(self.embed, t)
         angles = 1000.0 * t.float()[:, None] * time_frequencies().to(t.device)
         e = torch.cat((angles.sin(), angles.cos()), dim=-1)
         (first, first_bias), (second, second_bias) = self.time
         e = e.to(torch.promote_types(torch.float32, first.weight.dtype))
         return linear(linear(e, first, first_bias, activation="silu"), second, second_bias)
+
+    def _embedded(self, embed: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+        found, wanted = embed(t), [len(t), self.hidden]
+        if list(found.shape) != wanted or not found.is_floating_point():
+            raise InputError(
+                f"PackedFlowHead: embed must give [M, H] = {wanted} floats, got {found.dtype} "
+                f"{list(found.shape)}"
+            )
+        return found.detach().to(torch.promote_types(torch.float32, found.dtype))
 
     def times(self, schedule: FlowSchedule) -> Tensor:
         """The time embeddings [E, H] of a schedule's evaluations; computed once, and kept."""
@@ -157,7 +174,10 @@ class PackedFlowHead:
     def rope(self, tokens: int) -> tuple[Tensor, Tensor]:
         """cos and sin [T, D/2] float32 of positions 0..T-1; kept."""
         dim = self.hidden // self.heads
-        return self._keep(("rope", tokens), lambda: rope_table(tokens, dim, self.device))
+        return self._keep(("rope", tokens), lambda: self._rope(tokens, dim))
+
+    def _rope(self, tokens: int, dim: int) -> tuple[Tensor, Tensor]:
+        return rope_table(tokens, dim, self.device, self.theta)
 
     def _keep(self, key: tuple, make: Callable[[], Any]) -> Any:
         """What does not change from patch to patch: the `CACHED` results made last."""
@@ -186,9 +206,11 @@ def time_frequencies() -> Tensor:
     return step.double().exp().float()
 
 
-def rope_table(tokens: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_table(
+    tokens: int, dim: int, device: torch.device, theta: float = THETA
+) -> tuple[Tensor, Tensor]:
     """cos and sin [T, D/2] float32; the angles in float64."""
     exponent = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
-    inv_freq = (1.0 / (THETA**exponent)).double()
+    inv_freq = (1.0 / (theta**exponent)).double()
     angles = torch.arange(tokens, device=device).double()[:, None] * inv_freq
     return angles.cos().float(), angles.sin().float()
