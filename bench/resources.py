@@ -1,8 +1,9 @@
 """What the CUDA kernels take when compiled: registers, shared memory, spills, and what they issue.
 
 Needs nvcc and no GPU. `python bench/resources.py` prints the table, `--keep` writes it to
-bench/results/cuda_resources.md, to which tests/native/test_cuda.py holds what it compiles;
-`--ops moe_decode` looks at some. Times are not measured here.
+bench/results/cuda_resources.md and cuda_resources.json, to which tests/native/test_cuda.py holds
+what it compiles (resources_kept.py says when that is worse); `--ops moe_decode` looks at some.
+Times are not measured here.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
+
+import resources_kept  # noqa: E402
 
 from mingcore.ops import (  # noqa: E402
     cuda_audio,
@@ -31,6 +35,7 @@ from mingcore.ops import (  # noqa: E402
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
+KEPT, RENEW = "cuda_resources.json", "python bench/resources.py --keep"
 HEAD = ("target", "kernel", "threads", "registers", "shared bytes", "products", "copies")
 COPIES = {  # PTX to the column's words
     "cp.async.bulk.tensor": "tensor boxes",
@@ -54,7 +59,14 @@ class Compiled:
     spilled: int
     local: bool
     products: str
+    counts: dict[str, int]  # the products, one by one, and how many there are
     copies: str
+
+    @property
+    def taken(self) -> resources_kept.Taken:
+        """What is compared with what was kept."""
+        sizes = (self.registers, self.shared_bytes, self.spilled, self.counts)
+        return resources_kept.Taken(f"{self.target} {self.name}", *sizes, self.local)
 
     def cells(self) -> tuple:
         registers = str(self.registers)
@@ -100,15 +112,26 @@ def _one(target: str, name: str, said: str, ptx: str) -> Compiled:
         spilled=sum(map(int, numbers.groups())),
         local=".local" in ptx,
         products=_products(ptx),
+        counts=_counts(ptx),
         copies=", ".join(words for start, words in COPIES.items() if start in ptx) or "-",
     )
+
+
+_PRODUCT = re.compile(
+    r"\b(wgmma|mma)\.\S*?\.m(\d+)n(\d+)k(\d+)(?:\.row\.col)?(?:\.satfinite)?\.[fs]32\.(\w+)"
+)
+
+
+def _counts(ptx: str) -> dict[str, int]:
+    """Such as {"wgmma m64n16k16 bf16": 4} of a kernel's PTX."""
+    found = Counter(f"{u} m{m}n{n}k{k} {kind}" for u, m, n, k, kind in _PRODUCT.findall(ptx))
+    return dict(sorted(found.items()))
 
 
 def _products(ptx: str) -> str:
     """Such as "wgmma m64n16..192k16 bf16" of a kernel's PTX."""
     shapes: dict[tuple[str, str, str, str], set[int]] = {}
-    shape = r"(wgmma|mma)\.\S*?\.m(\d+)n(\d+)k(\d+)(?:\.row\.col)?\.[fs]32\.(\w+)"
-    for unit, m, n, k, kind in re.findall(shape, ptx):
+    for unit, m, n, k, kind in _PRODUCT.findall(ptx):
         shapes.setdefault((unit, m, k, kind), set()).add(int(n))
     found = []
     for (unit, m, k, kind), widths in sorted(shapes.items()):
@@ -166,30 +189,19 @@ def version() -> str | None:
     return re.search(r"release ([\d.]+)", said)[1]
 
 
-def rows(report: str) -> dict[tuple[str, str], tuple[str, ...]]:
-    """(target, kernel) to its cells, of a report's text."""
-    lines = [line[2:-2].split(" | ") for line in report.splitlines() if line[:5] == "| sm_"]
-    return {(cells[0], cells[1]): tuple(cells) for cells in lines}
+def kept() -> dict[str, resources_kept.Taken]:
+    """Name to what it took, of the kept file; nothing where another nvcc made it."""
+    content = resources_kept.read(KEPT)
+    if content.get("nvcc") != version():
+        return {}
+    rows = (row for rows in content["kernels"].values() for row in rows)
+    taken = (Compiled(**{**row, "moved": tuple(row["moved"])}).taken for row in rows)
+    return {each.name: each for each in taken}
 
 
-def faults(kernels: Iterable[Compiled], report: str) -> list[str]:
-    """What became worse or just other than a kept report's text says; a spill always is a fault."""
-    stated = rows(report)
-    found = []
-    for kernel in kernels:
-        name, cells = f"{kernel.target} {kernel.name}", tuple(map(str, kernel.cells()))
-        if kernel.spilled:
-            found.append(f"{name}: spills {kernel.spilled} bytes")
-        elif kernel.local:
-            found.append(f"{name}: has local memory")
-        elif cells[:2] not in stated:
-            found.append(f"{name}: not in the report")
-        else:
-            pairs = zip(HEAD, cells, stated[cells[:2]])
-            found += [
-                f"{name}: {what} {now}, kept {then}" for what, now, then in pairs if now != then
-            ]
-    return found
+def faults(kernels: Iterable[Compiled], *, exact: bool = False) -> list[str]:
+    """What is worse than what was kept, or other where `exact`; resources_kept.py says when."""
+    return resources_kept.faults((k.taken for k in kernels), kept(), RENEW, exact=exact)
 
 
 def text(kernels: list[Compiled]) -> str:
@@ -197,7 +209,7 @@ def text(kernels: list[Compiled]) -> str:
     return (
         "# Resources of the CUDA kernels\n\n"
         f"Compiled, not run: their speed is **not measured**. nvcc {version()}; made by "
-        f"`python bench/resources.py --keep`. {clean} of {len(kernels)} kernels have no stack, no "
+        f"`{RENEW}`. {clean} of {len(kernels)} kernels have no stack, no "
         "spills and no local memory. Shared bytes are static and dynamic together. Where registers "
         "move between warps, the numbers after setmaxnreg follow.\n\n"
         + "".join(map(_line, (HEAD, ["---"] * len(HEAD), *(k.cells() for k in kernels))))
@@ -216,13 +228,19 @@ def main() -> int:
     if version() is None:
         print("resources: there is no nvcc here")
         return 2
-    made = text([k for op in options.ops for target in targets(op) for k in compiled(op, target)])
-    print(made)
+    if options.keep and options.ops != OPS:
+        parser.error("--keep takes all ops")
+    made = {op: [k for target in targets(op) for k in compiled(op, target)] for op in options.ops}
+    every = [kernel for kernels in made.values() for kernel in kernels]
+    print(text(every))
     if options.keep:
-        if options.ops != OPS:
-            parser.error("--keep takes all ops")
-        REPORT.write_text(made)
-    return 0
+        REPORT.write_text(text(every))
+        rows = {op: [asdict(kernel) for kernel in kernels] for op, kernels in made.items()}
+        resources_kept.write(KEPT, {"nvcc": version(), "kernels": rows})
+        return 0
+    said = faults(every) if kept() else [f"not compared: nothing is kept of nvcc {version()}"]
+    print("\n".join(said))
+    return 1 if said and kept() else 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What Triton's kernels take when compiled: registers, shared memory, the matrix unit.
 
-Needs no GPU, and some minutes. `python bench/resources_triton.py moe_mlp` (or flow_sample, audio)
-prints the table, `--keep` writes it to bench/results/; `--lines FILE` takes what a compile test has
-printed before. Times are not measured here.
+Needs no GPU, and minutes: every launch that the compile tests (tests/native) know, for sm_80, sm_90
+and sm_100. `python bench/resources_triton.py moe_mlp` prints one op's table, `all` takes all of
+them; `--keep` writes it to bench/results/, as Markdown and, launch by launch, into
+triton_resources.json, to which those tests hold what they compile; resources_kept.py says when that
+is worse. `--lines FILES` takes what compile tests have printed. Times are not measured here.
 """
 
 from __future__ import annotations
@@ -13,10 +15,17 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "bench")]
+
+import resources_kept  # noqa: E402
+
+KEPT, RENEW = "triton_resources.json", "python bench/resources_triton.py {op} --keep"
 SCRIPTS = ROOT / "tests" / "native"
 RESULTS = ROOT / "bench" / "results"
 HEAD = ("sm", "kernel", "types", "blocks", "registers", "shared bytes", "matrix unit")
@@ -66,22 +75,76 @@ OPS = {
         "frame_embed, channels, times and a thread's outputs of the direct one, channels and "
         "width of the state's",
     ),
+    "small": Op(
+        "run_triton_small.py",
+        "triton_small_resources.md",
+        "Resources of Triton's norms, RoPE, cache writes, decode attention and linear",
+        "the launches of the released shapes for 1 and 5 tokens, of wide rows and of every width "
+        "of head that has a tile, and linear for 1 to 100 rows. Blocks are M N K of linear, else "
+        "rows, keys and D",
+    ),
+    "elementwise": Op(
+        "run_triton.py",
+        "triton_elementwise_resources.md",
+        "Resources of Triton's flow_step and silu_mul",
+        "both in every type. Blocks are elements",
+    ),
 }
 
 
 def compiled(op: Op) -> list[dict]:
-    """What the compile test records of every launch."""
+    """What the compile test records of every launch, those of its fast form too."""
     with tempfile.TemporaryDirectory() as cache:
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", SCRIPTS)))
         environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": cache}
         environment.pop("TRITON_INTERPRET", None)
-        command = [sys.executable, str(SCRIPTS / op.script), "compile", "all"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    return parsed(done.stdout)
+        said = ""
+        for mode in ([], ["all"]):
+            command = [sys.executable, str(SCRIPTS / op.script), "compile", *mode]
+            done = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, env=environment, check=True
+            )
+            said += done.stdout
+    return parsed(said)
 
 
 def parsed(text: str) -> list[dict]:
-    return [json.loads(line) for line in text.splitlines()]
+    """Lines of JSON, of every launch the last."""
+    lines = map(json.loads, text.splitlines())
+    return list({(line["sm"], line["kernel"], line["launch"]): line for line in lines}.values())
+
+
+def taken(line: Mapping[str, Any]) -> resources_kept.Taken:
+    """What is compared with what was kept, of a line that a compile test prints."""
+    types = " x ".join((name or "-").lstrip("*") for name in line["types"])
+    blocks = " ".join("-" if n is None else str(n) for n in line["blocks"])
+    name = f"sm_{line['sm']} {line['kernel']} {types}, blocks {blocks}, launch {line['launch']}"
+    spilled = line["usage"]["STACK"] + line["usage"]["LOCAL"]
+    return resources_kept.Taken(
+        name, line["usage"]["REG"], line["shared"], spilled, line["products"]
+    )
+
+
+def faults(op: str, lines: Iterable[Mapping[str, Any]], *, exact: bool = False) -> list[str] | None:
+    """What is worse than what was kept of an op, or other where `exact`; None where nothing is kept
+    of this Triton."""
+    content = resources_kept.read(KEPT).get(op, {"triton": None})
+    lines = list(lines)
+    if {line["triton"] for line in lines} != {content["triton"]}:
+        return None
+    kept = {each.name: each for each in map(taken, content["launches"])}
+    return resources_kept.faults(map(taken, lines), kept, RENEW.format(op=op), exact=exact)
+
+
+def keep(op: str, binaries: Sequence[Mapping[str, Any]]) -> None:
+    """Writes an op's Markdown, and its part of KEPT."""
+    (RESULTS / OPS[op].report).write_text(text(op, binaries))
+    names = ("sm", "kernel", "launch", "types", "blocks", "usage", "shared", "products")
+    launches = [{name: each[name] for name in names} for each in binaries]
+    launches.sort(key=lambda each: (each["sm"], each["kernel"], taken(each).name))
+    content = resources_kept.read(KEPT)
+    content[op] = {"triton": binaries[0]["triton"], "launches": launches}
+    resources_kept.write(KEPT, dict(sorted(content.items())))
 
 
 def rows(binaries: list[dict]) -> list[tuple]:
@@ -99,14 +162,16 @@ def rows(binaries: list[dict]) -> list[tuple]:
     return [key + value for key, value in sorted(found.items())]
 
 
-def text(op: Op, name: str, binaries: list[dict]) -> str:
+def text(name: str, binaries: Sequence[Mapping[str, Any]]) -> str:
+    """An op's Markdown."""
+    op = OPS[name]
     clean = sum(each["usage"]["STACK"] == each["usage"]["LOCAL"] == 0 for each in binaries)
     lines = (HEAD, ["---"] * len(HEAD), *rows(binaries))
     return (
         f"# {op.title}\n\n"
         "Compiled, not run: their speed is **not measured**. "
         f"Triton {binaries[0]['triton']}, ptxas that it ships; made by "
-        f"`python bench/resources_triton.py {name} --keep`, which compiles {op.launches}. "
+        f"`{RENEW.format(op=name)}`, which compiles {op.launches}. "
         f"{clean} of {len(binaries)} binaries have no stack and no local memory. Per row the "
         "largest of its launches. Types are those of x and of the weights.\n\n"
         + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
@@ -115,17 +180,27 @@ def text(op: Op, name: str, binaries: list[dict]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("op", choices=OPS)
+    parser.add_argument("op", choices=(*OPS, "all"))
     parser.add_argument("--keep", action="store_true", help="write the report")
-    parser.add_argument("--lines", type=Path, help="lines of a compile test instead of compiling")
+    parser.add_argument(
+        "--lines", type=Path, nargs="+", help="of compile tests, instead of compiling"
+    )
     options = parser.parse_args()
-    op = OPS[options.op]
-    binaries = parsed(options.lines.read_text()) if options.lines else compiled(op)
-    made = text(op, options.op, binaries)
-    print(made)
-    if options.keep:
-        (RESULTS / op.report).write_text(made)
-    return 0
+    if options.op == "all" and options.lines:
+        parser.error("--lines are of one op")
+    worse = []
+    for op in OPS if options.op == "all" else (options.op,):
+        if options.lines:
+            binaries = parsed("".join(path.read_text() for path in options.lines))
+        else:
+            binaries = compiled(OPS[op])
+        print(text(op, binaries), flush=True)
+        if options.keep:
+            keep(op, binaries)
+        else:
+            worse += faults(op, binaries, exact=True) or []
+    print("\n".join(worse))
+    return 1 if worse else 0
 
 
 if __name__ == "__main__":

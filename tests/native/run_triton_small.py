@@ -3,7 +3,8 @@
 `interpret [few]`: the norms, rotary embeddings, the cache, attention over it and small linear
 layers against the oracle; `few` takes every third named case. `compile [few]`: the very launches
 that the real model's shapes lead to, recorded on meta tensors and compiled for three GPUs, every
-tile and type; `few` takes a representative few, for Hopper. Prints one line of JSON per result.
+tile and type; `few` takes a representative few, for Hopper; a number is the most registers that a
+kernel gets. Prints one line of JSON per result.
 """
 
 import os
@@ -200,12 +201,17 @@ def launches(capability: int, everything: bool) -> None:
             product(M, 1280, 2048, "int8", "none", fp32)
 
 
-def compile_all(everything: bool) -> None:
+def compile_all(everything: bool, registers: int | None = None) -> None:
+    """registers: no kernel gets more, and only the linear ones are compiled."""
     for capability in (80, 90, 100) if everything else (90,):
         grouped_gemm.capability_of = linear.capability_of = lambda _, found=capability: found
         for kernel, signature, constants, *rest in recorded(
             lambda found=capability: launches(found, everything)
         ):
+            if registers is not None:
+                if kernel.__name__ != "_linear_kernel":
+                    continue
+                rest[-1]["maxnreg"] = registers
             launch = kernel, signature, constants, *rest
             ptx, made = compiled(*launch, capability=capability)
             blocks = "MNK" if "BLOCK_M" in constants else "RSD"
@@ -222,4 +228,6 @@ if __name__ == "__main__":
     if sys.argv[1] == "interpret":
         interpret(3 if "few" in sys.argv[2:] else 1)
     else:
-        compile_all("few" not in sys.argv[2:])
+        compile_all(
+            "few" not in sys.argv[2:], *(int(word) for word in sys.argv[2:] if word.isdigit())
+        )

@@ -50,6 +50,7 @@ def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
 def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_path):
     lines = run("compile", triton_folder, tmp_path)
     assert len(lines) == 3 * 3 * 2 + 3 * 3
+    triton_process.held("elementwise", lines, exact=True)
     for line in lines:
         usage = line["usage"]
         assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line

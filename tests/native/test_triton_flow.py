@@ -28,7 +28,8 @@ def test_interpreted_sampler_matches_the_oracle(triton_folder, tmp_path):
     assert "quantises activations" in refused[0] and "it takes one type" in refused[1]
 
 
-def check_binaries(lines: list[dict]) -> None:
+def check_binaries(lines: list[dict], exact: bool = False) -> None:
+    triton_process.held("flow_sample", lines, exact=exact)
     for line in lines:
         usage = line["usage"]
         assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
@@ -51,7 +52,7 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
 
 @pytest.mark.slow
 def test_every_format_and_batch_compiles(triton_folder, tmp_path):
-    check_binaries(run(tmp_path, triton_folder, "compile", "all"))
+    check_binaries(run(tmp_path, triton_folder, "compile", "all"), exact=True)
 
 
 @pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))

@@ -28,7 +28,8 @@ def test_interpreted_kernels_match_the_oracle(triton_folder, tmp_path):
     assert "it takes one type" in lines[-1]["refused"]
 
 
-def check_binaries(lines: list[dict]) -> None:
+def check_binaries(lines: list[dict], exact: bool = False) -> None:
+    triton_process.held("moe_mlp", lines, exact=exact)
     for line in lines:
         usage = line["usage"]
         assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
@@ -54,7 +55,7 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
 @pytest.mark.slow
 def test_every_format_and_number_of_tokens_compiles(triton_folder, tmp_path):
     lines = run(tmp_path, triton_folder, "compile", "all")
-    check_binaries(lines)
+    check_binaries(lines, exact=True)
 
 
 @pytest.mark.parametrize("capability", (80, 86, 89, 90, 100, 120))

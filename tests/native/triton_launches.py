@@ -59,7 +59,7 @@ def recorded(launch) -> list[tuple]:
 def binary(
     kernel, signature: dict, constants: dict, divisible: dict, options: dict, capability: int
 ):
-    """A recorded kernel, compiled for a GPU such as 90."""
+    """A recorded kernel, compiled for a GPU such as 90. options: "maxnreg" too."""
     source = ASTSource(kernel, signature, constants, divisible)
     return triton.compile(source, GPUTarget("cuda", capability, 32), options=options)
 
@@ -82,14 +82,15 @@ def compiled(kernel, signature: dict, constants: dict, *rest, capability: int) -
 def launch_name(signature: dict, constants: dict, divisible: dict, options: dict) -> str:
     """What tells a launch of a kernel from its others, and is the same in the next run."""
     plain = {name: getattr(value, "__name__", value) for name, value in constants.items()}
-    parts = (sorted(part.items()) for part in (signature, plain, divisible, options))
+    own = {name: value for name, value in options.items() if name in OPTIONS}
+    parts = (sorted(part.items()) for part in (signature, plain, divisible, own))
     return hashlib.sha256(str(list(parts)).encode()).hexdigest()[:12]
 
 
 def products(ptx: str) -> dict[str, int]:
     """Instructions of the matrix unit, such as "wgmma m64n64k16 bf16", and how many there are."""
     found: dict[str, int] = {}
-    shape = r"\b(wgmma|mma)\.\S*?\.(m\d+n\d+k\d+)(?:\.row\.col)?\.[fs]\d+\.(\w+)"
+    shape = r"\b(wgmma|mma)\.\S*?\.(m\d+n\d+k\d+)(?:\.row\.col)?(?:\.satfinite)?\.[fs]\d+\.(\w+)"
     newer = r"\b(tcgen05)\.(mma)\.\S*?kind::(\w+)"
     for pattern in (shape, newer):
         for parts in re.findall(pattern, ptx):

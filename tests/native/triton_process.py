@@ -10,6 +10,10 @@ import pytest
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import resources_triton  # noqa: E402
+
 OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
 
 
@@ -37,3 +41,10 @@ def run(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def held(op: str, lines: list[dict], *, exact: bool = False) -> None:
+    """Fails with what is worse than what bench/results keeps of these kernels, where it was made
+    by this Triton; with any difference where `exact`."""
+    worse = resources_triton.faults(op, lines, exact=exact)
+    assert not worse, "\n".join(worse)

@@ -1,0 +1,124 @@
+"""A kernel that spills, grows or loses its instructions is caught: shown on broken copies."""
+
+import ast
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mingcore.ops import launch
+from tests.native import triton_process
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import resources_kept  # noqa: E402
+from resources_kept import Taken  # noqa: E402
+
+resources = pytest.importorskip("resources")
+import resources_triton  # noqa: E402
+
+TARGETS = {"sm_80", "sm_90a", "sm_100"}
+GOOD = Taken("sm_90 linear", 100, 20_000, 0, {"wgmma m64n64k16 bf16": 4})
+
+
+def said(exact=False, **changed):
+    kept = {GOOD.name: GOOD}
+    return resources_kept.faults([replace(GOOD, **changed)], kept, "make it anew", exact=exact)
+
+
+def test_less_and_a_little_more_is_no_fault_unless_exact():
+    for changed in (
+        {}, {"registers": 107}, {"registers": 40}, {"shared_bytes": 21_999}, {"shared_bytes": 0},
+        {"products": {"wgmma m64n64k16 bf16": 8, "mma m16n8k16 bf16": 2}},
+    ):  # fmt: skip
+        assert said(**changed) == []
+        assert bool(said(exact=True, **changed)) == bool(changed), changed
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        ({"registers": 108}, "108 registers, kept 100"),
+        ({"shared_bytes": 22_001}, "22001 bytes of shared memory, kept 20000"),
+        ({"spilled": 4}, "spills 4 bytes"),
+        ({"local": True}, "local memory"),
+        ({"products": {"mma m16n8k16 bf16": 4}}, "lost wgmma m64n64k16 bf16"),
+        ({"name": "sm_90 another"}, "not among what was kept"),
+    ],
+)
+def test_what_is_worse_is_named_with_how_to_renew_the_file(changed, words):
+    fault, last = said(**changed)
+    assert words in fault and fault.startswith("sm_90"), fault
+    assert last == "if it is meant: make it anew"
+    if "registers" in changed:
+        kept = {GOOD.name: replace(GOOD, registers=30)}
+        assert resources_kept.faults([replace(GOOD, registers=34)], kept, "")  # more than a tenth
+
+
+def test_every_cuda_kernel_is_kept_for_every_target_and_none_spills():
+    content = resources_kept.read(resources.KEPT)
+    assert sorted(content["kernels"]) == resources.OPS
+    for op, rows in content["kernels"].items():
+        assert {row["target"] for row in rows} == set(resources.targets(op)) <= TARGETS
+        assert not any(row["spilled"] or row["local"] for row in rows), op
+    prefill = [
+        row for row in content["kernels"]["moe_prefill"]
+        if row["name"].startswith(("moe_prefill_up", "moe_prefill_down"))
+    ]  # fmt: skip
+    assert prefill and all("wgmma" in str(row["counts"]) for row in prefill)
+
+
+def triton_kernels() -> set[str]:
+    """Names of what a launcher starts: jitted functions that end in _kernel."""
+    names = set()
+    for path in (ROOT / "kernels" / "mingcore_kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
+                if any("jit" in ast.unparse(d) for d in node.decorator_list):
+                    names.add(node.name)
+    return names
+
+
+def test_every_triton_kernel_is_kept_for_three_architectures_and_none_spills():
+    content = resources_kept.read(resources_triton.KEPT)
+    assert set(content) == set(resources_triton.OPS)
+    rows = [row for op in content.values() for row in op["launches"]]
+    for kernel in triton_kernels():
+        assert {row["sm"] for row in rows if row["kernel"] == kernel} == {80, 90, 100}, kernel
+    for row in rows:
+        assert row["usage"]["STACK"] == row["usage"]["LOCAL"] == 0, row
+    wide = [r for r in rows if r["kernel"] == "_grouped_gemm_kernel" and r["sm"] == 90]
+    assert any("wgmma" in str(row["products"]) for row in wide)
+
+
+@pytest.mark.skipif(resources.version() is None, reason="no nvcc")
+def test_a_cuda_kernel_compiled_into_too_few_registers_is_caught(monkeypatch, tmp_path):
+    if not resources.kept():
+        pytest.skip(f"what is kept was not made with nvcc {resources.version()}")
+    for path in launch.source("spectrum_head").parent.iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    copy = tmp_path / "spectrum_head.cu"
+    assert resources.faults(resources.compiled("spectrum_head", "sm_80")) == []
+    text = copy.read_text()
+    copy.write_text(text.replace("(INVERSE_THREADS) spec", "(INVERSE_THREADS, 4) spec"))
+    assert copy.read_text() != text
+    monkeypatch.setattr(resources.launch, "source", lambda op: copy)
+    made = resources.compiled("spectrum_head", "sm_80")
+    assert [kernel.name for kernel in made if kernel.spilled] == ["spectrum_inverse"]
+    fault, last = resources.faults(made)
+    assert fault.startswith("sm_80 spectrum_inverse: spills")
+    assert "python bench/resources.py --keep" in last
+
+
+def test_a_triton_kernel_compiled_into_too_few_registers_is_caught(tmp_path):
+    pytest.importorskip("triton")
+    lines = triton_process.run("run_triton_small.py", tmp_path, None, "compile", "few", "64")
+    worse = resources_triton.faults("small", lines)
+    if worse is None:
+        pytest.skip(f"what is kept was not made with Triton {lines[0]['triton']}")
+    assert "_linear_kernel" in worse[0] and ": spills" in worse[0]
+    assert worse[-1] == "if it is meant: python bench/resources_triton.py small --keep"
+    with pytest.raises(AssertionError, match="spills"):
+        triton_process.held("small", lines)
