@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,15 +96,21 @@ def available() -> bool:
     return shutil.which("valgrind") is not None
 
 
-def counted(names: Sequence[str] = tuple(KERNELS), repeat_every: int = 0) -> dict[str, Any]:
+def counted(
+    names: Sequence[str] = tuple(KERNELS), repeat_every: int = 0, deadline: float = math.inf
+) -> dict[str, Any]:
     """Instructions of one call of each kernel, with what they depend on. `repeat_every`: so many
-    calls are followed by one more that is not counted as a call, as if the kernel did more work."""
+    calls are followed by one more that is not counted as a call, as if the kernel did more work.
+    Kernels that cannot be counted until `deadline`, by time.monotonic, are left out."""
     calls = dict.fromkeys(names, FEW)
-    least = _executed(calls, repeat_every)
-    found = {}
-    for name in names:
-        more = _executed({**calls, name: MORE}, repeat_every)
-        found[name] = round((more - least) / (MORE - FEW))
+    found: dict[str, int] = {}
+    try:
+        least = _executed(calls, repeat_every, deadline)
+        for name in names:
+            more = _executed({**calls, name: MORE}, repeat_every, deadline)
+            found[name] = round((more - least) / (MORE - FEW))
+    except subprocess.TimeoutExpired:
+        pass  # what is left out is said to be not judged
     return {"compiler": compiler(), "isa": "avx2", "per_call": found}
 
 
@@ -113,22 +121,30 @@ def compiler() -> str:
     return f"gcc {said[0].decode()}" if said else "unknown"
 
 
-def judge(kept: dict[str, Any] | None, limit: float) -> list[tuple[str, str, str, str]]:
+def judge(
+    kept: dict[str, Any] | None, limit: float, deadline: float = math.inf
+) -> list[tuple[str, str, str, str]]:
     """(what, found, kept, verdict) of every kernel that was counted before."""
     if kept is None or not available():
         return [("instructions", "-", "-", "not counted: no valgrind here, or nothing kept")]
     if kept["compiler"] != compiler():
         return [("instructions", compiler(), kept["compiler"], "not compared: another compiler")]
-    now = counted(tuple(kept["per_call"]))["per_call"]
-    return [
-        (f"{name}, instructions", f"{now[name]:,}", f"{before:,}",
-         "SLOWER" if now[name] > limit * before else "pass")
-        for name, before in kept["per_call"].items()
-    ]  # fmt: skip
+    now = counted(tuple(kept["per_call"]), deadline=deadline)["per_call"]
+    judged = []
+    for name, before in kept["per_call"].items():
+        what, count = f"{name}, instructions", now.get(name)
+        if count is None:
+            judged.append((what, "-", f"{before:,}", "not judged: out of time"))
+        else:
+            verdict = "SLOWER" if count > limit * before else "pass"
+            judged.append((what, f"{count:,}", f"{before:,}", verdict))
+    return judged
 
 
-def _executed(calls: dict[str, int], repeat_every: int) -> int:
-    """Instructions of a whole process that calls each kernel so often."""
+def _executed(calls: dict[str, int], repeat_every: int, deadline: float = math.inf) -> int:
+    """Instructions of a whole process that calls each kernel so often; TimeoutExpired behind the
+    deadline."""
+    left = None if deadline == math.inf else max(deadline - time.monotonic(), 1e-3)
     asked = [f"{name}={count}" for name, count in calls.items()]
     with tempfile.TemporaryDirectory() as folder:
         command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
@@ -136,6 +152,7 @@ def _executed(calls: dict[str, int], repeat_every: int) -> int:
         done = subprocess.run(
             [*command, "--run", str(repeat_every), *asked], capture_output=True, text=True,
             env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
+            timeout=left,
         )  # fmt: skip
     total = re.search(r"Collected : (\d+)", done.stderr)
     if done.returncode or not total:

@@ -36,6 +36,9 @@ PARTS = {  # what a complete report of a CPU has: kind of result, and what it is
     "conv_vae": "whole convolutional codecs",
     "end_to_end": "speech end to end",
     "ops": "every op",
+    "codecs": "codecs of transformers with our convolutions",
+    "transformers": "experts of transformers with our kernels",
+    "format_cost": "weight formats: what they cost in exactness",
 }
 
 
@@ -67,6 +70,7 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "sources": [_source(name, result) for name, result in found.items()],
         "ceilings": ceilings,
         "end_to_end": [r for r in found.values() if r["kind"] == "end_to_end"],
+        "formats": [r for r in found.values() if r["kind"] == "format_cost"],
         "rows": rows,
         "bars": held,
         "missing": missing(found, rows, judged),
@@ -111,12 +115,16 @@ def missing(found: dict[str, dict], rows: list[dict], judged: list[bars.Judged])
         said += [f"{name}: {entry}: only the reference serves it here" for entry in lacking]
         if (result["machine"]["commit"] or "+").endswith("+"):
             said.append(f"{name}: measured on a tree that differed from its commit, or had none")
-    bare = sorted({row["op"] for row in rows if row["share"] is None})
+    counted = {row["op"] for row in rows if row["share"] is not None}
+    bare = sorted({row["op"] for row in rows} - counted)
     if bare:
         said.append(
             f"share of the ceilings of {', '.join(bare)}: whole networks; their bytes and "
             "operations are not counted"
         )
+    some = sum(row["share"] is None and row["op"] in counted for row in rows)
+    if some:
+        said.append(f"share of the ceilings of {some} rows: their bytes are not counted")
     alone = sum(row["best"] is None for row in rows)
     if alone:
         said.append(f"{alone} rows have no other way in PyTorch to be compared to")

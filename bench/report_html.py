@@ -34,6 +34,7 @@ def page(content: dict[str, Any]) -> str:
         extra = _phases(rows) if name == "flow sampler" else ""
         sections.append((name.replace(" ", "-"), name.capitalize(), extra + _rows(name, rows)))
     sections += [
+        ("formats", "Weight formats", _formats(content)),
         ("missing", "Not measured", _missing(content["missing"])),
         ("sources", "Where the figures are from", _sources(content)),
     ]
@@ -152,6 +153,24 @@ def _end_to_end(results: list[dict[str, Any]]) -> str:
     head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90")
     note = f"<p>One patch is 100 ms of sound. Eager is a port of the reference's structure in ordinary PyTorch. Prompt: {escape(results[0]['prompt'])}.</p>"  # noqa: E501
     return note + report_svg.stacked(bars, STAGES, PATCH_MS) + table("t-e2e", head, rows, words=2)
+
+
+def _formats(content: dict[str, Any]) -> str:
+    """What a format costs in exactness, and a patch's time in it."""
+    if not content["formats"]:
+        return "<p>Not measured: <code>python bench/format_cost.py --keep</code>.</p>"
+    times: dict[str, float] = {}
+    for result in content["end_to_end"]:
+        if result["size"] == "mid" and "ours" in result:
+            kept = result.get("weights", result["dtype"])
+            times[kept] = result["ours"]["patch_ms"]["median"]
+    rows = []
+    for result in content["formats"]:
+        for name, error in {"fp32": 0.0, **result["relative_l2"]}.items():
+            rows.append((f"{result['size']}", name, 100 * error, times.get(name)))
+    note = "<p>Error: of moe_mlp's result with random weights in that format, relative (L2) to float32's. Patch: the speech loop at size mid with its weights in that format.</p>"  # noqa: E501
+    head = ("size", "format", "error %", "ms per patch")
+    return note + table("t-formats", head, rows, words=2)
 
 
 def _phases(rows: list[dict[str, Any]]) -> str:

@@ -22,6 +22,8 @@ SECTIONS = {
     "conv": "convolutions",
     "decoder": "codec",
     "conv_vae": "codec",
+    "codecs": "codecs of transformers",
+    "transformers": "experts in transformers",
     "ops": "every op",
 }
 
@@ -119,13 +121,18 @@ def _conv(result: Result) -> list[Row]:
     return rows
 
 
-def _whole(case: str, dtype: str, ms: dict[str, float], ratio: dict[str, float], best: str) -> Row:
+def _whole(
+    case: str, dtype: str, ms: dict[str, float | None], ratio: dict[str, float], best: str
+) -> Row:
     """A whole network: several ops, whose bytes and operations nobody counted."""
+    us, us_p10, us_p90 = (
+        None if ms[name] is None else 1e3 * ms[name] for name in ("median", "p10", "p90")
+    )
     return {
         "op": "codec", "case": case, "dtype": dtype, "device": "cpu", "backend": "cpu",
-        "cache": "in order", "us": ms["median"] * 1e3, "us_p10": ms["p10"] * 1e3,
-        "us_p90": ms["p90"] * 1e3, "nbytes": None, "flops": None, "speedup": ratio["median"],
-        "speedup_p10": ratio["p10"], "speedup_p90": ratio["p90"], "best": best, "others_us": {},
+        "cache": "in order", "us": us, "us_p10": us_p10, "us_p90": us_p90, "nbytes": None,
+        "flops": None, "speedup": ratio["median"], "speedup_p10": ratio["p10"],
+        "speedup_p90": ratio["p90"], "best": best, "others_us": {},
         "others_x": {best: ratio["median"]}, "phases_ms": None,
     }  # fmt: skip
 
@@ -146,6 +153,42 @@ def _conv_vae(result: Result) -> list[Row]:
     ]
 
 
+def _codecs(result: Result) -> list[Row]:
+    """Codecs of transformers, ours in the place of their convolutions: whole calls of both."""
+    rows = []
+    for row in result["rows"]:
+        ms = {"median": row["ours_ms"], "p10": None, "p90": None}
+        ratio = {"median": row["x"], "p10": row["x_p10"], "p90": row["x_p90"]}
+        rows.append(_whole(f"{row['codec']}: {row['what']}", "fp32", ms, ratio, "transformers"))
+    return rows
+
+
+def _transformers(result: Result) -> list[Row]:
+    """One layer of experts in a model of transformers. Bytes are those that its bench counted, for
+    bfloat16; operations are those of moe_mlp (mingcore/testing/cost.py)."""
+    sizes, rows = result["dims"], []
+    for row in result["rows"]:
+        others = {way: t["median"] for way, t in row["us"].items() if way[:8] != "mingcore"}
+        best = min(others, key=others.get)
+        for way, ratios in row["speedup"].items():
+            dtype = way.removeprefix("mingcore").lstrip("_") or "bf16"
+            us, ratio = row["us"][way], ratios[best]
+            read = row["gbs_bf16"] * us["median"] * 1e3 if dtype == "bf16" else None
+            products = 6 * row["tokens"] * sizes["K"] * sizes["H"] * sizes["I"]
+            rows.append(
+                {
+                    "op": "moe_mlp", "case": f"{result['size']} t{row['tokens']}", "dtype": dtype,
+                    "device": "cpu", "backend": "cpu", "cache": "in order", "us": us["median"],
+                    "us_p10": us["p10"], "us_p90": us["p90"], "nbytes": read, "flops": products,
+                    "speedup": ratio["median"], "speedup_p10": ratio["p10"],
+                    "speedup_p90": ratio["p90"], "best": best, "others_us": others,
+                    "others_x": {other: ratio["median"] for other, ratio in ratios.items()},
+                    "phases_ms": None,
+                }
+            )  # fmt: skip
+    return rows
+
+
 _MAKERS = {
     "ops": _measured,
     "moe": _measured,
@@ -153,4 +196,6 @@ _MAKERS = {
     "conv": _conv,
     "decoder": _decoder,
     "conv_vae": _conv_vae,
+    "codecs": _codecs,
+    "transformers": _transformers,
 }

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,13 +58,13 @@ class Compiled:
     spilled: int
     local: bool
     products: str
-    counts: dict[str, int]  # the products, one by one, and how many there are
     copies: str
 
     @property
     def taken(self) -> resources_kept.Taken:
         """What is compared with what was kept."""
-        sizes = (self.registers, self.shared_bytes, self.spilled, self.counts)
+        products = tuple(self.products.split(", "))
+        sizes = (self.registers, self.shared_bytes, self.spilled, products)
         return resources_kept.Taken(f"{self.target} {self.name}", *sizes, self.local)
 
     def cells(self) -> tuple:
@@ -112,26 +111,15 @@ def _one(target: str, name: str, said: str, ptx: str) -> Compiled:
         spilled=sum(map(int, numbers.groups())),
         local=".local" in ptx,
         products=_products(ptx),
-        counts=_counts(ptx),
         copies=", ".join(words for start, words in COPIES.items() if start in ptx) or "-",
     )
-
-
-_PRODUCT = re.compile(
-    r"\b(wgmma|mma)\.\S*?\.m(\d+)n(\d+)k(\d+)(?:\.row\.col)?(?:\.satfinite)?\.[fs]32\.(\w+)"
-)
-
-
-def _counts(ptx: str) -> dict[str, int]:
-    """Such as {"wgmma m64n16k16 bf16": 4} of a kernel's PTX."""
-    found = Counter(f"{u} m{m}n{n}k{k} {kind}" for u, m, n, k, kind in _PRODUCT.findall(ptx))
-    return dict(sorted(found.items()))
 
 
 def _products(ptx: str) -> str:
     """Such as "wgmma m64n16..192k16 bf16" of a kernel's PTX."""
     shapes: dict[tuple[str, str, str, str], set[int]] = {}
-    for unit, m, n, k, kind in _PRODUCT.findall(ptx):
+    shape = r"(wgmma|mma)\.\S*?\.m(\d+)n(\d+)k(\d+)(?:\.row\.col)?\.[fs]32\.(\w+)"
+    for unit, m, n, k, kind in re.findall(shape, ptx):
         shapes.setdefault((unit, m, k, kind), set()).add(int(n))
     found = []
     for (unit, m, k, kind), widths in sorted(shapes.items()):

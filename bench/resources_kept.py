@@ -9,7 +9,7 @@ unit that it had is gone. Less is no fault; `exact` says of any difference that 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ class Taken:
     registers: int
     shared_bytes: int
     spilled: int
-    products: Mapping[str, int]
+    products: Sequence[str]
     local: bool = False
 
 
@@ -64,8 +64,8 @@ def _differences(now: Taken, before: Taken, exact: bool) -> list[str]:
     lost = sorted(set(before.products) - set(now.products))
     if lost:
         said.append(f"lost {', '.join(lost)}")
-    elif exact and now.products != before.products:
-        said.append(f"products {dict(now.products)}, kept {dict(before.products)}")
+    elif exact and sorted(now.products) != sorted(before.products):
+        said.append(f"products {', '.join(now.products)}, kept {', '.join(before.products)}")
     return said
 
 

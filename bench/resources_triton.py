@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,29 +122,35 @@ def taken(line: Mapping[str, Any]) -> resources_kept.Taken:
     name = f"sm_{line['sm']} {line['kernel']} {types}, blocks {blocks}, launch {line['launch']}"
     spilled = line["usage"]["STACK"] + line["usage"]["LOCAL"]
     return resources_kept.Taken(
-        name, line["usage"]["REG"], line["shared"], spilled, line["products"]
+        name, line["usage"]["REG"], line["shared"], spilled, tuple(line["products"])
     )
 
 
 def faults(op: str, lines: Iterable[Mapping[str, Any]], *, exact: bool = False) -> list[str] | None:
-    """What is worse than what was kept of an op, or other where `exact`; None where nothing is kept
-    of this Triton."""
+    """What is worse than what was kept of an op; None where nothing is kept of this Triton.
+
+    exact: whatever is other; but launches that a file kept in parts has not had yet are no fault.
+    """
     content = resources_kept.read(KEPT).get(op, {"triton": None})
     lines = list(lines)
     if {line["triton"] for line in lines} != {content["triton"]}:
         return None
     kept = {each.name: each for each in map(taken, content["launches"])}
+    if exact and not content["complete"]:
+        lines = [line for line in lines if taken(line).name in kept]
     return resources_kept.faults(map(taken, lines), kept, RENEW.format(op=op), exact=exact)
 
 
-def keep(op: str, binaries: Sequence[Mapping[str, Any]]) -> None:
-    """Writes an op's Markdown, and its part of KEPT."""
-    (RESULTS / OPS[op].report).write_text(text(op, binaries))
+def keep(op: str, binaries: Sequence[Mapping[str, Any]], complete: bool) -> None:
+    """Writes an op's Markdown, and its part of KEPT. complete: these are all of its launches."""
+    (RESULTS / OPS[op].report).write_text(text(op, binaries, complete))
     names = ("sm", "kernel", "launch", "types", "blocks", "usage", "shared", "products")
     launches = [{name: each[name] for name in names} for each in binaries]
     launches.sort(key=lambda each: (each["sm"], each["kernel"], taken(each).name))
     content = resources_kept.read(KEPT)
-    content[op] = {"triton": binaries[0]["triton"], "launches": launches}
+    content[op] = {
+        "triton": binaries[0]["triton"], "complete": complete, "launches": launches,
+    }  # fmt: skip
     resources_kept.write(KEPT, dict(sorted(content.items())))
 
 
@@ -162,9 +169,13 @@ def rows(binaries: list[dict]) -> list[tuple]:
     return [key + value for key, value in sorted(found.items())]
 
 
-def text(name: str, binaries: Sequence[Mapping[str, Any]]) -> str:
+def text(name: str, binaries: Sequence[Mapping[str, Any]], complete: bool = True) -> str:
     """An op's Markdown."""
-    op = OPS[name]
+    op, so_far = OPS[name], ""
+    if not complete:
+        counts = Counter(each["sm"] for each in binaries)
+        each = ", ".join(f"{n} for sm_{sm}" for sm, n in sorted(counts.items()))
+        so_far = f"So far {each}; the others have not been compiled for this report. "
     clean = sum(each["usage"]["STACK"] == each["usage"]["LOCAL"] == 0 for each in binaries)
     lines = (HEAD, ["---"] * len(HEAD), *rows(binaries))
     return (
@@ -172,8 +183,8 @@ def text(name: str, binaries: Sequence[Mapping[str, Any]]) -> str:
         "Compiled, not run: their speed is **not measured**. "
         f"Triton {binaries[0]['triton']}, ptxas that it ships; made by "
         f"`{RENEW.format(op=name)}`, which compiles {op.launches}. "
-        f"{clean} of {len(binaries)} binaries have no stack and no local memory. Per row the "
-        "largest of its launches. Types are those of x and of the weights.\n\n"
+        f"{clean} of {len(binaries)} binaries have no stack and no local memory. "
+        f"{so_far}Per row the largest of its launches. Types are those of x and of the weights.\n\n"
         + "".join(f"| {' | '.join(map(str, cells))} |\n" for cells in lines)
     )
 
@@ -194,9 +205,9 @@ def main() -> int:
             binaries = parsed("".join(path.read_text() for path in options.lines))
         else:
             binaries = compiled(OPS[op])
-        print(text(op, binaries), flush=True)
+        print(text(op, binaries, complete=not options.lines), flush=True)
         if options.keep:
-            keep(op, binaries)
+            keep(op, binaries, complete=not options.lines)
         else:
             worse += faults(op, binaries, exact=True) or []
     print("\n".join(worse))

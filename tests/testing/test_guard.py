@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,15 +103,40 @@ def test_instructions_are_judged_by_their_limit(bench, monkeypatch):
     monkeypatch.setattr(instructions, "available", lambda: True)
 
     def verdict(now, **other):
-        monkeypatch.setattr(instructions, "counted", lambda names: {"per_call": {"linear": now}})
+        counts = {} if now is None else {"linear": now}
+        monkeypatch.setattr(instructions, "counted", lambda *_, **__: {"per_call": counts})
         return instructions.judge({**kept, **other}, 1.02)[0][-1]
 
     assert instructions.compiler().startswith("gcc ")
     assert [verdict(n) for n in (900, 1000, 1019, 1021, 1200)] == ["pass"] * 3 + ["SLOWER"] * 2
     assert verdict(1200, compiler="gcc 1.0") == "not compared: another compiler"
+    assert verdict(None) == "not judged: out of time"
     assert "not counted" in instructions.judge(None, 1.02)[0][-1]
 
 
 def test_the_guard_without_kept_figures_says_so(bench, tmp_path, capsys):
     assert bench("guard").main(["--folder", str(tmp_path)]) == 2
     assert "nothing is kept for this machine" in capsys.readouterr().out
+    assert bench("guard").main(["--folder", str(tmp_path), "--ci"]) == 0  # is no failure
+
+
+def test_in_ci_time_is_bounded_and_what_it_does_not_suffice_for_is_not_judged(
+    bench, monkeypatch, tmp_path, capsys
+):
+    guard, reporting = bench("guard"), bench("reporting")
+    other = guard.CASES["linear, fp32"][1]
+    ratios = {"linear, fp32": {"other": other, "ratio": 1.0}}
+    kept = {"compiler": bench("instructions").compiler(), "per_call": {"linear": 1000}}
+    reporting.keep("guard", {"ratios": ratios, "instructions": kept}, tmp_path)
+    monkeypatch.setattr(guard, "ratio", lambda *_: 2.0)
+    monkeypatch.setattr(bench("instructions"), "available", lambda: False)
+    for seconds, status, verdict in ((0.0, 0, guard.OUT_OF_TIME), (20.0, 1, "SLOWER")):
+        monkeypatch.setattr(guard, "CI_SECONDS", seconds)
+        assert guard.main(["--folder", str(tmp_path), "--ci"]) == status
+        said = capsys.readouterr().out
+        assert any(line.startswith("linear, fp32") and verdict in line
+                   for line in said.splitlines()), said  # fmt: skip
+    begin = time.monotonic()
+    monkeypatch.setattr(bench("instructions"), "available", lambda: True)
+    judged = bench("instructions").judge(kept, 1.02, time.monotonic())
+    assert judged[0][-1] == guard.OUT_OF_TIME and time.monotonic() - begin < 30

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -74,10 +75,15 @@ def test_the_kept_results_make_a_whole_page_that_needs_nothing_else(report, tmp_
     for lengths in page.tables:
         assert len(set(lengths)) == 1 and len(lengths) > 1
     for row in content["rows"]:
-        assert f'<td class="w">{row["case"]}</td>' in text
+        assert f'<td class="w">{escape(row["case"])}</td>' in text
     for result in content["end_to_end"]:
         assert f"{result['ours']['patch_ms']['median']:.0f} ms" in text
     assert "GPU: not measured in this report" in text
+    assert {row["section"] for row in content["rows"]} == set(report.report_rows.SECTIONS.values())
+    kinds = {source["kind"] for source in content["sources"]}
+    assert set(report.PARTS) <= kinds, "the committed report is complete"
+    assert [result["relative_l2"] for result in content["formats"]] and 'id="t-formats"' in text
+    assert any(row["op"] == "moe_mlp" and row["best"] == "grouped_mm" for row in content["rows"])
     made = {path.name for path in tmp_path.iterdir()}
     pictures = {"roofline.png", "roofline.svg"} if report.report_plot.available() else set()
     assert made == {"results.json", "report.html"} | pictures
