@@ -5,6 +5,7 @@
 #         machine without a GPU. It is a pip requirement and may carry pip options.
 # JOBS    processes that run the tests: as many as there are cores, 8 at most
 # MARK    pytest's -m expression for `make test`;  ARGS  further arguments for pytest
+# PARTS   of `make bench`, by default all
 # OUT     where `make demo` and `make gpu` leave their files
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,6 +13,8 @@ OUT    ?= out
 JOBS   ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 MARK   ?= not gpu and not slow
 ARGS   ?=
+BENCHES := ceilings ops moe flow conv decoder conv_vae codecs transformers formats end_to_end report
+PARTS  ?= $(BENCHES)
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
 # the oldest Triton that is supported, beside the environment: tests/native compiles with both
 OLDEST_TRITON := 3.6.0
@@ -49,17 +52,32 @@ lint: $(VENV)/.tests
 	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
 
 # Measures, keeps what it found in bench/results/<machine>, and makes that folder's report.html.
+# Parts can be run one at a time, `make bench PARTS="moe report"`; what needs transformers is left
+# out without it.
 bench: $(VENV)/.tests
 	kept=bench/results/$$($(PY) -W ignore -c 'from mingcore.testing import machine; print(machine.slug())')
-	$(PY) bench/ceilings.py --keep $$kept
-	$(PY) -m pytest bench --benchmark-only -m "not gpu" -q --keep $$kept $(ARGS)
-	$(PY) bench/bench_moe.py --size real --layers 2 --tokens 1,8,16,64,512 --routing balanced --formats bf16,int8 --keep $$kept
-	$(PY) bench/bench_flow.py --size real --tokens 11 --batches 1,4 --keep $$kept
-	$(PY) bench/bench_conv.py --sizes patch,10s --budget 0.3 --keep $$kept
-	$(PY) bench/bench_decoder.py --size real --budget 5 --keep $$kept
-	$(PY) bench/bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept
-	for dtype in fp32 bf16; do $(PY) bench/bench_e2e.py --size mid --dtype $$dtype --out $$kept; done
-	$(PY) bench/report.py $$kept
+	measure() { echo "make: $$*"; $(PY) bench/"$$@"; }
+	with_transformers() {
+	  if $(PY) -W ignore -c 'import transformers' 2>/dev/null; then measure "$$@"
+	  else echo "make: $$1 is left out: transformers is not installed"; fi
+	}
+	for part in $(PARTS); do
+	  case $$part in
+	    ceilings) measure ceilings.py --keep $$kept ;;
+	    ops) $(PY) -m pytest bench --benchmark-only -m "not gpu" -q --keep $$kept $(ARGS) ;;
+	    moe) measure bench_moe.py --size real --layers 2 --tokens 1,8,16,64,512 --routing balanced --formats bf16,int8 --keep $$kept ;;
+	    flow) measure bench_flow.py --size real --tokens 11 --batches 1,4 --keep $$kept ;;
+	    conv) measure bench_conv.py --sizes patch,10s --budget 0.3 --keep $$kept ;;
+	    decoder) measure bench_decoder.py --size real --budget 5 --keep $$kept ;;
+	    conv_vae) measure bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept ;;
+	    codecs) with_transformers bench_codecs.py --keep $$kept ;;
+	    transformers) with_transformers bench_transformers.py --keep $$kept ;;
+	    formats) measure format_cost.py --keep $$kept ;;
+	    end_to_end) for dtype in fp32 bf16; do measure bench_e2e.py --size mid --dtype $$dtype --out $$kept; done ;;
+	    report) measure report.py $$kept ;;
+	    *) echo "make: PARTS: there is no $$part, only $(BENCHES)" >&2; exit 2 ;;
+	  esac
+	done
 
 # On a bare machine: its own Python and PyTorch, no virtual environment, no network.
 gpu:

@@ -104,13 +104,15 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" when files differ from it; None outside git."""
+    """The commit of the source tree, with "+" when files differ from it; None outside git. Kept
+    results do not count: the parts of one run renew them one by one."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     try:
         head = _git(root, "rev-parse", "--short=12", "HEAD")
-        dirty = _git(root, "status", "--porcelain", "--untracked-files=no")
+        sources = ("--", ".", ":(exclude)bench/results")
+        dirty = _git(root, "status", "--porcelain", "--untracked-files=no", *sources)
     except (OSError, subprocess.SubprocessError):
         return None
     return head + ("+" if dirty else "")
