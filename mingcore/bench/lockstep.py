@@ -78,7 +78,7 @@ class Ours:
             segment = speaking.next()
             alone = self.slots.row(row)
             context = speaking.fill(segment, alone.llm, alone.semantic)
-            self.slots.begin(row, alone, context, segment.limits, request.flow.guidance)
+            self.slots.begin(row, context, segment.limits, request.flow.guidance)
 
     def patch(self, noise: Tensor, mark: Mark) -> None:
         self._noise.copy_(noise)

@@ -142,6 +142,15 @@ class KVState:
         self.lengths[target] = self.lengths[source]
         self.bounds[target] = filled
 
+    def take(self, target: int, other: KVState) -> None:
+        """Row `target` becomes a copy of the only row of `other`, which keeps as many heads."""
+        for mine, cache in zip(self._sides(), other._sides()):
+            for tensor, source in zip(mine, cache):
+                used = min(other.bounds[0], tensor.shape[1])
+                tensor[target, :used] = source[0, :used]
+        self.lengths[target] = other.lengths[0]
+        self.bounds[target] = other.bounds[0]
+
     def _grow(self, needed: int) -> None:
         if self.fixed:
             raise InputError(

@@ -17,7 +17,9 @@ from typing import Any, Protocol
 
 import torch
 
+from . import generate
 from .faults import Fault
+from .generate import Context
 from .graphs import Graphs, graphs_for
 from .params import AS_REFERENCE, FlowParams
 from .slots import Slots, Turn, check_slots
@@ -43,12 +45,19 @@ class Outlet(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """A request in the engine. `work`: speech, or an iterator that is taken one piece at a time."""
+    """A request in the engine. `work`: speech, or an iterator that is taken one piece at a time.
+
+    filling: the prompt that is being run; `due`: the size of its next piece. begun: it is done, and
+    patches are made.
+    """
 
     work: SpeechRequest | Iterator[Any]
     outlet: Outlet
     speaking: Speaking | None = None
     segment: Segment | None = None
+    filling: Iterator[int | Context] | None = None
+    due: int = 0
+    begun: bool = False
     row: int | None = None
     in_flight: int = 0
     over: bool = False
@@ -99,6 +108,7 @@ class Engine:
             )
         self._rows: list[Job | None] = [None] * slots
         self._waiting: deque[Job] = deque()
+        self._prompts: deque[Job] = deque()
         self._others: list[Job] = []
         self._flying: deque[_Flight] = deque()
         self._leaving: set[int] = set()
@@ -128,12 +138,13 @@ class Engine:
 
     @torch.no_grad()
     def tick(self) -> bool:
-        """One round: at most one request joins, one patch of all. False: nothing can be done now,
-        until something is submitted, taken or cancelled."""
+        """One round: at most one request joins, one piece of a prompt, one patch of all. False:
+        nothing can be done now, until something is submitted, taken or cancelled."""
         busy = False
         for job in list(self._others):
             busy |= self._other(job)
         busy |= self._admit()
+        busy |= self._prompt()
         launched = self._launch()
         while self._flying and (len(self._flying) > self._ahead or not launched):
             self._retire(self._land(self._flying.popleft()))
@@ -171,24 +182,52 @@ class Engine:
         return True
 
     def _start(self, job: Job) -> None:
-        """The job's next segment begins in its row, or the job is finished."""
-        speaking = job.speaking
-        job.segment = segment = speaking.next()
-        if segment is None:
+        """The job's next segment queues for its prompt to be run, or the job is finished."""
+        job.begun, job.segment = False, job.speaking.next()
+        if job.segment is None:
             self._finish(job)
-            return
-        voice, limits = job.work.latents.shape[1], segment.limits
-        self.slots.fit(len(segment.prompt.ids), voice, max(limits.most, 1))
-        alone = self.slots.row(job.row)
-        context = speaking.fill(segment, alone.llm, alone.semantic)
-        self.slots.begin(job.row, alone, context, limits, job.work.flow.guidance)
+        else:
+            self._prompts.append(job)
+
+    def _prompt(self) -> bool:
+        """Up to a piece of the prompt that waits longest: the patches of others wait no longer.
+
+        One at a time, so that nothing moves the memory that it is run into.
+        """
+        if not self._prompts:
+            return False
+        job = self._prompts[0]
+        with Fault(lambda error: self._finish(job, error)):
+            if job.filling is None:
+                job.filling, job.due = self._filling(job), 0
+            done = job.due
+            while not isinstance(piece := next(job.filling), Context):
+                job.due = piece
+                if done and done + piece > generate.PIECE:
+                    return True
+                done += piece
+            self._begin(job, piece)
+        self._settle()
+        return True
+
+    def _filling(self, job: Job) -> Iterator[int | Context]:
+        segment, voice = job.segment, job.work.latents.shape[1]
+        tokens = len(segment.prompt.ids)
+        self.slots.fit(tokens, voice, max(segment.limits.most, 1))
+        llm, semantic, reader = self.slots.desk(job.row, tokens, voice)
+        return job.speaking.filling(segment, llm, semantic, reader)
+
+    def _begin(self, job: Job, context: Context) -> None:
+        self._prompts.popleft()
+        job.filling, job.begun = None, True
+        self.slots.begin(job.row, context, job.segment.limits, job.work.flow.guidance)
 
     def _launch(self) -> bool:
         """One patch of every row whose outlet has room for it."""
         going: list[tuple[int, Job, Any]] = []
         turns = []
         for row, job in enumerate(self._rows):
-            if job is None or not self._has_room(job):
+            if job is None or not job.begun or not self._has_room(job):
                 continue
             with Fault(lambda error, job=job: self._finish(job, error)) as fault:
                 mark = job.speaking.noise.mark() if self._ahead else None
@@ -277,6 +316,9 @@ class Engine:
         job.over = True
         if job.speaking is not None:
             job.speaking.meter.pause()
+        if job in self._prompts:
+            self._prompts.remove(job)
+            job.filling = None
         if job.row is not None:
             self._rows[job.row] = None
             self._leaving.add(job.row)
@@ -297,7 +339,8 @@ class Engine:
         self._leaving.clear()
         while None in self._rows:
             free = self._rows.index(None)
-            used = [row for row, job in enumerate(self._rows) if job]
+            # a row whose prompt is being run stays where it is until then
+            used = [row for row, job in enumerate(self._rows) if job and job.filling is None]
             if not used or used[-1] < free:
                 return
             job = self._rows[used[-1]]

@@ -4,9 +4,11 @@ One request at a time; `engine.py` has several. Nothing waits for the device but
 stop flag of a patch, once they are there; the text head is used for text alone.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +19,11 @@ from .noise import NoiseSource
 from .params import FlowParams, PatchLimits, TextParams
 from .rows import Rows
 from .step import Group, Landing, advance, emit
+
+# tokens of a prompt, or patches of a voice, that are computed at once, between two patches of
+# others. Fewer would take hardly less time: this many meet every expert, whose weights are then
+# what takes the time.
+PIECE = 256
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,39 @@ def whole_patches(model, latents: Tensor) -> Tensor:
     return latents[:, : n * frames]
 
 
-@torch.no_grad()
+class Reader(Protocol):
+    """How one piece of a prompt is computed."""
+
+    def hear(self, model, latents: Tensor, state: Any) -> Tensor:
+        """latents [1,n·P,C] behind what `state` has heard -> the LLM's embeddings [1,n,H]."""
+
+    def read(self, model, embeds: Tensor, state: Any, audio_mask: Tensor | None) -> Tensor:
+        """embeds [1,T,H] behind what `state` has read -> hidden [1,T,H] after the final norm."""
+
+
+class PlainReader:
+    """As it is, at any length."""
+
+    def hear(self, model, latents: Tensor, state: Any) -> Tensor:
+        return model.pool(model.vae.unify(latents, state)[0])
+
+    def read(self, model, embeds: Tensor, state: Any, audio_mask: Tensor | None) -> Tensor:
+        return model.llm(embeds, state, audio_mask=audio_mask)[0]
+
+
+PLAIN = PlainReader()
+
+
+def pieces(n: int) -> list[range]:
+    """0..n-1 in as few ranges of up to PIECE as will do, all about as long.
+
+    By `n` alone, so that a prompt is cut the same whoever else is there.
+    """
+    count = -(-n // PIECE)
+    ends = [n * i // count for i in range(count + 1)]
+    return [range(start, end) for start, end in pairwise(ends)]
+
+
 def embed_audio(
     model, latents: Tensor, *, expected_patches: int = 0, state: Any = None
 ) -> EncodedAudio:
@@ -98,11 +137,33 @@ def embed_audio(
 
     `state`: the empty semantic state to fill; None makes one, for `expected_patches` more.
     """
-    T = latents.shape[1]
+    return last(hearing(model, latents, expected_patches=expected_patches, state=state))
+
+
+@torch.no_grad()
+def hearing(
+    model,
+    latents: Tensor,
+    *,
+    expected_patches: int = 0,
+    state: Any = None,
+    reader: Reader = PLAIN,
+) -> Iterator[int | EncodedAudio]:
+    """`embed_audio` piece by piece: before each, how many patches it has; at last the result."""
+    T, frames = latents.shape[1], model.config.patch_frames
     if state is None:
-        state = model.vae.new_semantic_state(1, T + expected_patches * model.config.patch_frames)
-    embedding, state = model.vae.unify(latents, state)
-    return EncodedAudio(latents, model.pool(embedding), state)
+        state = model.vae.new_semantic_state(1, T + expected_patches * frames)
+    parts = []
+    for piece in pieces(T // frames):
+        yield len(piece)
+        part = latents[:, piece.start * frames : piece.stop * frames]
+        parts.append(reader.hear(model, part, state))
+    yield EncodedAudio(latents, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), state)
+
+
+def last(steps: Iterator[Any]) -> Any:
+    """The result of what goes piece by piece."""
+    return deque(steps, maxlen=1)[0]
 
 
 @torch.no_grad()
@@ -121,7 +182,6 @@ def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
     return embeds
 
 
-@torch.no_grad()
 def prefill(
     model,
     prompt: Prompt,
@@ -137,13 +197,39 @@ def prefill(
     text router (speech and editing). `state`: the empty state to fill; None makes one with room
     for `expected_tokens` that follow.
     """
+    return last(
+        reading(
+            model, prompt, audios, audio_router=audio_router, expected_tokens=expected_tokens,
+            state=state,
+        )
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def reading(
+    model,
+    prompt: Prompt,
+    audios: Sequence[Tensor],
+    *,
+    audio_router: bool,
+    expected_tokens: int = 0,
+    state: Any = None,
+    reader: Reader = PLAIN,
+) -> Iterator[int | tuple[Tensor, Any]]:
+    """`prefill` piece by piece: before each, how many tokens it has; at last the result."""
     embeds = embed_prompt(model, prompt, audios)
     if state is None:
         state = model.llm.new_state(1, embeds.shape[1] + expected_tokens)
     mask = None
     if audio_router:
         mask = torch.tensor([prompt.audio_mask], device=embeds.device)
-    return model.llm(embeds, state, audio_mask=mask)
+    parts = []
+    for piece in pieces(embeds.shape[1]):
+        yield len(piece)
+        at = slice(piece.start, piece.stop)
+        part = None if mask is None else mask[:, at]
+        parts.append(reader.read(model, embeds[:, at], state, part))
+    yield parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), state
 
 
 @torch.no_grad()

@@ -10,15 +10,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
-from .generate import Context
+from .generate import PLAIN, Context, Reader
 from .graphs import Graphs
 from .params import FlowParams, PatchLimits
+from .reader import BucketReader
 from .rows import Rows
 from .speaking import patch_seconds
 from .step import Emitted, Group, advance, emit
@@ -71,6 +73,9 @@ class Slots:
         self._views: dict[int, Rows] = {}
         self._noise: dict[ops.FlowSchedule, Tensor] = {}
         self._turns = [False] * count
+        # on a GPU without graphs as well, so that they change no bit
+        static = graphs.used or model.llm.device.type == "cuda"
+        self._reader = BucketReader(model, graphs) if static else None
         self._capture()
 
     def bucket(self, used: int) -> int:
@@ -102,11 +107,21 @@ class Slots:
         self.clear(row)
         return self.rows.rows(row, row + 1)
 
-    def begin(
-        self, row: int, alone: Rows, context: Context, limits: PatchLimits, guidance: float
-    ) -> None:
-        """A run begins in `row`, whose states were filled through `alone`."""
-        for state, filled in ((self.rows.llm, alone.llm), (self.rows.semantic, alone.semantic)):
+    def desk(self, row: int, prompt_tokens: int, voice_frames: int) -> tuple[Any, Any, Reader]:
+        """Where the prompt of `row` is run into: empty LLM and semantic states, and who reads it.
+
+        Where steps are graphs, those of the prompt's pieces, as far as they reach; else the row.
+        """
+        alone = self.row(row)
+        if self._reader is not None and self._reader.fits(prompt_tokens, voice_frames):
+            return *self._reader.start(), self._reader
+        return alone.llm, alone.semantic, PLAIN
+
+    def begin(self, row: int, context: Context, limits: PatchLimits, guidance: float) -> None:
+        """A run begins in `row`, whose prompt was run into what its desk gave."""
+        for state, filled in ((self.rows.llm, context.llm), (self.rows.semantic, context.semantic)):
+            if self._reader is not None and self._reader.owns(filled):
+                state.take(row, filled)
             state.bounds[row] = filled.bounds[0]
         self.rows.begin(row, context.hidden, context.history, limits, guidance)
         self._turns[row] = True
@@ -206,6 +221,7 @@ class Slots:
                 half = partial(emit, self.model, view, groups)
                 self.graphs.add(("emit", n, schedule), half, keep)
             self.graphs.add(("advance", n), partial(advance, self.model, view))
+        self._reader.capture()
         self.take_turns({row for row, turn in enumerate(turns) if turn})
 
 

@@ -86,37 +86,52 @@ class Speaking:
         return Segment(prompt, limits)
 
     def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> generate.Context:
-        """Runs voice and prompt into empty states of one row (None: makes them).
+        """Runs voice and prompt into empty states of one row (None: makes them)."""
+        return generate.last(self.filling(segment, llm, semantic))
+
+    def filling(
+        self,
+        segment: Segment,
+        llm: Any = None,
+        semantic: Any = None,
+        reader: generate.Reader = generate.PLAIN,
+    ) -> Iterator[int | generate.Context]:
+        """`fill` piece by piece: before each, how many tokens or patches; at last the context.
 
         The semantic cache of a segment starts anew at the voice, unless the request keeps it.
         """
         model, expected = self.model, segment.limits.expected
-        latents = self.request.latents
-        voice = self._kept or self._voice(latents, expected, semantic)
-        hidden, llm = generate.prefill(
-            model,
-            segment.prompt,
-            [voice.projected],
-            audio_router=False,
-            expected_tokens=expected,
-            state=llm,
-        )
+        latents, voice = self.request.latents, self._kept
+        if voice is None:
+            for voice in self._hearing(latents, expected, semantic, reader):
+                if isinstance(voice, int):
+                    yield voice
+        read = generate.reading(
+            model, segment.prompt, [voice.projected], audio_router=False,
+            expected_tokens=expected, state=llm, reader=reader,
+        )  # fmt: skip
+        for result in read:
+            if isinstance(result, int):
+                yield result
+        hidden, llm = result
         self.stats.segments += 1
         self.stats.prompt_tokens += len(segment.prompt.ids)
         history = latents[:, -model.config.patch_frames :]
-        return generate.Context(hidden[:, -1], llm, voice.semantic, history)
+        yield generate.Context(hidden[:, -1], llm, voice.semantic, history)
 
-    def _voice(self, latents: Tensor, expected: int, state: Any) -> generate.EncodedAudio:
+    def _hearing(
+        self, latents: Tensor, expected: int, state: Any, reader: generate.Reader
+    ) -> Iterator[int | generate.EncodedAudio]:
         context = self.request.context
         if state is not None and context != AS_REFERENCE:
             raise InputError("context: requests that share a batch hear as the reference does")
         if state is None:
             frames = latents.shape[1] + expected * self.model.config.patch_frames
             state = context.state(self.model, frames)
-        voice = generate.embed_audio(self.model, latents, state=state)
-        if context.keep:
-            self._kept = voice
-        return voice
+        for voice in generate.hearing(self.model, latents, state=state, reader=reader):
+            if context.keep and not isinstance(voice, int):
+                self._kept = voice
+            yield voice
 
     def heard(self, latents: Tensor) -> None:
         """The last patch of a segment, which nothing followed: a kept context goes on behind it."""

@@ -69,12 +69,16 @@ def replayed_by_calling(function):
     result = function()
 
     def replay() -> None:
-        new = function()
-        if result is not None:
-            for name, tensor in vars(result).items():
-                tensor.copy_(getattr(new, name))
+        for old, new in zip(tensors_of(result), tensors_of(function())):
+            old.copy_(new)
 
     return replay, result
+
+
+def tensors_of(result) -> list[torch.Tensor]:
+    if result is None or isinstance(result, torch.Tensor):
+        return [] if result is None else [result]
+    return list(result) if isinstance(result, tuple) else list(vars(result).values())
 
 
 def run(engine: Engine, requests, *, most: int = 400) -> list[Sink]:
