@@ -188,8 +188,17 @@ FAKES: dict[str, Callable] = {
 }
 
 
+def _kinds(op: str) -> list[str]:
+    """The types of an op's arguments."""
+    return [each.split()[0] for each in SCHEMAS[op].rsplit(" -> ", 1)[0].split(", ")]
+
+
 def _at_run_time(op: str) -> Callable:
+    lists = [i for i, kind in enumerate(_kinds(op)) if kind == "Tensor[]"]
+
     def run(*args, backend=""):
+        if lists and any(args[i] is None for i in lists):  # AOTInductor's word for an empty list
+            args = tuple([] if i in lists and a is None else a for i, a in enumerate(args))
         return registry.select(op, args, backend or None)(*args)
 
     return run

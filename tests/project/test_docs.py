@@ -39,7 +39,7 @@ def run(code: str, folder: Path, *options: str) -> str:
 
 def test_every_page_with_an_example_is_tested_here():
     with_examples = {page.name for page in DOCS.glob("*.md") if blocks(page.name)}
-    assert with_examples == {"flow_head.md", "transformers.md"}
+    assert with_examples == {"compiler.md", "flow_head.md", "transformers.md"}
 
 
 def test_flow_head(tmp_path):
@@ -54,6 +54,13 @@ def test_transformers(tmp_path):
     experts, codecs = blocks("transformers.md")
     run(experts, tmp_path, "-W", "ignore")
     assert "convolutions" in run(codecs, tmp_path, "-W", "ignore")
+
+
+@pytest.mark.slow
+def test_compiler(tmp_path):
+    (tmp_path / "mingcore").symlink_to(ROOT / "mingcore")  # the page loads the bundled checkpoint
+    step, exported = (run(code, tmp_path, "-W", "ignore") for code in blocks("compiler.md"))
+    assert "torch.Size([1, 30, 256])" in step and "torch.Size([1, 5, 64])" in exported
 
 
 @pytest.mark.slow

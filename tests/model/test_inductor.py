@@ -1,0 +1,104 @@
+"""Inductor itself, the default of torch.compile: each step of the loop is one graph for any number
+of tokens, and one more for a single one; equal to the step without it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch._dynamo.testing
+
+from mingcore import ops
+from mingcore.model import load
+
+TINY = Path(__file__).parents[2] / "mingcore" / "checkpoints" / "tiny"
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load(TINY)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    with torch.no_grad(), torch._inductor.utils.fresh_cache():
+        yield
+    torch._dynamo.reset()
+
+
+def compiled(function, graphs: int):
+    """By Inductor, whole; more than so many graphs fail."""
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    whole = torch.compile(function, fullgraph=True, dynamic=True, backend=counter)
+
+    def run(*args, **kwargs):
+        result = whole(*args, **kwargs)
+        assert counter.frame_count <= graphs, counter.frame_count
+        return result
+
+    return run
+
+
+def close(got, expected):
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_llm_step(model):
+    llm = model.llm
+    step = compiled(llm.forward, 3)
+    for T in (7, 9, 30, 41):  # one graph
+        x = torch.randn(1, T, llm.config.hidden_size)
+        state = llm.new_state(1, 64)
+        expected, plain = llm(x, state.clone())
+        close(step(x, state.reserve(T), state.lengths, fresh=True), expected)
+        state.advance(T)
+    for _ in range(3):  # one for a single token
+        x = torch.randn(1, 1, llm.config.hidden_size)
+        expected, plain = llm(x, plain)
+        close(step(x, state.reserve(1), state.lengths), expected)
+        state.advance(1)
+    for T in (2, 5, 11):  # and one for several behind others
+        x = torch.randn(1, T, llm.config.hidden_size)
+        expected, plain = llm(x, plain)
+        close(step(x, state.reserve(T), state.lengths), expected)
+        state.advance(T)
+
+
+def test_sampler(model):
+    flow, H = model.flow, model.config.llm.hidden_size
+    schedule, C = ops.FlowSchedule.make(4), flow.channels
+    whole = compiled(flow.sample, 1)
+    for B in (2, 3, 5):
+        args = torch.randn(B, H), torch.randn(B, 5, C), torch.randn(5, B, 5, C)
+        guidance = torch.full((B,), 2.0)
+        expected = flow.sample(*args, schedule=schedule, guidance=guidance)
+        close(whole(*args, schedule=schedule, guidance=guidance), expected)
+
+
+def test_decoder(model):
+    """fc1, backbone and head: frames of any number to samples."""
+    decoder = model.vae.decoder
+    backbone = decoder.backbone
+
+    def step(latents, caches, lengths, numerator, counted):
+        x = backbone.forward(decoder.fc1(latents), caches, lengths)
+        head = (decoder.head.weight, decoder.head.bias, decoder.window)
+        overlap = ops.OverlapState(numerator, counted, torch.zeros_like(counted), None)
+        return ops.spectrum_head(x, *head, decoder.hop, overlap)[0]
+
+    whole = compiled(step, 1)
+    for T in (5, 7, 12, 20):
+        z = torch.randn(2, T, model.config.latent_dim)
+        found = []
+        for function in (step, whole):
+            state = decoder.new_state(2, 32)
+            caches, lengths = state.backbone.reserve(T), state.backbone.lengths
+            overlap = state.overlap
+            found.append(function(z, caches, lengths, overlap.numerator, overlap.lengths))
+        close(found[1], found[0])
