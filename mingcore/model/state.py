@@ -29,9 +29,11 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Ten
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    room = torch.from_numpy(np.zeros(size + LINE, np.uint8))
-    start = -room.data_ptr() % LINE
-    return room[start : start + size].view(dtype).view(shape)
+    room = np.zeros(size + LINE, np.uint8)
+    start = -room.ctypes.data % LINE
+    # cut before it is a tensor: a storage that begins elsewhere would be one more dynamic size to
+    # torch.compile, and another graph wherever the memory came from
+    return torch.from_numpy(room[start : start + size]).view(dtype).view(shape)
 
 
 @dataclass
