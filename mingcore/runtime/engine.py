@@ -78,7 +78,8 @@ class Engine:
     ones (None: 2 on a GPU, 0 on a CPU, where sound goes out before the next hidden state is
     computed). batch_invariant: every step computes all slots. On the CPU's native kernels a
     request's bits never depend on who else is there; elsewhere this mode gives every kernel the
-    same shapes whoever is.
+    same shapes whoever is. PyTorch's formula of the experts is none: its products have as many
+    rows as chose an expert, so on the reference backend requests agree to rounding only.
     """
 
     def __init__(

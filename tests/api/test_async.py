@@ -60,6 +60,20 @@ def test_requests_of_all_kinds_at_once(ming, sound):
     assert np.array_equal(again.samples, ming.decode(latents).samples)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("slots", [64, 24])
+def test_sixty_four_at_once(ming, slots):
+    """Every one as it is alone, with a slot each and with some waiting for theirs."""
+    several = [QUICK | {"seed": i, "max_seconds": 0.1 + 0.1 * (i % 4)} for i in range(64)]
+
+    async def talk(engine):
+        return await asyncio.gather(*(engine.tts(f"{i}", **o) for i, o in enumerate(several)))
+
+    spoken = serve(ming, talk, slots=slots, slot_seconds=2)
+    for i, (speech, options) in enumerate(zip(spoken, several)):
+        assert np.array_equal(speech.samples, ming.tts(f"{i}", **options).samples), i
+
+
 def test_streams_equal_the_whole(ming):
     async def talk(engine):
         return [chunk async for chunk in engine.tts_stream("Hello.", **QUICK)]
