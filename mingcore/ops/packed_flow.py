@@ -169,7 +169,8 @@ class PackedFlowHead:
     def _steps(self, schedule: FlowSchedule) -> tuple[Tensor, Tensor]:
         pairs = [(e.dt, e.noise_scale) for e in schedule.evaluations]
         values = torch.tensor(pairs, dtype=torch.float32).T.contiguous().to(self.device)
-        return values[0], values[1]
+        # of their own: torch.compile would take the 2 of a pair for a batch of 2
+        return values[0].clone(), values[1].clone()
 
     def rope(self, tokens: int) -> tuple[Tensor, Tensor]:
         """cos and sin [T, D/2] float32 of positions 0..T-1; kept."""

@@ -73,11 +73,11 @@ def test_sampler(model):
     flow, H = model.flow, model.config.llm.hidden_size
     schedule, C = ops.FlowSchedule.make(4), flow.channels
     whole = compiled(flow.sample)
-    for B in (2, 3, 5):
+    for B in (3, 5, 7):  # unlike the 4 evaluations: PyTorch takes equal sizes for one
         args = torch.randn(B, H), torch.randn(B, 5, C), torch.randn(5, B, 5, C)
         guidance = torch.full((B,), 2.0)
         expected = flow.sample(*args, schedule=schedule, guidance=guidance)
-        got = whole(*args, schedule=schedule, guidance=guidance, first=B == 2)
+        got = whole(*args, schedule=schedule, guidance=guidance, first=B == 3)
         close(got, expected)
 
 
