@@ -10,13 +10,16 @@ each time for one version of flite.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
 import tempfile
 import wave
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ from sentences import text as random_text
 RATE = 16000
 VOICES = ("slt", "rms", "awb")
 STRETCHES = (0.85, 1.0, 1.2)  # of the duration: below 1 is faster
-COUNT = 9000
+COUNT = 36000
 LOUDNESS = 0.1  # root mean square of every utterance
 MARGIN = RATE * 6 // 100  # silence kept before and after
 PHONES = (
@@ -33,7 +36,12 @@ PHONES = (
     "hh", "ih", "iy", "k", "l", "m", "n", "ng", "ow", "oy", "p", "pau", "r", "s", "sh", "t", "th",
     "uh", "uw", "v", "w", "y", "z", "zh",
 )  # fmt: skip
+SILENCE = "pau"
 HELD_OUT = 64  # utterances at the end, which are not learned
+
+
+# a phone, the sample at which it ends, and how many words are over before it
+Phone = tuple[str, int, int]
 
 
 @dataclass
@@ -45,7 +53,7 @@ class Utterance:
     stretch: float
     start: int = 0
     length: int = 0
-    phones: tuple[tuple[str, int], ...] = ()  # and the sample at which each ends
+    phones: tuple[Phone, ...] = ()
 
 
 def synthesise(text: str, voice: str, stretch: float) -> np.ndarray:
@@ -53,8 +61,8 @@ def synthesise(text: str, voice: str, stretch: float) -> np.ndarray:
     return spoken(text, voice, stretch)[0]
 
 
-def spoken(text: str, voice: str, stretch: float) -> tuple[np.ndarray, list[tuple[str, int]]]:
-    """`synthesise`, and its phones with the sample at which each ends."""
+def spoken(text: str, voice: str, stretch: float) -> tuple[np.ndarray, list[Phone]]:
+    """`synthesise`, and its phones."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-psdur"]
@@ -69,9 +77,29 @@ def spoken(text: str, voice: str, stretch: float) -> tuple[np.ndarray, list[tupl
     first = max(0, int(loud[0]) - MARGIN)
     samples = samples[first : loud[-1] + MARGIN]
     gain = LOUDNESS / np.sqrt(np.mean(samples**2))
-    parts = (part.split(":") for part in done.stdout.split())
-    phones = [(name, round(float(end) * RATE) - first) for name, end in parts]
+    parts = [part.split(":") for part in done.stdout.split()]
+    names, ends = zip(*parts)
+    ends = (round(float(end) * RATE) - first for end in ends)
+    phones = list(zip(names, ends, words_before(text, names)))
     return samples * min(gain, 0.95 / np.abs(samples).max()), phones
+
+
+@cache
+def count_phones(word: str) -> int:
+    """Of a word by itself."""
+    command = ["flite", "-ps", "-t", word, "-o", "/dev/null"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return sum(name != SILENCE for name in done.stdout.split())
+
+
+def words_before(text: str, names: Sequence[str]) -> list[int]:
+    """How many words are over before each phone; before a silence, the words up to it."""
+    counts = [count_phones(word) for word in text.split()]
+    over = [word for word, count in enumerate(counts) for _ in range(count)] + [len(counts)]
+    said = list(itertools.accumulate((name != SILENCE for name in names), initial=0))
+    if said[-1] != sum(counts):
+        raise ValueError(f"{text!r} has {sum(counts)} phones word by word, and {said[-1]} in one")
+    return [over[n] for n in said[:-1]]
 
 
 def plan(count: int, seed: int = 0) -> list[Utterance]:

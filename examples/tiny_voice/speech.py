@@ -5,8 +5,10 @@
 Needs OUT/codec.pt of stage 1, whose encoder and decoder stay as they are. Two tasks, in the
 prompts of the released model: to speak a text after a reference utterance of the same voice
 (conditional flow matching on every patch, with the previous patch as history, and condition
-dropout for guidance), and to write down what an utterance says. Writes OUT/speech.pt every two
-minutes, and OUT/speech.json, the losses. 8000 steps take about 55 minutes on two idle cores.
+dropout for guidance), and to write down what an utterance says. Half of the utterances are heard
+as the model itself would have said them so far, not as they were: else it never meets its own
+mistakes, and small ones grow. Writes OUT/speech.pt every two minutes, and OUT/speech.json, the
+losses.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from codec import HOP
-from corpus import PHONES, RATE, Corpus
+from corpus import PHONES, RATE, SILENCE, Corpus
 from loop import Run, only, options, start_from
 from settings import new_model, tokenizer
 from torch import Tensor
@@ -33,18 +35,26 @@ LONGEST = 5  # seconds of an utterance
 DROPPED_CONDITION = 0.1
 LATENT_NOISE = 0.4  # the largest deviation added to latents that are heard
 FLOW_PATCHES = 192  # of a batch that the flow head learns from: it is the dearest part of a step
+SHARES = {"slt": 2, "rms": 1, "awb": 1}  # of spoken examples; slt's digits are the shortest
 AHEAD = 3  # patches whose phones are asked for
-# phones: where in the text it is; balance: spreads the tokens over the experts
-WEIGHTS = {"flow": 1.0, "guess": 0.5, "phones": 0.2, "stop": 0.1, "text": 0.2, "balance": 0.01}
+WORDS = 24  # counts of words from 0 that are told apart
+OWN_ROWS = 3  # examples of a step that are said anew by the model itself
+OWN_STEPS = 5  # Euler steps for that
+OWN_KEPT = 384
+# phones and words: where in the text it is; balance: spreads the tokens over the experts
+WEIGHTS = {
+    "flow": 1.0, "guess": 0.5, "phones": 0.2, "words": 0.1, "stop": 0.1, "text": 0.2,
+    "balance": 0.01,
+}  # fmt: skip
 
 
 def latents_of(ming, corpus: Corpus, path: Path) -> list[tuple[Tensor, int]]:
     """Per utterance: latents [n, 64] (means, the silence behind it too) and its own patches."""
-    if path.exists():
-        return torch.load(path, weights_only=True)
-    out = []
+    out = torch.load(path, weights_only=True) if path.exists() else []
+    if len(out) == len(corpus.index):
+        return out
     with torch.no_grad():
-        for i in range(len(corpus.index)):
+        for i in range(len(out), len(corpus.index)):
             x = corpus.speech(i)
             patches = -(-len(x) // (P * HOP))
             most = max(patches + SILENT_PATCHES, LEAST_PATCHES)
@@ -67,6 +77,13 @@ class Example:
     last: int  # the spoken patch at which to stop
     answer: int  # tokens at the end that are to be written (recognition)
     phones: Tensor | None = None  # [n + m + AHEAD, P] of the frames of all patches, then silence
+    words: Tensor | None = None  # [n + m, P, 2]: words over, and words to come, at each frame
+    own: Tensor | None = None  # what the model said in place of `spoken`
+
+    @property
+    def input(self) -> Tensor:
+        """[n + m, P, 64], the patches that the model meets."""
+        return torch.cat((self.heard, self.spoken if self.own is None else self.own))
 
 
 class Tasks:
@@ -75,13 +92,15 @@ class Tasks:
     def __init__(self, corpus: Corpus, latents: list[tuple[Tensor, int]], seed: int, among: range):
         self.corpus, self.latents, self.rng = corpus, latents, random.Random(seed)
         self.tokenizer = Tokenizer(tokenizer())
-        self.by_voice: dict[str, list[int]] = {}
+        self.by_voice: dict[tuple[str, float], list[int]] = {}  # and by speed
         for i in among:
-            if corpus.index[i].length < LONGEST * RATE:
-                self.by_voice.setdefault(corpus.index[i].voice, []).append(i)
+            u = corpus.index[i]
+            if u.length < LONGEST * RATE:
+                self.by_voice.setdefault((u.voice, u.stretch), []).append(i)
 
     def speak(self) -> Example:
-        voice = self.rng.choice(list(self.by_voice))
+        voices, shares = list(self.by_voice), [SHARES[voice] for voice, _ in self.by_voice]
+        (voice,) = self.rng.choices(voices, shares)
         a = min(self.rng.sample(self.by_voice[voice], 3), key=lambda i: self.corpus.index[i].length)
         b = self.rng.choice(self.by_voice[voice])
         (za, na), (zb, nb) = self.latents[a], self.latents[b]
@@ -92,16 +111,22 @@ class Tasks:
         prompt = tts_prompt(self.tokenizer, *texts, len(reference))
         start = prompt.spans[0][0]
         spoken = zb.view(-1, P, zb.shape[-1])
-        phones = (self.phones(a, len(reference)), self.phones(b, len(spoken) + AHEAD))
-        return Example(list(prompt.ids), start, reference, spoken, nb - 1, 0, torch.cat(phones))
+        places = self.places(a, len(reference)), self.places(b, len(spoken) + AHEAD)
+        phones, words = (torch.cat(pair) for pair in zip(*places))
+        words = words[: len(reference) + len(spoken)]
+        return Example(list(prompt.ids), start, reference, spoken, nb - 1, 0, phones, words)
 
-    def phones(self, i: int, patches: int) -> Tensor:
-        """[patches, P]: the phone in the middle of each frame of utterance i, silence after it."""
+    def places(self, i: int, patches: int) -> tuple[Tensor, Tensor]:
+        """In the middle of each frame of utterance i, silence after it: the phone [patches, P],
+        and the words over and to come [patches, P, 2]."""
         said = self.corpus.index[i].phones
-        names = torch.tensor([PHONES.index(name) for name, _ in said] + [PHONES.index("pau")])
+        total = said[-1][2]
+        names = torch.tensor([PHONES.index(p) for p, _, _ in said] + [PHONES.index(SILENCE)])
+        over = torch.tensor([n for _, _, n in said] + [total])
         middles = (torch.arange(patches * P) + 0.5) * HOP
-        at = torch.searchsorted(torch.tensor([float(end) for _, end in said]), middles)
-        return names[at].view(patches, P)
+        at = torch.searchsorted(torch.tensor([float(end) for _, end, _ in said]), middles)
+        words = torch.stack((over[at], total - over[at]), dim=-1).clamp(max=WORDS - 1)
+        return names[at].view(patches, P), words.view(patches, P, 2)
 
     def typed(self, i: int) -> str:
         """The text of utterance i, with a full stop or without: people type both."""
@@ -128,14 +153,15 @@ class Trainer:
 
     def __init__(self, ming):
         self.ming = ming
-        # In training alone: a guess at the next patch straight from the LLM, and the phones of the
-        # next few. Every position then teaches the LLM to follow the text, and not only the sound
-        # so far, however few patches the flow head takes.
+        # In training alone: a guess at the next patch straight from the LLM, the phones of the
+        # next few, and the place in the text. Every position then teaches the LLM to follow the
+        # text, and not only the sound so far, however few patches the flow head takes.
         hidden = ming.model.model.word_embeddings.embedding_dim
-        guess, phones = P * 64, AHEAD * P * len(PHONES)
+        widths = {"guess": P * 64, "phones": AHEAD * P * len(PHONES), "words": P * 2 * WORDS}
         self.heads = torch.nn.ModuleDict(
-            {"guess": torch.nn.Linear(hidden, guess), "phones": torch.nn.Linear(hidden, phones)}
+            {name: torch.nn.Linear(hidden, width) for name, width in widths.items()}
         )
+        self.own: list[Example] = []
         self.logits: list[Tensor] = []
         for name, module in ming.model.named_modules():
             if name.endswith(("mlp.gate", "audio_gate")):
@@ -153,14 +179,16 @@ class Trainer:
 
     def embed(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
         """Embeddings [B, T, H] of ids, heard and spoken patches; which positions are heard."""
-        ming, rng = self.ming, torch.rand(len(batch))
+        ming = self.ming
+        spread = torch.tensor([LATENT_NOISE * (e.own is None) for e in batch])
+        spread = spread * torch.rand(len(batch))
         rows, masks = [], []
         longest = max(len(e.heard) + len(e.spoken) for e in batch)
         sound = torch.zeros(len(batch), longest * P, 64)
         for row, e in zip(sound, batch):
-            z = torch.cat((e.heard, e.spoken)).flatten(0, 1)
+            z = e.input.flatten(0, 1)
             row[: len(z)] = z
-        sound = sound + LATENT_NOISE * rng[:, None, None] * torch.randn_like(sound)
+        sound = sound + spread[:, None, None] * torch.randn_like(sound)
         self.sound = sound.view(len(batch), longest, P, 64)
         projected = ming.pool(ming.audio.decoder.unify(sound, {}))
         for i, e in enumerate(batch):
@@ -178,7 +206,7 @@ class Trainer:
     def speak(self, batch: list[Example]) -> dict[str, Tensor]:
         embeds, _ = self.embed(batch)
         hidden, _ = self.ming.model(embeds, {})
-        conditions, histories, targets, stops, phones = [], [], [], [], []
+        conditions, histories, targets, stops, phones, words = [], [], [], [], [], []
         for i, e in enumerate(batch):
             n, m = len(e.heard), len(e.spoken)
             # the reference's own patches are learned from too, from the second on
@@ -188,12 +216,16 @@ class Trainer:
             targets.append(torch.cat((e.heard, e.spoken))[1:])
             ahead = e.phones[1:].unfold(0, AHEAD, 1)[: n + m - 1]  # [n + m - 1, P, AHEAD]
             phones.append(ahead.transpose(1, 2).flatten())
+            words.append(e.words[1:].flatten())
             stop = torch.zeros(m, dtype=torch.long)
             stop[e.last :] = 1
             stops.append((hidden[i, first + n - 1 : first + n - 1 + m], stop))
+        if torch.is_grad_enabled():
+            self.say(batch, conditions, histories)
         condition, history, x1 = (torch.cat(t) for t in (conditions, histories, targets))
         guess = (self.heads["guess"](condition) - x1.flatten(1)).square().mean()
         scores = self.heads["phones"](condition).view(-1, len(PHONES))
+        counts = self.heads["words"](condition).view(-1, WORDS)
         some = torch.randperm(len(x1))[:FLOW_PATCHES]
         condition, history, x1 = condition[some], history[some], x1[some]
         keep = (torch.rand(len(condition), 1) >= DROPPED_CONDITION).float()
@@ -209,8 +241,24 @@ class Trainer:
             "flow": (v - (x1 - x0)).square().mean(),
             "guess": guess,
             "phones": F.cross_entropy(scores, torch.cat(phones)),
+            "words": F.cross_entropy(counts, torch.cat(words)),
             "stop": F.cross_entropy(self.ming.stop_head(said), ends),
         }
+
+    @torch.no_grad()
+    def say(self, batch: list[Example], conditions: list[Tensor], histories: list[Tensor]) -> None:
+        """Keep some examples with what the model says after what it met, patch by patch."""
+        rows = torch.randperm(len(batch))[:OWN_ROWS].tolist()
+        condition = torch.cat([conditions[i][-len(batch[i].spoken) :] for i in rows])
+        history = torch.cat([histories[i][-len(batch[i].spoken) :] for i in rows])
+        noise = torch.randn(OWN_STEPS + 1, *history.shape)
+        with torch.autocast("cpu", torch.bfloat16):
+            said = self.ming.flow.sample(condition, history, noise, OWN_STEPS)
+        for i, own in zip(rows, said.split([len(batch[i].spoken) for i in rows])):
+            batch[i].own = own
+            if not any(e is batch[i] for e in self.own):
+                self.own.append(batch[i])
+        del self.own[:-OWN_KEPT]
 
     def write(self, batch: list[Example]) -> dict[str, Tensor]:
         embeds, heard = self.embed(batch)
@@ -248,13 +296,14 @@ def main() -> None:
     tasks = Tasks(corpus, latents, run.step, known)
     torch.manual_seed(run.step)
 
-    def losses(tasks: Tasks, batch: int) -> dict[str, Tensor]:
-        found = trainer.speak([tasks.speak() for _ in range(batch)])
-        found |= trainer.write([tasks.write() for _ in range(batch // 2)])
+    def losses(tasks: Tasks, batch: int, own: int = 0) -> dict[str, Tensor]:
+        again = tasks.rng.sample(trainer.own, min(own, len(trainer.own)))
+        found = trainer.speak(again + [tasks.speak() for _ in range(batch - len(again))])
+        found |= trainer.write([tasks.write() for _ in range(max(1, batch // 4))])
         return found | {"balance": trainer.balance()}
 
     run.train(
-        lambda: losses(tasks, args.batch),
+        lambda: losses(tasks, args.batch, args.batch // 2),
         lambda: losses(Tasks(corpus, latents, 0, held_out), 32),
     )
 

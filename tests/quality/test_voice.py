@@ -11,6 +11,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OPTIONS = {"min_seconds": 0.3, "max_seconds": 8}
 MARGIN = 10.0  # percent of words above what the ear mishears of the synthesiser itself
+TAKES = 3  # of every string, where two settings are compared: one take's chance is worth 3 points
 
 
 def error_rate(ear, held_out, samples_of) -> float:
@@ -36,9 +37,14 @@ def floor(ear, held_out) -> float:
 
 
 @pytest.fixture(scope="module")
-def usual(ear, held_out, ming) -> float:
+def takes(held_out) -> list[tuple[str, str]]:
+    return held_out * TAKES
+
+
+@pytest.fixture(scope="module")
+def usual(ear, takes, ming) -> float:
     """The ear's error rate on the voice as it is by default."""
-    return error_rate(ear, held_out, spoken(ming))
+    return error_rate(ear, takes, spoken(ming))
 
 
 def test_the_ear_hears(ear, held_out, floor):
@@ -47,9 +53,10 @@ def test_the_ear_hears(ear, held_out, floor):
     assert error_rate(ear, held_out[:10], lambda *_: noise) > 60
 
 
-def test_digits_are_understood(floor, usual):
-    print(f"word error rate: synthesiser {floor:.1f} %, voice {usual:.1f} %")
-    assert usual <= floor + MARGIN
+def test_digits_are_understood(ear, held_out, ming, floor):
+    voice = error_rate(ear, held_out, spoken(ming))
+    print(f"word error rate: synthesiser {floor:.1f} %, voice {voice:.1f} %")
+    assert voice <= floor + MARGIN
 
 
 @pytest.mark.parametrize(
@@ -60,8 +67,8 @@ def test_digits_are_understood(floor, usual):
     ],
     ids=str,
 )  # fmt: skip
-def test_the_samplers_settings_keep_it(ear, held_out, ming, usual, options):
-    assert error_rate(ear, held_out, spoken(ming, **options)) <= usual + 3
+def test_the_samplers_settings_keep_it(ear, takes, ming, usual, options):
+    assert error_rate(ear, takes, spoken(ming, **options)) <= usual + 3
 
 
 @pytest.mark.parametrize(
@@ -69,19 +76,19 @@ def test_the_samplers_settings_keep_it(ear, held_out, ming, usual, options):
     [{"dtype": "bf16"}, {"dtype": "fp16"}, {"weights": "int8"}, {"weights": "int8_dyn"}],
     ids=str,
 )
-def test_other_weights_keep_it(ear, held_out, usual, options):
+def test_other_weights_keep_it(ear, takes, usual, options):
     from mingcore import MingAudio
 
     other = MingAudio.from_pretrained("tiny", device="cpu", **options)
-    assert error_rate(ear, held_out, spoken(other)) <= usual + 3
+    assert error_rate(ear, takes, spoken(other)) <= usual + 3
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_every_backend_keeps_it(ear, held_out, ming, usual, backend):
+def test_every_backend_keeps_it(ear, takes, ming, usual, backend):
     from mingcore import ops
 
     with ops.use_backend(backend):
-        assert error_rate(ear, held_out, spoken(ming)) <= usual + 3
+        assert error_rate(ear, takes, spoken(ming)) <= usual + 3
 
 
 def test_it_stops_by_itself(ming, learned):
