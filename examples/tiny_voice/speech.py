@@ -101,7 +101,9 @@ class Tasks:
     def speak(self) -> Example:
         voices, shares = list(self.by_voice), [SHARES[voice] for voice, _ in self.by_voice]
         (voice,) = self.rng.choices(voices, shares)
-        a = min(self.rng.sample(self.by_voice[voice], 3), key=lambda i: self.corpus.index[i].length)
+        a = min(
+            self.rng.choices(self.by_voice[voice], k=3), key=lambda i: self.corpus.index[i].length
+        )
         b = self.rng.choice(self.by_voice[voice])
         (za, na), (zb, nb) = self.latents[a], self.latents[b]
         reference = za[: na * P].view(-1, P, za.shape[-1])
