@@ -37,9 +37,13 @@ def rows_of(script: str, folder: Path, *options: str) -> list[dict]:
 
 def test_experts(tmp_path):
     rows = rows_of("bench_transformers.py", tmp_path, "--size", "tiny", "--tokens", "1,5")
-    assert len(rows) >= 2 and all(row["us"] > 0 for row in rows)
+    assert [row["tokens"] for row in rows] == [1, 5]
+    for row in rows:
+        assert row["us"].keys() >= {"eager", "grouped_mm", "batched_mm", "mingcore", "mingcore_int8"}
+        assert all(us["median"] > 0 for us in row["us"].values())
 
 
 def test_codecs(tmp_path):
     rows = rows_of("bench_codecs.py", tmp_path)
-    assert {row["case"].split("_")[0] for row in rows} >= {"mimi", "dac"}
+    assert {row["codec"] for row in rows} >= {"mimi", "encodec", "dac"}
+    assert all(row["error"] < 1e-5 and row["ours_ms"] > 0 for row in rows)

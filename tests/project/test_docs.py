@@ -53,7 +53,7 @@ def test_transformers(tmp_path):
     run(SMALL_MODEL, tmp_path, "-W", "ignore")
     experts, codecs = blocks("transformers.md")
     run(experts, tmp_path, "-W", "ignore")
-    assert "convolutions" in run(codecs, tmp_path, "-W", "ignore")
+    assert "modules changed" in run(codecs, tmp_path, "-W", "ignore")
 
 
 @pytest.mark.slow
