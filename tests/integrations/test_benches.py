@@ -39,7 +39,13 @@ def test_experts(tmp_path):
     rows = rows_of("bench_transformers.py", tmp_path, "--size", "tiny", "--tokens", "1,5")
     assert [row["tokens"] for row in rows] == [1, 5]
     for row in rows:
-        assert row["us"].keys() >= {"eager", "grouped_mm", "batched_mm", "mingcore", "mingcore_int8"}
+        assert row["us"].keys() >= {
+            "eager",
+            "grouped_mm",
+            "batched_mm",
+            "mingcore",
+            "mingcore_int8",
+        }
         assert all(us["median"] > 0 for us in row["us"].values())
 
 
