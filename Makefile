@@ -83,8 +83,8 @@ bench: $(VENV)/.tests
 gpu:
 	OUT=$(OUT) $(PYTHON) bench/gpu.py
 
-# The bundled checkpoint anew: flite's speech, the codec, the speaker, the folder. About 80 minutes
-# on two idle cores; goes on where it was stopped. Without the variables, half of the time goes
+# The bundled checkpoint anew: flite's speech, the codec, the speaker, the folder. Some two
+# hours on two cores (not timed as a whole); goes on where it was stopped. Without the variables, half of the time goes
 # into giving memory back and forth.
 voice: export PYTHONPATH := .:kernels
 voice: export MALLOC_MMAP_MAX_ := 0

@@ -1,7 +1,6 @@
 """Inductor itself, the default of torch.compile: each step of the loop is one graph for any number
 of tokens, and one more for a single one; equal to the step without it."""
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +14,6 @@ TINY = Path(__file__).parents[2] / "mingcore" / "checkpoints" / "tiny"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),
-    pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler"),
 ]
 
 
