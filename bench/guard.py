@@ -14,7 +14,10 @@ no kernel. tests/testing/test_guard.py shows what is caught: a kernel slowed by 
 element; test_resources.py, one spill. `python bench/guard.py` judges, `--keep` writes figures.
 
 `--ci` (.ci/run) takes at most a minute: what CI_SECONDS do not suffice for is not judged. That is
-no failure, nor is a machine of another class, of which nothing is kept.
+no failure, nor is a machine of another class, of which nothing is kept. Nor are ratios there: a
+class holds processors of several generations and clocks shared with strangers (a convolution that
+takes 0.66 of PyTorch's time on one took 0.89 on another, three times in a row), so CI shows them
+and convicts by instructions and by what is wrong.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ LIMIT_INSTRUCTIONS = 1.02
 ROUNDS, SAMPLE_S, TRIES = 60, 1e-3, 3
 CI_SECONDS, CASE_SECONDS = 55.0, 5.0  # since BEGAN; kept free for a case
 OUT_OF_TIME = "not judged: out of time"
+SLOWER_IN_CI = "slower here: times do not convict in CI"
 Call = Callable[[], Any]
 Arguments = dict[str, Any]
 
@@ -148,9 +152,11 @@ def measured(tries: int = TRIES) -> dict[str, dict[str, Any]]:
     return found
 
 
-def judge(kept: dict[str, Any], deadline: float = math.inf) -> list[tuple[str, str, str, str]]:
+def judge(
+    kept: dict[str, Any], deadline: float = math.inf, slow: str = "SLOWER"
+) -> list[tuple[str, str, str, str]]:
     """(what, found, kept, verdict) for every case and every kernel's instructions, until
-    `deadline`, by time.monotonic."""
+    `deadline`, by time.monotonic. `slow`: the verdict on a ratio above its limit."""
     judged = []
     for name, (_, other, _) in CASES.items():
         before = kept["ratios"].get(name)
@@ -162,7 +168,7 @@ def judge(kept: dict[str, Any], deadline: float = math.inf) -> list[tuple[str, s
             continue
         bad, seen = slower(before["ratio"], *calls(name))
         shown = f"{min(seen):.3f} of {other}"
-        judged.append((name, shown, f"{before['ratio']:.3f}", "SLOWER" if bad else "pass"))
+        judged.append((name, shown, f"{before['ratio']:.3f}", slow if bad else "pass"))
     return judged + instructions.judge(kept["instructions"], LIMIT_INSTRUCTIONS, deadline)
 
 
@@ -190,7 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
         if kept is None:
             print(f"guard: nothing is kept for this machine in {folder}: not judged (--keep)")
             return 0 if options.ci else 2
-        judged = judge(kept, BEGAN + CI_SECONDS if options.ci else math.inf)
+        in_ci = (BEGAN + CI_SECONDS, SLOWER_IN_CI)
+        judged = judge(kept, *in_ci) if options.ci else judge(kept)
     print(reporting.table(("what", "found", "kept", "verdict"), judged))
     return 1 if any(verdict == "SLOWER" for *_, verdict in judged) else 0
 

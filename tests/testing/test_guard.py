@@ -120,6 +120,23 @@ def test_the_guard_without_kept_figures_says_so(bench, tmp_path, capsys):
     assert bench("guard").main(["--folder", str(tmp_path), "--ci"]) == 0  # is no failure
 
 
+def _said(capsys, what: str, verdict: str) -> bool:
+    lines = capsys.readouterr().out.splitlines()
+    return any(line.startswith(what) and line.endswith(verdict) for line in lines)
+
+
+def test_more_instructions_convict_in_ci_too(bench, monkeypatch, tmp_path, capsys):
+    guard, reporting, instructions = (bench(n) for n in ("guard", "reporting", "instructions"))
+    kept = {"compiler": instructions.compiler(), "per_call": {"linear": 1000}}
+    reporting.keep("guard", {"ratios": {}, "instructions": kept}, tmp_path)
+    monkeypatch.setattr(instructions, "available", lambda: True)
+    for count, status, verdict in ((1000, 0, "pass"), (1200, 1, "SLOWER")):
+        counted = {"per_call": {"linear": count}}
+        monkeypatch.setattr(instructions, "counted", lambda *_, **__: counted)  # noqa: B023
+        assert guard.main(["--folder", str(tmp_path), "--ci"]) == status
+        assert _said(capsys, "linear, instructions", verdict)
+
+
 def test_in_ci_time_is_bounded_and_what_it_does_not_suffice_for_is_not_judged(
     bench, monkeypatch, tmp_path, capsys
 ):
@@ -130,12 +147,12 @@ def test_in_ci_time_is_bounded_and_what_it_does_not_suffice_for_is_not_judged(
     reporting.keep("guard", {"ratios": ratios, "instructions": kept}, tmp_path)
     monkeypatch.setattr(guard, "ratio", lambda *_: 2.0)
     monkeypatch.setattr(bench("instructions"), "available", lambda: False)
-    for seconds, status, verdict in ((0.0, 0, guard.OUT_OF_TIME), (600.0, 1, "SLOWER")):
+    for seconds, verdict in ((0.0, guard.OUT_OF_TIME), (600.0, guard.SLOWER_IN_CI)):
         monkeypatch.setattr(guard, "CI_SECONDS", seconds)
-        assert guard.main(["--folder", str(tmp_path), "--ci"]) == status
-        said = capsys.readouterr().out
-        assert any(line.startswith("linear, fp32") and verdict in line
-                   for line in said.splitlines()), said  # fmt: skip
+        assert guard.main(["--folder", str(tmp_path), "--ci"]) == 0
+        assert _said(capsys, "linear, fp32", verdict)
+    assert guard.main(["--folder", str(tmp_path)]) == 1
+    assert _said(capsys, "linear, fp32", "SLOWER")
     begin = time.monotonic()
     monkeypatch.setattr(bench("instructions"), "available", lambda: True)
     judged = bench("instructions").judge(kept, 1.02, time.monotonic())
