@@ -5,9 +5,10 @@ Two measures, each against what was kept for this machine class (guard.json in i
 - **ratios**: CPU time of one thread (preemption by others does not count) of ours over that of
   an ordinary PyTorch way to the same, in turns in the same process, the least of each. A ratio
   LIMIT_RATIO times the kept one fails, when three runs in a row say so.
-- **instructions**: what one call of a kernel executes under valgrind, in avx2, which is all it has.
-  The same on every run and whatever else the machine does, so LIMIT_INSTRUCTIONS is close. It sees
-  extra work, not slower memory; a kernel compiled by another gcc is not compared.
+- **instructions**: what one call of every kernel of mingcore._cpu executes under valgrind, in avx2,
+  which is all it has. The same on every run and whatever else the machine does, so
+  LIMIT_INSTRUCTIONS is close. It sees extra work, not slower memory; kernels compiled by another
+  gcc are not compared.
 
 Each case is checked against the oracle before it is timed: a kernel that is wrong by one element is
 no kernel. tests/testing/test_guard.py shows what is caught: a kernel slowed by 20 %, one wrong

@@ -85,16 +85,36 @@ def test_a_kernel_that_is_wrong_by_one_element_is_caught(bench, monkeypatch, nam
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_instructions_are_the_same_twice_and_show_a_fifth_more(bench):
+@pytest.mark.timeout(300)
+def test_instructions_are_the_same_twice_and_show_a_fifth_more_in_every_kernel(bench):
     instructions = bench("instructions")
     if not instructions.available():
         pytest.skip("no valgrind here")
-    once, again = (instructions.counted(("silu_mul",)) for _ in range(2))
-    count = once["per_call"]["silu_mul"]
-    assert count > 10_000 and abs(again["per_call"]["silu_mul"] / count - 1) < 1e-3
-    more = instructions.counted(("silu_mul",), repeat_every=5)["per_call"]["silu_mul"]
-    assert more / count == pytest.approx(1.2, abs=1e-2)
+    once, again = (instructions.counted()["per_call"] for _ in range(2))
+    assert set(once) == set(instructions.KERNELS) and min(once.values()) > 10_000
+    assert again == {name: pytest.approx(count, rel=1e-4) for name, count in once.items()}
+    more = instructions.counted(repeat_every=5)["per_call"]
+    assert more == {name: pytest.approx(1.2 * count, rel=1e-3) for name, count in once.items()}
+    kept = {"compiler": instructions.compiler(), "per_call": {k: n / 1.2 for k, n in once.items()}}
+    assert {verdict for *_, verdict in instructions.judge(kept, 1.02)} == {"SLOWER"}
+
+
+def test_every_kernel_has_a_call_whose_instructions_are_counted(bench):
+    calls, called = bench("instruction_calls"), set()
+
+    class Watched:
+        def __getattr__(self, name):
+            def call(*arguments):
+                called.add(name)
+                return getattr(_cpu, name)(*arguments)
+
+            return call
+
+    for make in calls.KERNELS.values():
+        make(Watched())()
+    others = {"read_probe", "ask_for_huge_pages", "thread_pool", "isa", "isas", "vnni", "bf16"}
+    kernels = {name for name in vars(_cpu) if not name.startswith(("_", "set_"))} - others
+    assert called == kernels
 
 
 def test_instructions_are_judged_by_their_limit(bench, monkeypatch):
