@@ -85,9 +85,9 @@ def _spoken(
     if not sound:
         yield from queue
         return
-    engine = Engine(
-        ming.model, min(slots, len(sound)), batch_invariant=batch_invariant, graphs=False
-    )
+    # in that mode the number of slots is a shape that kernels see: not the batch's to choose
+    slots = slots if batch_invariant else min(slots, len(sound))
+    engine = Engine(ming.model, slots, batch_invariant=batch_invariant, graphs=False)
     try:
         for index, request in sound:
             engine.submit(request, _Outlet(index, queue))

@@ -44,6 +44,7 @@ from .experts import (
 )
 from .flow import flow_step, flow_step_
 from .flow_sampler import flow_sample, pack_flow_head
+from .invariance import batch_invariant
 from .packed import PackedExperts, PackedLinear
 from .packed_conv import PackedConv
 from .packed_flow import PackedFlowHead
@@ -63,6 +64,7 @@ __all__ = [
     "add_rms_norm",
     "attention_decode",
     "attention_prefill",
+    "batch_invariant",
     "flow_sample",
     "causal_conv1d",
     "causal_conv1d_",

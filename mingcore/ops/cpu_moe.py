@@ -5,12 +5,14 @@ import torch
 from .. import _cpu
 from . import checks
 from .cpu_common import array, array_or_none, rows, unfit
+from .invariance import is_batch_invariant
 from .packed import CPU_FORMATS
 from .registry import register
 
 _WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
 _STORED = {"int8": torch.int8, "int8_dyn": torch.uint8}  # in panels
 _LARGEST = 1 << 17  # columns that int32 sums of quads can take
+_FEW = 63  # tokens in bfloat16 that every CPU multiplies alike (csrc/cpu/moe_mlp.cpp)
 
 
 def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
@@ -43,6 +45,11 @@ def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest)
 @register("moe_mlp", "cpu", _why_not)
 def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     """Raises InputError when an id is not in 0..E-1."""
+    if x.dtype == torch.bfloat16 and x.shape[0] > _FEW and is_batch_invariant():
+        experts = gate_up, down
+        parts = zip(*(t.split(_FEW) for t in (x, weights, ids)), strict=True)
+        shared = shared_gate_up, shared_down
+        return torch.cat([moe_mlp(p, *experts, w, i, *shared, *rest) for p, w, i in parts])
     *scales, layout, _ = rest
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     x, weights = rows(x), weights.float()  # by name: copies must live until the kernel is done

@@ -76,10 +76,13 @@ class Engine:
 
     slots: how many speak at once. ahead: patches launched before the host has looked at earlier
     ones (None: 2 on a GPU, 0 on a CPU, where sound goes out before the next hidden state is
-    computed). batch_invariant: every step computes all slots. On the CPU's native kernels a
-    request's bits never depend on who else is there; elsewhere this mode gives every kernel the
-    same shapes whoever is. PyTorch's formula of the experts is none: its products have as many
-    rows as chose an expert, so on the reference backend requests agree to rounding only.
+    computed). batch_invariant: a request's bits never depend on who else is there, or was: every
+    step computes all slots, under `ops.batch_invariant`. On the backends "cpu" and "reference" they
+    do not depend on the number of slots either. GPU kernels go by the shapes that they see, so
+    there it holds among engines of as many slots, whose memory has not grown: `seconds` should be
+    those of the longest run. Without this mode it holds on the CPU's kernels all the same (below
+    64 slots, where `moe_mlp` in bfloat16 has one product on every CPU), but not by PyTorch's
+    formulas, which agree to rounding.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class BucketReader:
     def hear(self, model, latents: Tensor, state: KVState) -> Tensor:
         T = latents.shape[1]
         n, fresh = _bucket(T // self._frames, PATCHES), state.max_length == 0
-        self._latents[:, :T].copy_(latents)
+        self._latents.zero_()[:, :T].copy_(latents)
         self._heard.zero_()[:, :T] = True
         out = self._graphs.run(("hear", n, fresh), partial(self._hear, n, fresh))
         state.advance(T)
@@ -79,7 +79,8 @@ class BucketReader:
     def read(self, model, embeds: Tensor, state: KVState, audio_mask: Tensor | None) -> Tensor:
         T = embeds.shape[1]
         n, fresh = _bucket(T, TOKENS), state.max_length == 0
-        self._embeds[:, :T].copy_(embeds)
+        # experts that padding would choose by what was left there change PyTorch's products
+        self._embeds.zero_()[:, :T].copy_(embeds)
         self._tokens.zero_()[:, :T] = True
         out = self._graphs.run(("read", n, fresh), partial(self._read, n, fresh))
         state.advance(T)

@@ -148,12 +148,14 @@ class Slots:
         full = not self.static and len(turns) == n
         groups = self._whole(n, turns) if self.static else self._picked(n, turns)
         key = ("emit", n, groups[0].schedule if len(groups) == 1 else None)
-        return self.graphs.run(key, lambda: emit(self.model, view, groups, full=full))
+        with ops.batch_invariant(self._padded):
+            return self.graphs.run(key, lambda: emit(self.model, view, groups, full=full))
 
     def advance(self, n: int, taken: set[int], *, full: bool = False) -> None:
         """The second half. full: the host knows that all of the n rows go on."""
         view, full = self.view(n), full and not self.static
-        self.graphs.run(("advance", n), lambda: advance(self.model, view, full=full))
+        with ops.batch_invariant(self._padded):
+            self.graphs.run(("advance", n), lambda: advance(self.model, view, full=full))
         self.rows.counted([row in taken for row in range(self.count)])
 
     def view(self, n: int) -> Rows:
@@ -206,23 +208,26 @@ class Slots:
         """Graphs of both halves for every bucket and schedule; no row takes part, so no trace."""
         if not self.graphs.used:
             return
-        packed = self.model.flow.packed
         turns = list(self._turns)
         self.take_turns(set())
         self.rows.going.zero_()  # what went on has done so already
         sizes = sorted({self.bucket(used) for used in range(1, self.count + 1)}, reverse=True)
         for n in sizes:
-            view = self.view(n)
-            for schedule in self._schedules:
-                groups = [Group(schedule, True, self._buffer(schedule)[:, :n])]
-                # constants that the head keeps for a while only
-                tokens = 1 + 2 * self._frames
-                keep = (packed.times(schedule), packed.steps(schedule), packed.rope(tokens))
-                half = partial(emit, self.model, view, groups)
-                self.graphs.add(("emit", n, schedule), half, keep)
-            self.graphs.add(("advance", n), partial(advance, self.model, view))
+            with ops.batch_invariant(self._padded):
+                self._capture_step(n)
         self._reader.capture()
         self.take_turns({row for row, turn in enumerate(turns) if turn})
+
+    def _capture_step(self, n: int) -> None:
+        view, packed = self.view(n), self.model.flow.packed
+        for schedule in self._schedules:
+            groups = [Group(schedule, True, self._buffer(schedule)[:, :n])]
+            # constants that the head keeps for a while only
+            tokens = 1 + 2 * self._frames
+            keep = (packed.times(schedule), packed.steps(schedule), packed.rope(tokens))
+            half = partial(emit, self.model, view, groups)
+            self.graphs.add(("emit", n, schedule), half, keep)
+        self.graphs.add(("advance", n), partial(advance, self.model, view))
 
 
 def _by_schedule(turns: Sequence[Turn]) -> dict[ops.FlowSchedule, list[Turn]]:

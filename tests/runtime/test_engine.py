@@ -7,12 +7,10 @@ import logging
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import psutil
 import pytest
 import torch
 
-from mingcore import ops
 from mingcore.model.state import KVState
 from mingcore.runtime import speaking
 from mingcore.runtime.engine import Engine
@@ -284,15 +282,3 @@ def test_the_batch_invariant_mode_always_computes_all_slots(endless):
     assert [other.bucket(used) for used in (1, 3, 5)] == [1, 3, 5]
     graphs = Engine(endless, 5, graphs=Graphs(replayed_by_calling)).slots
     assert [graphs.bucket(used) for used in (1, 2, 3, 5)] == [1, 2, 4, 5]
-
-
-@pytest.mark.slow
-def test_one_and_five_agree_by_the_formulas_to_rounding(endless):
-    """All slots are computed, but an expert's product has as many rows as chose it, and PyTorch's
-    bits go by that."""
-    with ops.use_backend("reference"):
-        together = run(Engine(endless, 5, batch_invariant=True), MIXED[:5])
-        for one, sink in zip(MIXED, together):
-            (single,) = run(Engine(endless, 5, batch_invariant=True), [one])
-            error = np.abs(single.samples - sink.samples).max() / np.abs(single.samples).max()
-            assert error <= 1e-4, (one.seed, error)

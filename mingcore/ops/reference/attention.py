@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import wide
 
@@ -18,6 +19,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 
 
 @register("attention_prefill", "reference")
+@by_row(q=0, k=0, v=0)
 def attention_prefill(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale: float
 ) -> Tensor:
@@ -34,6 +36,7 @@ def attention_prefill(
 
 
 @register("attention_decode", "reference")
+@by_row(("k_cache", "v_cache", "k_scale", "v_scale"), q=0, positions=0)
 def attention_decode(
     q: Tensor,
     k_cache: Tensor,

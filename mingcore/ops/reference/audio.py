@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import copy_all, stream_rows, wide
 from .linear import linear
@@ -100,6 +101,7 @@ def spectrum_head_(
     overlap_add_(inverse_spectrum(spectrum), *carried, window, hop, valid, ended, last)
 
 
+@by_row(spectrum=0)
 def inverse_spectrum(spectrum: Tensor) -> Tensor:
     """[B, T, F+2] = [m | p] -> irfft(min(exp m, 100) * (cos p + i sin p)) [B, T, F]."""
     m, p = spectrum.chunk(2, dim=-1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..packed_conv import context_width, unpack_conv
 from ..registry import register
 from .common import copy_all, stream_rows, wide
@@ -32,6 +33,7 @@ def activate(x: Tensor, name: str, alpha: Tensor | None, gain: Tensor | None) ->
 
 
 @register("causal_conv1d", "reference")
+@by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv1d(
     x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
     dilation, groups, left_pad, replicate, before, before_alpha, before_gain, after, after_alpha,
@@ -69,6 +71,7 @@ def causal_conv1d(
 
 
 @register("causal_conv_transpose1d", "reference")
+@by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv_transpose1d(
     x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
     dilation, groups, flush, before, before_alpha, before_gain, after, after_alpha, after_gain,

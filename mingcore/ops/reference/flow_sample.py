@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..packed_flow import flow_rows
 from ..registry import register
 from .attention import attention_prefill
@@ -18,6 +19,7 @@ COND, X, QKV, OUT, UP, DOWN, FINAL = range(7)
 
 
 @register("flow_sample", "reference")
+@by_row(condition=0, history=0, noise=1, guidance=0, noise_scale=1)
 def flow_sample(
     condition: Tensor,
     history: Tensor,

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..packed import unpack_rows
 from ..registry import register
 from .common import quantised_matmul, wide
@@ -18,6 +19,7 @@ ACTIVATIONS = {
 
 
 @register("linear", "reference")
+@by_row(x=0, residual=0)
 def linear(
     x: Tensor,
     weight: Tensor,

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from ..invariance import by_row
 from ..packed import QUANTISED, unpack_experts
 from ..registry import register
 from .common import matmul, quantised_matmul, wide
@@ -11,6 +12,7 @@ from .silu_mul import silu_mul
 
 
 @register("moe_mlp", "reference")
+@by_row(x=0, weights=0, ids=0)
 def moe_mlp(
     x: Tensor,
     gate_up: Tensor,

@@ -3,11 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import wide
 
 
 @register("rms_norm", "reference")
+@by_row(x=0)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H] * rsqrt(mean(x^2) + eps) * weight [H]."""
     y = wide(x)
@@ -16,6 +18,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 @register("add_rms_norm", "reference")
+@by_row(x=0, residual=0)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) with s = x + residual in x.dtype."""
     total = (wide(x) + wide(residual)).to(x.dtype)
@@ -23,6 +26,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
 
 @register("layer_norm", "reference")
+@by_row(x=0)
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) * rsqrt(var + eps) * weight + bias over the last dimension."""
     y = wide(x)

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import wide
 
 
 @register("rope", "reference")
+@by_row(x=0, cos=0, sin=0)
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rope_heads: int) -> Tensor:
     """x [B, T, Hn, D], cos and sin [1|B, T, D/2] -> [B, T, Hn, D].
 

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import wide
 
 
 @register("route_topk", "reference")
+@by_row(logits=0)
 def route_topk(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """logits [T, E] -> weights [T, K] float32, ids [T, K] int32; ties go to the lower id."""
     ids = logits.sort(dim=-1, descending=True, stable=True).indices[:, :top_k]

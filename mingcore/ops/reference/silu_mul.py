@@ -3,6 +3,7 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..invariance import by_row
 from ..registry import register
 from .common import wide
 
@@ -13,6 +14,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 @register("silu_mul", "reference")
+@by_row(gate_up=0)
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2I], gate first -> [..., I]."""
     return swiglu(wide(gate_up)).to(gate_up.dtype)
