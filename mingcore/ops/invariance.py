@@ -1,7 +1,7 @@
 """The batch-invariant mode: a row's bits do not depend on the other rows of its batch.
 
-Our CPU kernels take every row for itself, so there it holds anyway, but for `moe_mlp` in bfloat16 on
-AVX512-BF16, which has another product for 64 tokens and more. PyTorch's products, and some of its
+Our CPU kernels take every row for itself, so there it holds anyway, but for `moe_mlp` in bfloat16
+with AVX512-BF16, which has another product from 64 tokens on. PyTorch's products, and some of its
 activations, do not: of random rows put in another order `F.linear`, `F.silu`, tanh-GELU and
 attention changed bits (float32 and bfloat16, x86), as an element's place decides whether a vector
 or a scalar loop makes it, and an expert's product has as many rows as chose it. In this mode the
