@@ -73,7 +73,7 @@ bench: $(VENV)/.tests
 	    codecs) with_transformers bench_codecs.py --keep $$kept ;;
 	    transformers) with_transformers bench_transformers.py --keep $$kept ;;
 	    formats) measure format_cost.py --keep $$kept ;;
-	    end_to_end) for dtype in fp32 bf16; do measure bench_e2e.py --size mid --dtype $$dtype --out $$kept; done ;;
+	    end_to_end) for format in "fp32" "bf16" "fp32 --weights int8" "fp32 --weights int8_dyn"; do measure bench_e2e.py --size mid --out $$kept --dtype $$format; done ;;
 	    report) measure report.py $$kept ;;
 	    *) echo "make: PARTS: there is no $$part, only $(BENCHES)" >&2; exit 2 ;;
 	  esac

@@ -161,6 +161,26 @@ def _flow_bar(name: str, limit: float, find: Find) -> Bar:
     return Bar(f"flow_sample {name}", f">= {limit}", find, limit, True, "cpu")
 
 
+def _above_floors(weights: str, *within: str) -> Find:
+    """How many times the sum of its stages' floors a patch of one request takes at size mid."""
+
+    def find(found: Results) -> float | None:
+        for result in found.get("speech", {}).get("results", ()):
+            if (result["size"], result["weights"], result["device"]) == ("mid", weights, "cpu"):
+                value = result.get("floors")
+                for name in (*within, "times"):
+                    value = (value or {}).get(name)
+                return value
+        return None
+
+    return find
+
+
+def _floor_bar(name: str, *where: str) -> Bar:
+    name = f"one patch at mid, {name}, x its stages' floors"
+    return Bar(name, "<= 1.5", _above_floors(*where), 1.5, device="cpu")
+
+
 def _cpu(name: str, limit: float, find: Find) -> Bar:
     return Bar(f"moe_mlp {name}", f">= {limit}", find, limit, True, "cpu")
 
@@ -213,6 +233,11 @@ BARS = (
     ),
     _flow_bar("int8_dyn x ours in bf16", 1.4, _flow_x("int8_dyn", "ours bf16")),
     _cpu("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
+    _floor_bar("fp32", "fp32"),
+    _floor_bar("bf16", "bf16"),
+    _floor_bar("bf16 at bfloat16's rate of products", "bf16", "in_bf16"),
+    _floor_bar("int8", "int8"),
+    _floor_bar("int8_dyn", "int8_dyn"),
 )
 
 

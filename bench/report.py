@@ -59,6 +59,8 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for name, result in found.items():
         rows += report_rows.rows_of(name, result, ceilings)
     by_kind = merged(found.values())
+    # one for each format of weights, so no merging
+    by_kind["speech"] = {"results": [r for r in found.values() if r["kind"] == "end_to_end"]}
     judged = bars.judge(by_kind, "cpu")
     held = [b.as_dict() for b in judged]
     for result in found.values():

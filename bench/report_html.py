@@ -138,21 +138,55 @@ def _end_to_end(results: list[dict[str, Any]]) -> str:
                          result[side]["patch_ms"]["median"]))  # fmt: skip
         parts = {stage: [result[s]["stages_ms"][stage]["median"] for s in ("ours", "eager")]
                  for stage in STAGES}  # fmt: skip
+        parts["patch"] = [result[side]["patch_ms"]["median"] for side in ("ours", "eager")]
+        ratios = {**result["speedup_by_stage"], "patch": result["speedup"]}
+        floors = result.get("floors")
+        least = _floor_columns(floors) if floors else {}
+        if floors:
+            shown = {stage: floors["stages"][stage]["floor_ms"] for stage in STAGES}
+            bars.insert(-1, (f"{_weights(result)}: floor".replace(", ours ", " → "), shown,
+                             floors["patch_ms"]))  # fmt: skip
         for stage, (ours, eager) in parts.items():
-            ratio = result["speedup_by_stage"][stage]
-            rows.append(
-                (_weights(result), stage, ours, eager, ratio["median"], ratio["p10"], ratio["p90"])
-            )
-        ours, eager = (result[side]["patch_ms"]["median"] for side in ("ours", "eager"))
-        ratio = result["speedup"]
-        rows.append(
-            (_weights(result), "patch", ours, eager, ratio["median"], ratio["p10"], ratio["p90"])
-        )
+            ratio, columns = ratios[stage], least.get(stage, (None, None, "-"))
+            rows.append((_weights(result), stage, ours, eager, ratio["median"], ratio["p10"],
+                         ratio["p90"], *columns))  # fmt: skip
         ours, eager = (result[side]["prompt_ms"] for side in ("ours", "eager"))
-        rows.append((_weights(result), "prompt", ours, eager, eager / ours, None, None))
-    head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90")
+        rows.append((_weights(result), "prompt", ours, eager, eager / ours, *[None] * 4, "-"))
+    head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90", "floor ms", "× floor",
+            "limit")  # fmt: skip
     note = f"<p>One patch is 100 ms of sound. Eager is a port of the reference's structure in ordinary PyTorch. Prompt: {escape(results[0]['prompt'])}.</p>"  # noqa: E501
+    note += "".join(_floor_note(result) for result in results if "floors" in result)
     return note + report_svg.stacked(bars, STAGES, PATCH_MS) + table("t-e2e", head, rows, words=2)
+
+
+def _floor_columns(floors: dict[str, Any]) -> dict[str, tuple]:
+    """Stage, and "patch", -> the least ms, how many times that was measured, and what limits."""
+    stages = floors["stages"].items()
+    found = {name: (s["floor_ms"], s["times"], s["bound"]) for name, s in stages}
+    return {**found, "patch": (floors["patch_ms"], floors["times"], "-")}
+
+
+def _floor_note(result: dict[str, Any]) -> str:
+    """What a result's floors are made of."""
+    floors = result["floors"]
+    rates = ", ".join(
+        f"{kind} {p['tflops']:.2f} TFLOP/s ({p['way']})" for kind, p in floors["products"].items()
+    )
+    kept = "from memory" if floors["cold"] else "in the cache: bytes do not count"
+    said = (
+        f"Floors, {_weights(result)}: bytes over a read of {floors['read_gbs']:.0f} GB/s or "
+        f"operations over the rate of one large product of the arithmetic that computes them "
+        f"(16-bit and weights-only int8 weights: float32's), whichever is longer: {rates}. "
+        f"A patch touches {floors['touched_bytes'] / 1e6:.0f} MB, the last level cache has "
+        f"{floors['cache_bytes'] / 1e6:.0f}: {kept}."
+    )
+    other = floors.get("in_bf16")
+    if other:
+        said += (
+            f" At bfloat16's rate of products they would be {other['patch_ms']:.0f} ms, of which "
+            f"the patch takes {other['times']:.2f} times as much."
+        )
+    return f'<p class="soft">{escape(said)}</p>'
 
 
 def _formats(content: dict[str, Any]) -> str:

@@ -42,13 +42,13 @@ class Differs(MingError, AssertionError):
 
 
 class Ours:
-    """The static step of `batch` rows, stage by stage."""
+    """The static step of `batch` rows, stage by stage; as CUDA graphs where there are such."""
 
-    def __init__(self, model, batch: int, patches: int):
+    def __init__(self, model, batch: int, patches: int, *, graphs: bool = True):
         self.model, self.batch, self._patches = model, batch, patches
         seconds = (patches + 1) * patch_seconds(model.config)
         self.slots = Slots(model, batch, seconds=seconds, graphs=Graphs(None))
-        self.graphs = graphs_for(model.llm.device)
+        self.graphs = graphs_for(model.llm.device) if graphs else Graphs(None)
         self.full = not self.graphs.used
         config, flow = model.config, FlowParams()
         shape = (flow.steps + 1, batch, config.patch_frames, config.latent_dim)

@@ -13,11 +13,13 @@ from ..errors import InputError, NotEnoughMemory
 from ..runtime.stats import peak_memory_bytes
 from ..testing import machine
 from . import lockstep, serving
+from .floors import floors, rates, work
 from .subject import Subject
 
 BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 8, 16, 32, 64)}
 SECONDS = {"cpu": 2.0, "cuda": 30.0}  # of sound per request
 PATCHES = {"cpu": 12, "cuda": 20}  # by stages
+FLOOR_PATCHES = 4  # of fewer, stages are not held to what they must cost
 FIRST_AUDIO_ROUNDS = {"cpu": 3, "cuda": 20}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
@@ -80,6 +82,10 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
             rows.append({"batch": batch, **serving.serve(model, batch, seconds)})
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"{batch} at once: {str(error).splitlines()[0]}")
+    least = None
+    if rows and patches >= FLOOR_PATCHES and time_left() > 0:
+        say("ceilings: reads and products")
+        least = rates(subject.device)
     eager = None
     if settings.baseline and time_left() > 0:
         say("loading the baseline")
@@ -98,6 +104,10 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
                 limit=lockstep.LIMITS[model.weights if settings.weights else NAMES[subject.dtype]],
                 budget_s=time_left() / (len(rows) - i),
             )  # fmt: skip
+            if least is not None:
+                row["stages"]["floors"] = floors(
+                    work(model, row["batch"]), least, row["stages"]["ours"], model.weights
+                )
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"stages of {row['batch']} at once: {str(error).splitlines()[0]}")
     prompt = serving.new_request(model, 0, 1)

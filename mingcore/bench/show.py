@@ -35,7 +35,36 @@ def lines(result: Mapping[str, Any]) -> list[str]:
             f"{ratio['median']:.2f} times as fast as the eager baseline in {result['dtype']} "
             f"({ratio['p10']:.2f} to {ratio['p90']:.2f}, {ratio['rounds']} patches in turns)"
         )
+    if result.get("floors", {}).get("times"):
+        said.append(_floors(result))
     return said + [f"left out: {line}" for line in result["left_out"]]
+
+
+def _floors(result: Mapping[str, Any]) -> str:
+    """What the stages must cost at least, and what that is made of."""
+    found = result["floors"]
+    rates = ", ".join(
+        f"{kind} {product['tflops']:.2f} TFLOP/s ({product['way']})"
+        for kind, product in found["products"].items()
+    )
+    where = "from memory" if found["cold"] else "in the cache, so that bytes do not count"
+    bound = ", ".join(
+        f"{name} {stage['times']:.2f} ({stage['bound']})"
+        for name, stage in found["stages"].items()
+        if stage["times"]
+    )
+    other = found.get("in_bf16")
+    return (
+        f"a patch takes {found['times']:.2f} times its stages' floors, {found['patch_ms']:.1f} ms: "
+        f"{bound}; read {found['read_gbs']:.0f} GB/s, products {rates}; a patch touches "
+        f"{size(round(found['touched_bytes']))}, {where}"
+        + (
+            f"; were products with narrow weights bfloat16's, {other['times']:.2f} times "
+            f"{other['patch_ms']:.1f} ms"
+            if other and other["times"]
+            else ""
+        )
+    )
 
 
 def console() -> Any:
@@ -75,6 +104,12 @@ def _stages(result: Mapping[str, Any]) -> Any:
             f"{found[side]['patch_ms']['median']:.1f}",
             f"{ratio['median']:.2f}" if ratio and side == "ours" else "",
         )  # fmt: skip
+        if side == "ours" and "floors" in found:
+            least = found["floors"]
+            table.add_row(
+                "", "floor", *(f"{least['stages'][stage]['floor_ms']:.2f}" for stage in STAGES),
+                f"{least['patch_ms']:.1f}", "",
+            )  # fmt: skip
     return table
 
 
@@ -93,7 +128,8 @@ def _sides(result: Mapping[str, Any]) -> list[tuple[int, str, Mapping[str, Any]]
 
 
 def chart(result: Mapping[str, Any]) -> bytes:
-    """A PNG: per number of requests a bar of each side, its stages one after the other.
+    """A PNG: per number of requests a bar of each side, its stages one after the other, and of the
+    floors of ours.
 
     Raises InputError, naming the extra, where matplotlib is missing.
     """
@@ -103,12 +139,21 @@ def chart(result: Mapping[str, Any]) -> bytes:
     from matplotlib.figure import Figure
 
     sides = _sides(result)
-    figure = Figure(figsize=(9, 1.6 + 0.42 * max(len(sides), 1)), layout="constrained")
+    count = len(sides) + sum(side == "ours" and "floors" in found for _, side, found in sides)
+    figure = Figure(figsize=(9, 1.6 + 0.42 * max(count, 1)), layout="constrained")
     axes = figure.subplots()
-    labels = [f"{side}, {batch} at once" for batch, side, _ in sides]
-    starts = [0.0] * len(sides)
+    bars = []
+    for batch, side, found in sides:
+        took = {stage: found[side]["stages_ms"][stage]["median"] for stage in STAGES}
+        bars.append((f"{side}, {batch} at once", took))
+        if side == "ours" and "floors" in found:
+            least = found["floors"]["stages"]
+            floor = {stage: least[stage]["floor_ms"] for stage in STAGES}
+            bars.append((f"floor, {batch} at once", floor))
+    labels = [label for label, _ in bars]
+    starts = [0.0] * len(bars)
     for stage in STAGES:
-        widths = [found[side]["stages_ms"][stage]["median"] for _, side, found in sides]
+        widths = [took[stage] for _, took in bars]
         axes.barh(labels, widths, left=starts, color=COLOURS[stage], label=stage, height=0.7)
         starts = [start + width for start, width in zip(starts, widths)]
     for label, end in zip(labels, starts):

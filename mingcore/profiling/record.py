@@ -17,7 +17,7 @@ import torch
 from torch.profiler import ProfilerActivity, record_function
 
 from ..ops import registry
-from ..testing.cost import cost
+from ..testing.cost import Cost, cost
 from ..testing.layouts import tensors_in
 from .stages import OTHER, staged, watched_ops
 from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
@@ -135,15 +135,22 @@ class _Counter:
                 result = function(*args, **kwargs)
         finally:
             self._depth -= 1
-        given = signature(function).bind(*args, **kwargs)
-        given.apply_defaults()
-        named = {key: value for key, value in given.arguments.items() if key != "backend"}
-        outputs = (named["out"],) if named.get("out") is not None else tuple(tensors_in(result))
-        found = cost(name, named, outputs)
+        found, _ = spent(name, function, args, kwargs, result)
         backend = self._backends.get(by.get("function"), "reference")
         stage = self._open[0] if self._open else OTHER
         self.calls.append(Call(stage, name, backend, found.nbytes, found.flops))
         return result
+
+
+def spent(
+    name: str, function: Callable, args: tuple, kwargs: dict, result: Any
+) -> tuple[Cost, dict[str, Any]]:
+    """What a call of an op must cost at least, and its arguments by name."""
+    given = signature(function).bind(*args, **kwargs)
+    given.apply_defaults()
+    named = {key: value for key, value in given.arguments.items() if key != "backend"}
+    outputs = (named["out"],) if named.get("out") is not None else tuple(tensors_in(result))
+    return cost(name, named, outputs), named
 
 
 @contextmanager

@@ -1,16 +1,19 @@
 """`mingcore.bench`: what it says of requests, and what it refuses to time."""
 
+import importlib.util
 import json
+from collections import Counter
 
 import pytest
 import torch
 
-from mingcore.bench import lockstep, run, serving, show
+from mingcore.bench import floors, lockstep, run, serving, show
 from mingcore.bench.subject import Subject
 from mingcore.errors import InputError, NotEnoughMemory
 from mingcore.model import plan
 from mingcore.model.memory import Memory
 from mingcore.runtime.graphs import Graphs
+from mingcore.testing.layouts import tensors_in
 from mingcore.testing.synthetic import random_state_dict
 from tests.runtime.engine_support import replayed_by_calling
 
@@ -67,6 +70,69 @@ def test_stages_as_graphs_give_the_same(pair, monkeypatch):
     monkeypatch.setattr(lockstep, "graphs_for", lambda device: Graphs(replayed_by_calling))
     found = lockstep.compare(ours, eager, 2, patches=2, warm=1, limit=1e-4)
     assert found["ours"]["patch_ms"]["rounds"] == 2
+
+
+def test_work_is_counted_stage_by_stage(pair):
+    """Against the weights of the parts, which a token reads whole (a layer's experts but once)."""
+    ours, eager = pair
+    done = floors.work(ours, 1)
+    assert list(done) == list(lockstep.STAGES)
+    head, steps = ours.flow.packed, 10
+    read = sum(t.nbytes for t in head.matrices[1:])
+    assert steps * read < done["flow"].nbytes < 1.2 * steps * read
+    assert read < done["flow"].touched < 1.5 * sum(t.nbytes for t in tensors_in(head))
+    weights = eager.audio.decoder.semantic_model.state_dict().values()
+    semantic = sum(t.nbytes for t in weights)
+    assert semantic < done["semantic"].touched < 2 * semantic  # its cache is among that
+    for work in done.values():
+        assert work.touched <= work.nbytes and set(work.flops) == {"fp32"} and work.flops["fp32"]
+    double = floors.work(ours, 2)["flow"].flops["fp32"] / done["flow"].flops["fp32"]
+    assert double == pytest.approx(2, rel=0.01)
+
+
+def test_floors_are_the_longer_of_bytes_and_operations_and_bytes_only_where_no_cache_holds_them():
+    def work(nbytes, touched, **flops):
+        return floors.Work(nbytes, touched, Counter(flops))
+
+    done = {
+        "flow": work(1e9, 1e8, int8=4e9, fp32=1e8),
+        "decode": work(5e7, 5e7, fp32=1e9),
+        "semantic": work(2e7, 1e7, fp32=1e6),
+        "llm": work(1e8, 1e8, fp32=1e6),
+    }
+    products = {k: {"tflops": v, "way": "a"} for k, v in (("fp32", 0.5), ("bf16", 1), ("int8", 2))}
+    ours = {
+        "stages_ms": {name: {"median": 30.0} for name in done}, "patch_ms": {"median": 90.0}
+    }  # fmt: skip
+    rates = floors.Rates(50.0, products, 1 << 25)
+    found = floors.floors(done, rates, ours, "int8")
+    stages = found["stages"]
+    assert [stages[name]["bound"] for name in done] == ["bytes", "operations", "bytes", "bytes"]
+    # what a stage reads again lies in the cache, where it fits
+    least = {name: stage["floor_ms"] for name, stage in stages.items()}
+    assert least == pytest.approx({"flow": 20.0, "decode": 2.0, "semantic": 0.2, "llm": 2.0})
+    assert found["cold"] and found["patch_ms"] == pytest.approx(24.2)
+    assert found["times"] == pytest.approx(90 / 24.2) and stages["decode"]["times"] == 15
+    assert found["in_bf16"]["patch_ms"] == pytest.approx(20 + 1 + 0.2 + 2)
+    small = floors.floors(done, floors.Rates(50.0, products, 1 << 28), ours, "fp32")
+    assert not small["cold"] and "in_bf16" not in small
+    assert small["patch_ms"] == pytest.approx(2.2 + 2 + 0.002 + 0.002)
+
+
+def test_floors_are_shown(monkeypatch, capsys):
+    found = floors.Rates(50.0, {"fp32": {"tflops": 0.4, "way": "ours"}}, 1 << 16)
+    monkeypatch.setattr(run, "rates", lambda device: found)
+    settings = run.Settings(batches=[1], seconds=0.2, patches=4, baseline=False)
+    result = run.measure(tiny(), settings)
+    assert result["floors"] == result["batches"][0]["stages"]["floors"]
+    assert json.loads(json.dumps(result)) == result
+    (line,) = [line for line in show.lines(result) if "times its stages' floors" in line]
+    assert "read 50 GB/s" in line and "from memory" in line
+    for table in show.tables(result):
+        show.console().print(table)
+    assert "floor" in capsys.readouterr().out
+    if importlib.util.find_spec("matplotlib"):
+        assert show.chart(result).startswith(b"\x89PNG")
 
 
 def test_a_shape_that_cannot_fit_is_refused_before_anything_is_made(monkeypatch):
