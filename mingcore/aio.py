@@ -24,12 +24,13 @@ UNBOUNDED = 1 << 30
 class AsyncMingAudio:
     """A MingAudio that serves many requests at once; `async with` it, or `aclose` it.
 
-    Speech of up to `slots` requests is made in step, each patch for all of them; requests join and
-    leave between patches, and more of them wait in order. Each gives what it gives alone
-    (`runtime.engine.Engine` says when bit for bit). Recognition, edits and the codec run between
-    patches, one piece at a time. `ahead`: chunks made before a stream's consumer takes them;
-    beyond, that request alone pauses. `requests`: how many may be open at once; beyond, a call
-    waits until one is over. `slot_seconds`: speech that fits into a slot at first (memory).
+    Speech, recognition and edits of up to `slots` requests run in step, each patch or token for all
+    of them; requests join and leave between two, and more of them wait in order. Each gives what it
+    gives alone (`runtime.engine.Engine` says when bit for bit). The codec, and recordings too long
+    for a slot, run between steps, one piece at a time. `ahead`: chunks made before a stream's
+    consumer takes them; beyond, that request alone pauses. `requests`: how many may be open at
+    once; beyond, a call waits until one is over. `slot_seconds`: speech that fits into a slot at
+    first (memory).
     Cancelling a task or closing a stream frees its slot; an error ends its own request alone.
     """
 
@@ -84,26 +85,26 @@ class AsyncMingAudio:
         self, audio: Any, instruction: str | None = None, **options: Any
     ) -> Transcript:
         """`MingAudio.transcribe`."""
-        pieces = await self._all(lambda: self.ming.transcribe_stream(audio, instruction, **options))
-        text = "".join(piece.text for piece in pieces)
-        return Transcript(text, pieces[-1].stats, pieces[-1].language)
+        return whole(
+            await self._all(lambda: self.ming.understand_request(audio, instruction, **options))
+        )
 
     def transcribe_stream(
         self, audio: Any, instruction: str | None = None, **options: Any
     ) -> Stream:
         """`MingAudio.transcribe_stream`."""
         return Stream(
-            self, lambda: self.ming.transcribe_stream(audio, instruction, **options), self.ahead
+            self, lambda: self.ming.understand_request(audio, instruction, **options), self.ahead
         )
 
     async def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`MingAudio.edit`."""
-        return whole(await self._all(lambda: self.ming.edit_stream(audio, instruction, **options)))
+        return whole(await self._all(lambda: self.ming.edit_request(audio, instruction, **options)))
 
     def edit_stream(self, audio: Any, instruction: str, **options: Any) -> Stream:
         """`MingAudio.edit_stream`."""
         return Stream(
-            self, lambda: self.ming.edit_stream(audio, instruction, **options), self.ahead
+            self, lambda: self.ming.edit_request(audio, instruction, **options), self.ahead
         )
 
     async def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:

@@ -16,7 +16,8 @@ from .errors import CheckpointError, InputError
 from .fidelity import RoundTrip
 from .model import load
 from .results import Speech, Transcript, Voice
-from .runtime import generate, tasks
+from .runtime import generate
+from .runtime.editing import Editing, EditRequest
 from .runtime.fingerprint import fingerprint
 from .runtime.locate import locate
 from .runtime.noise import SeededNoise
@@ -28,14 +29,16 @@ from .runtime.params import (
     number,
     seconds_range,
 )
-from .runtime.speaking import Progress, SpeechRequest, say, to_numpy
+from .runtime.speaking import Speaking, SpeechRequest
+from .runtime.understanding import Understanding, UnderstandRequest
+from .runtime.work import Progress, results, to_numpy
 
 __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
 
 class MingAudio(Codec):
-    """A checkpoint, ready to use. Requests run one at a time, those of `tts_batch` in step;
-    `AsyncMingAudio` serves many at once.
+    """A checkpoint, ready to use. Requests run one at a time, those of `tts_batch` and its like in
+    step; `AsyncMingAudio` serves many at once.
 
     Every method that makes sound or text takes `seed` (drawn and recorded in `.stats` when not
     given): the same seed gives the same bits on one device. What the caller got wrong raises
@@ -109,7 +112,8 @@ class MingAudio(Codec):
         The options are those of `speech_request`. All chunks share one `stats`. Closing the
         iterator frees the request's memory.
         """
-        return say(self.model, self.speech_request(text, voice, **options))
+        request = self.speech_request(text, voice, **options)
+        return results(self.model, Speaking(self.model, request))
 
     def tts_batch(
         self, requests: Sequence[str | Mapping[str, Any]], *, slots: int = 8, **options: Any
@@ -178,11 +182,30 @@ class MingAudio(Codec):
 
     def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
         """What `audio` says, or the answer to `instruction`; the options of `transcribe_stream`."""
-        pieces = list(self.transcribe_stream(audio, instruction, **options))
-        text = "".join(piece.text for piece in pieces)
-        return Transcript(text, pieces[-1].stats, pieces[-1].language)
+        return whole(self.transcribe_stream(audio, instruction, **options))
 
     def transcribe_stream(
+        self, audio: Any, instruction: str | None = None, **options: Any
+    ) -> Iterator[Transcript]:
+        """Text about `audio` in pieces, none with half a character; the last one may be empty.
+
+        The options are those of `understand_request`. Closing the iterator frees the request's
+        memory.
+        """
+        request = self.understand_request(audio, instruction, **options)
+        return results(self.model, Understanding(self.model, request))
+
+    def transcribe_batch(
+        self, requests: Sequence[Any], *, slots: int = 8, **options: Any
+    ) -> list[Transcript]:
+        """Text about many recordings, up to `slots` at a time in step: each as `transcribe` alone.
+
+        A request is audio, or a mapping of the arguments of `transcribe`; `options` as in
+        `tts_batch`.
+        """
+        return whole_batch(self, requests, task="transcribe", slots=slots, **options)
+
+    def understand_request(
         self,
         audio: Any,
         instruction: str | None = None,
@@ -191,8 +214,8 @@ class MingAudio(Codec):
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         seed: int | None = None,
-    ) -> Iterator[Transcript]:
-        """Text about `audio` in pieces, none with half a character; the last one may be empty.
+    ) -> UnderstandRequest:
+        """What `transcribe` and its kin hear, with everything checked.
 
         `instruction`: None recognises the language and transcribes; a question is answered.
         `language`, when known ("zh", "en" or a name): the answer is in it. `temperature` 0 takes
@@ -206,14 +229,31 @@ class MingAudio(Codec):
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
-        request = tasks.UnderstandRequest(samples, instruction, language, params, seed)
-        return tasks.understand(self.model, request)
+        return UnderstandRequest(samples, instruction, language, params, seed)
 
     def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`audio` changed as `instruction` says: everything that `edit_stream` gives, in one."""
         return whole(self.edit_stream(audio, instruction, **options))
 
-    def edit_stream(
+    def edit_stream(self, audio: Any, instruction: str, **options: Any) -> Iterator[Speech]:
+        """First pieces of text (`.text`, no samples), then sound in chunks of about 100 ms.
+
+        The options are those of `edit_request`. Closing the iterator frees the request's memory.
+        """
+        request = self.edit_request(audio, instruction, **options)
+        return results(self.model, Editing(self.model, request))
+
+    def edit_batch(
+        self, requests: Sequence[Any], *, slots: int = 8, **options: Any
+    ) -> list[Speech]:
+        """Many edits, up to `slots` at a time in step: each as `edit` alone would.
+
+        A request is a mapping of the arguments of `edit`, or audio, with `instruction` among the
+        `options`, which are else as in `tts_batch`.
+        """
+        return whole_batch(self, requests, task="edit", slots=slots, **options)
+
+    def edit_request(
         self,
         audio: Any,
         instruction: str,
@@ -231,29 +271,26 @@ class MingAudio(Codec):
         context_seconds: float | None = None,
         context_format: str | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[Speech]:
-        """First pieces of text (`.text`, no samples), then sound in chunks of about 100 ms.
+    ) -> EditRequest:
+        """What `edit` and its kin make, with everything checked.
 
         `instruction`: such as "insert 'really' before the third word". `reasoning`: the model
         first writes what it will say. `max_seconds`: None allows twice the input and ten more;
         `min_seconds`: None is 1.7 s, as trained. When the model's text ends, or reaches
         `max_new_tokens`, without asking for sound, that is logged and sound follows anyway.
-        `context_seconds`, `context_format`: as in `tts_stream`.
+        `context_seconds`, `context_format`: as in `speech_request`.
         """
-        flow, params = (
-            FlowParams(steps, guidance, temperature, sigma, noise),
-            TextParams(max_new_tokens),
-        )
+        flow = FlowParams(steps, guidance, temperature, sigma, noise)
+        params = TextParams(max_new_tokens)
         low, high = seconds_range(min_seconds, max_seconds)
         context = ContextParams(False, context_seconds, context_format)
         _check_text("instruction", instruction)
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
-        request = tasks.EditRequest(
+        return EditRequest(
             samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context
         )
-        return tasks.edit(self.model, request)
 
     @property
     def _patch_samples(self) -> int:
@@ -295,10 +332,13 @@ class MingAudio(Codec):
         return Voice.load(voice)
 
 
-# the streams take what the request takes
-MingAudio.tts_stream.__signature__ = signature(MingAudio.speech_request).replace(
-    return_annotation=Iterator[Speech]
-)
+# the streams take what the requests take
+for _stream, _request, _piece in (
+    (MingAudio.tts_stream, MingAudio.speech_request, Speech),
+    (MingAudio.transcribe_stream, MingAudio.understand_request, Transcript),
+    (MingAudio.edit_stream, MingAudio.edit_request, Speech),
+):
+    _stream.__signature__ = signature(_request).replace(return_annotation=Iterator[_piece])
 
 
 def _check_text(name: str, text: Any) -> None:

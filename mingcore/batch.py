@@ -1,4 +1,4 @@
-"""Many texts spoken in step, on the caller's thread; `aio.py` does it in the background."""
+"""Many requests in step, on the caller's thread; `aio.py` does it in the background."""
 
 from __future__ import annotations
 
@@ -9,10 +9,18 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .results import Speech
+from .results import Speech, Transcript
 from .runtime.engine import Engine
+from .runtime.requests import Request
 from .runtime.slots import check_slots
-from .runtime.speaking import SpeechRequest
+
+Piece = Speech | Transcript
+# task -> the argument that is a request's subject, and what makes a request of its arguments
+TASKS = {
+    "tts": ("text", "speech_request"),
+    "transcribe": ("audio", "understand_request"),
+    "edit": ("audio", "edit_request"),
+}
 
 
 class _Outlet:
@@ -25,7 +33,7 @@ class _Outlet:
         # a round gives each request one piece, and comes only when all are taken
         return 1 << 30
 
-    def put(self, piece: Speech) -> None:
+    def put(self, piece: Piece) -> None:
         self._queue.append((self._index, piece))
 
     def end(self, error: BaseException | None) -> None:
@@ -34,62 +42,71 @@ class _Outlet:
 
 def together(
     ming,
-    requests: Sequence[str | Mapping[str, Any]],
+    requests: Sequence[Any],
     *,
+    task: str = "tts",
     slots: int = 8,
     batch_invariant: bool = False,
     errors: str = "raise",
     **options: Any,
-) -> Iterator[tuple[int, Speech | BaseException | None]]:
-    """Speaks `requests` up to `slots` at a time -> (which one, a chunk), as they are made.
+) -> Iterator[tuple[int, Piece | BaseException | None]]:
+    """Runs `requests` up to `slots` at a time -> (which one, a piece), as they are made.
 
-    A request is a text, or a mapping of the arguments of `ming.tts`, which win over `options`.
-    After its last chunk each request gives None. errors: "raise" ends everything at the first
-    error, before anything starts where it is an InputError; with "return" the error takes the
-    place of None, and the others go on. batch_invariant: see `runtime.engine.Engine`. Closing the
-    iterator frees all memory. Raises InputError.
+    A request is a text (of "transcribe" and "edit": audio), or a mapping of the arguments of the
+    method that `task` names, which win over `options`. After its last piece each request gives
+    None. errors: "raise" ends everything at the first error, before anything starts where it is an
+    InputError; with "return" the error takes the place of None, and the others go on.
+    batch_invariant: see `runtime.engine.Engine`. Closing the iterator frees all memory. Raises
+    InputError.
     """
+    if task not in TASKS:
+        raise InputError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")
     if errors not in ("raise", "return"):
         raise InputError(f"errors: must be raise or return, got {errors!r}")
-    if isinstance(requests, (str, Mapping)) or not isinstance(requests, Iterable):
-        raise InputError(f"requests: must be a list of texts or mappings, got {requests!r}")
+    if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, Iterable):
+        subject = TASKS[task][0]
+        raise InputError(f"requests: must be a list, each {subject} or a mapping with it, "
+                         f"got {requests!r}")  # fmt: skip
     slots = check_slots(slots)
-    work: list[SpeechRequest | InputError] = []
+    work: list[Request | InputError] = []
     for index, request in enumerate(requests):
         try:
-            work.append(_request(ming, index, request, options))
+            work.append(_request(ming, task, index, request, options))
         except InputError as error:
             if errors == "raise":
                 raise
             work.append(error)
-    return _spoken(ming, work, slots, bool(batch_invariant), errors == "raise")
+    return _made(ming, work, slots, bool(batch_invariant), errors == "raise")
 
 
-def _request(ming, index: int, request: Any, options: dict[str, Any]) -> SpeechRequest:
-    if isinstance(request, str):
-        request = {"text": request}
-    if not isinstance(request, Mapping) or "text" not in request:
-        raise InputError(f"requests[{index}]: must be a text or a mapping with one, got {request}")
+def _request(ming, task: str, index: int, request: Any, options: dict[str, Any]) -> Request:
+    subject, make = TASKS[task]
+    if isinstance(request, str) or (subject == "audio" and not isinstance(request, Mapping)):
+        request = {subject: request}
+    if not isinstance(request, Mapping) or subject not in request:
+        raise InputError(
+            f"requests[{index}]: must be {subject} or a mapping with it, got {request}"
+        )
     try:
-        return ming.speech_request(**{**options, **request})
+        return getattr(ming, make)(**{**options, **request})
     except InputError as error:
         raise InputError(f"requests[{index}]: {error}") from None
 
 
-def _spoken(
-    ming, work: list[SpeechRequest | InputError], slots: int, batch_invariant: bool, strict: bool
+def _made(
+    ming, work: list[Request | InputError], slots: int, batch_invariant: bool, strict: bool
 ) -> Iterator[tuple[int, Any]]:
     queue: deque[tuple[int, Any]] = deque()
-    sound = [(i, request) for i, request in enumerate(work) if isinstance(request, SpeechRequest)]
+    right = [(i, request) for i, request in enumerate(work) if not isinstance(request, InputError)]
     queue.extend((i, error) for i, error in enumerate(work) if isinstance(error, InputError))
-    if not sound:
+    if not right:
         yield from queue
         return
     # in that mode the number of slots is a shape that kernels see: not the batch's to choose
-    slots = slots if batch_invariant else min(slots, len(sound))
+    slots = slots if batch_invariant else min(slots, len(right))
     engine = Engine(ming.model, slots, batch_invariant=batch_invariant, graphs=False)
     try:
-        for index, request in sound:
+        for index, request in right:
             engine.submit(request, _Outlet(index, queue))
         while queue or engine.tick():
             while queue:
@@ -101,9 +118,9 @@ def _spoken(
         engine.close()
 
 
-def whole_batch(ming, requests: Sequence[str | Mapping[str, Any]], **options: Any) -> list[Any]:
-    """All of `together`, put together: a Speech for each request, or its error."""
-    parts: dict[int, list[Speech]] = {}
+def whole_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
+    """All of `together`, put together: a Speech or Transcript for each request, or its error."""
+    parts: dict[int, list[Piece]] = {}
     failed: dict[int, BaseException] = {}
     for index, piece in together(ming, requests, **options):
         if isinstance(piece, BaseException):
@@ -114,13 +131,12 @@ def whole_batch(ming, requests: Sequence[str | Mapping[str, Any]], **options: An
     return [failed[i] if i in failed else whole(parts[i]) for i in every]
 
 
-def whole(chunks: Iterable[Speech]) -> Speech:
-    """The chunks of a stream as one Speech."""
-    parts = list(chunks)
+def whole(pieces: Iterable[Any]) -> Any:
+    """The pieces of a stream as one Speech, or one Transcript."""
+    parts = list(pieces)
     texts = [part.text for part in parts if part.text is not None]
-    return Speech(
-        np.concatenate([part.samples for part in parts]),
-        parts[-1].sample_rate,
-        parts[-1].stats,
-        "".join(texts) if texts else None,
-    )
+    text, last = "".join(texts) if texts else None, parts[-1]
+    if isinstance(last, Transcript):
+        return Transcript(text, last.stats, last.language)
+    samples = np.concatenate([part.samples for part in parts])
+    return Speech(samples, last.sample_rate, last.stats, text)

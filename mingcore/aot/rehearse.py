@@ -31,6 +31,7 @@ from ..ops import use_backend
 from ..runtime.params import FlowParams
 from ..runtime.rows import Rows
 from ..runtime.step import Group, advance, emit
+from ..runtime.text_rows import pick
 from .record import Recording, recording
 from .targets import Target
 
@@ -184,10 +185,10 @@ def launches(
 
 
 def _steps(model: MingModel, limits: Limits) -> None:
-    """Patches of 1..rows requests: in step or not, with every schedule."""
+    """Patches of 1..rows requests, in step or not, with every schedule; tokens of their text."""
     frames, channels = model.config.patch_frames, model.config.latent_dim
     for n in range(1, limits.rows + 1):
-        rows = Rows.create(model, max(n, 2), tokens=64, frames=64)
+        rows = Rows.create(model, max(n, 2), tokens=64, frames=64, text=True)
         for steps in limits.steps:
             schedule = FlowParams(steps=steps).schedule
             noise = torch.zeros(steps + 1, max(n, 2), frames, channels, device=META)
@@ -198,6 +199,8 @@ def _steps(model: MingModel, limits: Limits) -> None:
                 emit(model, view, [group], full=True)
             advance(model, view)
             advance(model, view, full=True)
+        pick(model, view, None)
+        advance(model, view, wrote=True)
     alone = Rows.create(model, 1, tokens=64, frames=64)
     group = Group(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
     emit(model, alone, [group])

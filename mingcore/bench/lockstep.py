@@ -21,8 +21,9 @@ from ..errors import MingError
 from ..runtime.graphs import Graphs, graphs_for
 from ..runtime.params import FlowParams
 from ..runtime.slots import Slots
-from ..runtime.speaking import Speaking, patch_seconds
+from ..runtime.speaking import Speaking
 from ..runtime.step import Group, draw, hear, sound, think
+from ..runtime.work import patch_seconds
 from ..testing.compare import max_relative
 from ..testing.eager import EagerMing
 from ..testing.eager.audio import DecoderState
@@ -78,7 +79,7 @@ class Ours:
             segment = speaking.next()
             alone = self.slots.row(row)
             context = speaking.fill(segment, alone.llm, alone.semantic)
-            self.slots.begin(row, context, segment.limits, request.flow.guidance)
+            self.slots.begin(row, context, segment, request.flow.guidance)
 
     def patch(self, noise: Tensor, mark: Mark) -> None:
         self._noise.copy_(noise)

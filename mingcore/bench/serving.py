@@ -20,7 +20,8 @@ import torch
 from ..runtime.engine import Engine
 from ..runtime.params import FlowParams
 from ..runtime.slots import check_slots
-from ..runtime.speaking import SpeechRequest, patch_seconds
+from ..runtime.speaking import SpeechRequest
+from ..runtime.work import patch_seconds
 
 VOICE_SECONDS = 3.0
 TRANSCRIPT = "This is how I sound when I read a sentence to you."

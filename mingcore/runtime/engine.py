@@ -1,7 +1,8 @@
 """Several requests at once: continuous batching over fixed slots.
 
 Requests wait in order, take a slot when one is free, run in step with whoever else is there, and
-leave between two patches. What goes wrong with one of them, or what its consumer does not take,
+leave between two patches. A step is a patch of those that speak and a token of those that write.
+What goes wrong with one of them, or what its consumer does not take,
 is its own affair: an error ends it alone, and a full outlet makes its row sit out.
 
 Everything here runs on the caller's thread. On a GPU patches are launched up to `ahead` before the
@@ -22,9 +23,10 @@ from .faults import Fault
 from .generate import Context
 from .graphs import Graphs, graphs_for
 from .params import AS_REFERENCE, FlowParams
-from .slots import Slots, Turn, check_slots
-from .speaking import Segment, Speaking, SpeechRequest, say
-from .step import Landing
+from .requests import REQUESTS, Request, new_run
+from .slots import Slots, Token, Turn, check_slots
+from .step import Landed, Landing
+from .work import Run, Segment, alone
 
 AHEAD_ON_GPU = 2
 SLOT_SECONDS = 90.0
@@ -45,19 +47,21 @@ class Outlet(Protocol):
 
 @dataclass(eq=False)
 class Job:
-    """A request in the engine. `work`: speech, or an iterator that is taken one piece at a time.
+    """What is in the engine: a request, or an iterator that is taken one piece at a time.
 
     filling: the prompt that is being run; `due`: the size of its next piece. begun: it is done, and
-    patches are made.
+    text is written (`writing`) or patches are made. given: the token that comes between the two.
     """
 
-    work: SpeechRequest | Iterator[Any]
+    work: Request | Iterator[Any]
     outlet: Outlet
-    speaking: Speaking | None = None
+    run: Run | None = None
     segment: Segment | None = None
     filling: Iterator[int | Context] | None = None
     due: int = 0
     begun: bool = False
+    writing: bool = False
+    given: int | None = None
     row: int | None = None
     in_flight: int = 0
     over: bool = False
@@ -65,24 +69,27 @@ class Job:
 
 @dataclass
 class _Flight:
-    """A patch that was launched: whose rows, and where each one's draws stood before it."""
+    """A step that was launched: its patches, with where each one's draws stood before it, and its
+    tokens, with whether each was given to the model."""
 
-    rows: list[tuple[int, Job, Any]]
-    landing: Landing
+    patches: list[tuple[int, Job, Any]]
+    tokens: list[tuple[int, Job, bool]]
+    sound: Landing | None
+    text: Landing | None
 
 
 class Engine:
     """`submit` requests, then `tick` while it says True; or `cancel` them.
 
-    slots: how many speak at once. ahead: patches launched before the host has looked at earlier
-    ones (None: 2 on a GPU, 0 on a CPU, where sound goes out before the next hidden state is
-    computed). batch_invariant: a request's bits never depend on who else is there, or was: every
-    step computes all slots, under `ops.batch_invariant`. On the backends "cpu" and "reference" they
-    do not depend on the number of slots either. GPU kernels go by the shapes that they see, so
-    there it holds among engines of as many slots, whose memory has not grown: `seconds` should be
-    those of the longest run. Without this mode it holds on the CPU's kernels all the same (below
-    64 slots, where `moe_mlp` in bfloat16 has one product on every CPU), but not by PyTorch's
-    formulas, which agree to rounding.
+    slots: how many share a step. seconds: of speech that fits into one at first. ahead: steps
+    launched before the host has looked at earlier ones (None: 2 on a GPU, 0 on a CPU, where sound
+    goes out before the next hidden state is computed). batch_invariant: a request's bits never
+    depend on who else is there, or was: every step computes all slots, under `ops.batch_invariant`.
+    On the backends "cpu" and "reference" they do not depend on the number of slots either. GPU
+    kernels go by the shapes that they see, so there it holds among engines of as many slots, whose
+    memory has not grown: `seconds` should be those of the longest run. Without this mode it holds
+    on the CPU's kernels all the same (below 64 slots, where `moe_mlp` in bfloat16 has one product
+    on every CPU), but not by PyTorch's formulas, which agree to rounding.
     """
 
     def __init__(
@@ -122,15 +129,20 @@ class Engine:
         """All that is not over."""
         return [*(job for job in self._rows if job), *self._waiting, *self._others]
 
-    def submit(self, work: SpeechRequest | Iterator[Any], outlet: Outlet) -> Job:
-        """Speech waits for a slot; anything else is an iterator, of which each tick takes one.
+    def submit(self, work: Request | Iterator[Any], outlet: Outlet) -> Job:
+        """A request waits for a slot; anything else is an iterator, of which each tick takes one.
 
-        So is speech whose context departs from the reference's: slots are alike.
+        So is a request whose context departs from the reference's: slots are alike. And so becomes
+        a recording, or an edit of one, that does not fit into a slot; for speech they grow.
         """
-        if isinstance(work, SpeechRequest) and work.context != AS_REFERENCE:
-            work = say(self.model, work)
         job = Job(work, outlet)
-        (self._waiting if isinstance(work, SpeechRequest) else self._others).append(job)
+        if not isinstance(work, REQUESTS):
+            self._others.append(job)
+        elif getattr(work, "context", AS_REFERENCE) != AS_REFERENCE:
+            job.work = alone(self.model, new_run(self.model, work))
+            self._others.append(job)
+        else:
+            self._waiting.append(job)
         return job
 
     @torch.no_grad()
@@ -151,7 +163,7 @@ class Engine:
         busy |= self._prompt()
         launched = self._launch()
         while self._flying and (len(self._flying) > self._ahead or not launched):
-            self._retire(self._land(self._flying.popleft()))
+            self._retire(self._land(self._flying.popleft())[0])
             busy = True
         return busy or launched
 
@@ -168,7 +180,7 @@ class Engine:
             piece = next(job.work, job)
             if piece is job:
                 self._finish(job)
-            else:
+            elif piece is not None:
                 job.outlet.put(piece)
         return True
 
@@ -180,18 +192,26 @@ class Engine:
         job.row = self._rows.index(None)
         self._rows[job.row] = job
         with Fault(lambda error: self._finish(job, error)):
-            job.speaking = Speaking(self.model, job.work)
+            job.run = new_run(self.model, job.work)
             self._start(job)
         self._settle()
         return True
 
     def _start(self, job: Job) -> None:
         """The job's next segment queues for its prompt to be run, or the job is finished."""
-        job.begun, job.segment = False, job.speaking.next()
+        job.begun, job.segment = False, job.run.next()
         if job.segment is None:
             self._finish(job)
+        elif job.segment.text is not None and not self.slots.holds(job.segment):
+            self._aside(job)
         else:
             self._prompts.append(job)
+
+    def _aside(self, job: Job) -> None:
+        """It is too long for a slot, and runs beside them."""
+        self._leave(job)
+        job.work, job.run = alone(self.model, new_run(self.model, job.work)), None
+        self._others.append(job)
 
     def _prompt(self) -> bool:
         """Up to a piece of the prompt that waits longest: the patches of others wait no longer.
@@ -215,91 +235,138 @@ class Engine:
         return True
 
     def _filling(self, job: Job) -> Iterator[int | Context]:
-        segment, voice = job.segment, job.work.latents.shape[1]
-        tokens = len(segment.prompt.ids)
-        self.slots.fit(tokens, voice, max(segment.limits.most, 1))
-        llm, semantic, reader = self.slots.desk(job.row, tokens, voice)
-        return job.speaking.filling(segment, llm, semantic, reader)
+        self.slots.fit(job.segment)
+        heard = generate.heard_frames(self.model, job.segment.prompt)
+        llm, semantic, reader = self.slots.desk(job.row, job.segment, heard)
+        return job.run.filling(job.segment, llm, semantic, reader)
 
     def _begin(self, job: Job, context: Context) -> None:
         self._prompts.popleft()
-        job.filling, job.begun = None, True
-        self.slots.begin(job.row, context, job.segment.limits, job.work.flow.guidance)
+        job.filling, job.begun, job.writing = None, True, job.segment.text is not None
+        self.slots.begin(job.row, context, job.segment, job.run.flow.guidance)
 
     def _launch(self) -> bool:
-        """One patch of every row whose outlet has room for it."""
-        going: list[tuple[int, Job, Any]] = []
-        turns = []
+        """One patch, or one token, of every row whose outlet has room for it."""
+        patches: list[tuple[int, Job, Any]] = []
+        tokens: list[tuple[int, Job, bool]] = []
+        turns, draws = [], []
         for row, job in enumerate(self._rows):
             if job is None or not job.begun or not self._has_room(job):
                 continue
-            with Fault(lambda error, job=job: self._finish(job, error)) as fault:
-                mark = job.speaking.noise.mark() if self._ahead else None
-                turns.append(self._turn(row, job))
-            if not fault.happened:
-                going.append((row, job, mark))
+            with Fault(lambda error, job=job: self._finish(job, error)):
+                if job.writing:
+                    draws.append(self._token(row, job))
+                    tokens.append((row, job, job.given is not None))
+                else:
+                    mark = job.run.noise.mark() if self._ahead else None
+                    turns.append(self._turn(row, job))
+                    patches.append((row, job, mark))
         self._settle()
-        if not going:
+        if not patches and not tokens:
             return False
         with Fault(self._fail_all):
-            self._step(going, turns)
+            self._step(_Flight(patches, tokens, None, None), turns, draws)
         return True
 
     def _turn(self, row: int, job: Job) -> Turn:
-        flow, config = job.work.flow, self.model.config
-        noise = job.speaking.noise.patch(1, config.patch_frames, config.latent_dim, flow.steps)
+        flow, config = job.run.flow, self.model.config
+        noise = job.run.noise.patch(1, config.patch_frames, config.latent_dim, flow.steps)
         return Turn(row, flow.schedule, flow.guidance != 0, noise)
+
+    def _token(self, row: int, job: Job) -> Token:
+        return Token(row, None if job.given is not None else job.run.draws())
 
     def _has_room(self, job: Job) -> bool:
         """Whether a patch more would be taken; the job's clock rests while not."""
         room = job.outlet.room() > job.in_flight
         if room:
-            job.speaking.meter.go_on()
+            job.run.meter.go_on()
         elif not job.in_flight:
-            job.speaking.meter.pause()
+            job.run.meter.pause()
         return room
 
-    def _step(self, going: list[tuple[int, Job, Any]], turns: list[Turn]) -> None:
-        slots, taken = self.slots, {row for row, _, _ in going}
-        n = slots.bucket(max(taken) + 1)
-        slots.take_turns(taken)
-        out = slots.emit(n, turns)
-        flight = _Flight(going, Landing(out, kept=not slots.graphs.used))
-        for _, job, _ in going:
+    def _step(self, flight: _Flight, turns: list[Turn], draws: list[Token]) -> None:
+        slots, kept = self.slots, not self.slots.graphs.used
+        spoke = {row for row, _, _ in flight.patches}
+        wrote = {row for row, _, _ in flight.tokens}
+        n = slots.bucket(max(spoke | wrote) + 1)
+        slots.take_turns(spoke | wrote)
+        if turns:
+            flight.sound = Landing.of(slots.emit(n, turns), kept=kept)
+        if draws:
+            out = slots.pick(n, draws)
+            flight.text = Landing(out.token, out.ended, out.stopped, kept=kept)
+        for _, job, _ in (*flight.patches, *flight.tokens):
             job.in_flight += 1
         if self._ahead:
-            slots.advance(n, taken)
+            slots.advance(n, spoke, wrote)
             self._flying.append(flight)
-            return
-        ended = self._land(flight)
-        if len(ended) < len(going):
-            slots.advance(n, taken, full=not ended and len(going) == n)
-        self._retire(ended)
+        else:
+            ended, going = self._land(flight)
+            if going:
+                slots.advance(n, spoke, wrote, full=going == n)
+        for row, job, given in flight.tokens:
+            if given and not job.over:
+                slots.speak(row, job.segment.limits, job.run.flow.guidance)
+                job.writing, job.given = False, None
+        if not self._ahead:
+            self._retire(ended)
 
-    def _land(self, flight: _Flight) -> list[Job]:
-        """The sound of a patch goes out -> the jobs whose run ended with it."""
-        landed, ended = flight.landing.wait(), []
-        for row, job, _ in flight.rows:
-            job.in_flight -= 1
-            if job.over:
-                continue
-            samples = landed.samples[row, : landed.counts[row]].copy()
-            last, stopped = landed.ended[row], landed.stopped[row]
-            with Fault(lambda error, job=job: self._finish(job, error)) as fault:
-                job.outlet.put(job.speaking.deliver(samples, last=last, stopped=stopped))
-            if last and not fault.happened:
-                self._recall(job)
-                ended.append(job)
-        return ended
+    def _land(self, flight: _Flight) -> tuple[list[Job], int]:
+        """Sound and text of a step go out -> the jobs whose run ended with it, how many go on."""
+        ended, going = [], 0
+        if flight.sound is not None:
+            landed = flight.sound.patch()
+            for row, job, _ in flight.patches:
+                job.in_flight -= 1
+                going += not landed.ended[row]
+                if not job.over and self._put_sound(row, job, landed):
+                    ended.append(job)
+        if flight.text is not None:
+            token, last, stopped = (t.tolist() for t in flight.text.wait())
+            for row, job, given in flight.tokens:
+                job.in_flight -= 1
+                speaks = job.segment.text.then is not None
+                going += given or not last[row] or (speaks and not stopped[row])
+                if job.over or given:
+                    continue
+                if self._put_text(job, token[row], last[row], stopped[row]):
+                    ended.append(job)
+        return ended, going
+
+    def _put_sound(self, row: int, job: Job, landed: Landed) -> bool:
+        """The sound of a patch goes out; whether the run ended with it."""
+        samples = landed.samples[row, : landed.counts[row]].copy()
+        last, stopped = landed.ended[row], landed.stopped[row]
+        with Fault(lambda error: self._finish(job, error)) as fault:
+            job.outlet.put(job.run.deliver(samples, last=last, stopped=stopped))
+        if last and not fault.happened:
+            self._recall(job)
+        return last and not fault.happened
+
+    def _put_text(self, job: Job, token: int, last: bool, stopped: bool) -> bool:
+        """What a token completes goes out; whether the run ended with it."""
+        with Fault(lambda error: self._finish(job, error)) as fault:
+            for piece in job.run.wrote(token, last=last, stopped=stopped):
+                job.outlet.put(piece)
+        if not last or fault.happened:
+            return False
+        self._recall(job)
+        if job.segment.text.then is None:
+            return True
+        job.given = job.segment.text.then
+        self.slots.force(job.row, job.given)
+        return False
 
     def _recall(self, job: Job) -> None:
-        """The job's run has ended: patches of it that were launched since never came to be."""
+        """The job's text or sound has ended: what was launched of it since never came to be."""
         marks = []
         for flight in self._flying:
-            marks += [mark for _, other, mark in flight.rows if other is job]
-            flight.rows = [entry for entry in flight.rows if entry[1] is not job]
+            marks += [mark for _, other, mark in flight.patches if other is job]
+            flight.patches = [entry for entry in flight.patches if entry[1] is not job]
+            flight.tokens = [entry for entry in flight.tokens if entry[1] is not job]
         if marks:
-            job.speaking.noise.rewind(marks[0])
+            job.run.noise.rewind(marks[0])
         job.in_flight = 0
 
     def _retire(self, ended: Iterable[Job]) -> None:
@@ -318,20 +385,24 @@ class Engine:
 
     def _drop(self, job: Job) -> None:
         job.over = True
-        if job.speaking is not None:
-            job.speaking.meter.pause()
+        if job.run is not None:
+            job.run.meter.pause()
         if job in self._prompts:
             self._prompts.remove(job)
             job.filling = None
         if job.row is not None:
-            self._rows[job.row] = None
-            self._leaving.add(job.row)
+            self._leave(job)
         elif job in self._waiting:
             self._waiting.remove(job)
         elif job in self._others:
             self._others.remove(job)
         if isinstance(job.work, Iterator) and hasattr(job.work, "close"):
             job.work.close()
+
+    def _leave(self, job: Job) -> None:
+        self._rows[job.row] = None
+        self._leaving.add(job.row)
+        job.row = None
 
     def _settle(self) -> None:
         """Slots that were left are cleared, and those in use become the first ones again.

@@ -5,7 +5,7 @@ stop flag of a patch, once they are there; the text head is used for text alone.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol
@@ -16,9 +16,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..model.text import Prompt
 from .noise import NoiseSource
-from .params import FlowParams, PatchLimits, TextParams
+from .params import FlowParams, PatchLimits
 from .rows import Rows
 from .step import Group, Landing, advance, emit
+from .text_rows import TextPlan, choose
 
 # tokens of a prompt, or patches of a voice, that are computed at once, between two patches of
 # others. Fewer would take hardly less time: this many meet every expert, whose weights are then
@@ -75,6 +76,16 @@ class EncodedAudio:
 def audio_patches(samples: int, hop_samples: int, patch_frames: int) -> int:
     """Whole patches in `samples`: ceil(samples / hop) // frames per patch (MODEL.md §5)."""
     return -(-samples // hop_samples) // patch_frames
+
+
+def patches_of(model, samples: Tensor) -> int:
+    """Whole patches that the latents of samples [1,L] have."""
+    return audio_patches(samples.shape[1], model.config.hop_samples, model.config.patch_frames)
+
+
+def heard_frames(model, prompt: Prompt) -> int:
+    """Frames of all latents in a prompt."""
+    return sum(patches for _, patches in prompt.spans) * model.config.patch_frames
 
 
 @torch.no_grad()
@@ -260,10 +271,10 @@ def speak(
         hidden, history = rows.hidden.clone(), rows.history.clone()
         drawn = noise.patch(1, frames, channels, flow.steps)
         out = emit(model, rows, [Group(schedule, guided, drawn)], full=not ahead)
-        landing = Landing(out)
+        landing = Landing.of(out)
         if ahead:
             advance(model, rows)
-        landed = landing.wait()
+        landed = landing.patch()
         last, stopped = landed.ended[0], landed.stopped[0]
         samples = torch.from_numpy(landed.samples[:, : landed.counts[0]])
         probability = out.probability if index + 1 >= limits.least else None
@@ -277,26 +288,18 @@ def speak(
 
 @torch.no_grad()
 def write(
-    model,
-    context: Context,
-    params: TextParams,
-    stop_ids: frozenset[int],
-    generator: torch.Generator | None = None,
+    model, context: Context, plan: TextPlan, draws: Callable[[], Tensor | None]
 ) -> Iterator[int]:
-    """Token ids from `context.hidden` on, the stop token included; at most `max_new_tokens`.
+    """Token ids from `context.hidden` on, the stop token included; at most `plan.most`.
 
-    The likeliest token at temperature 0, else one drawn by `generator`. `context` follows: after
-    each token is taken, its hidden and LLM state are those after feeding the tokens before it.
+    draws: what `choose` takes for the next token. `context` follows: after each token is taken, its
+    hidden and LLM state are those after feeding the tokens before it.
     """
-    for _ in range(params.max_new_tokens):
+    for _ in range(plan.most):
         logits = model.llm.logits(context.hidden[:, None])[:, -1].float()
-        if params.temperature == 0:
-            token = int(logits.argmax(-1))
-        else:
-            probabilities = torch.softmax(logits / params.temperature, -1)
-            token = int(torch.multinomial(probabilities, 1, generator=generator))
+        token = int(choose(logits, plan.temperature, draws()))
         yield token
-        if token in stop_ids:
+        if token in plan.stops:
             return
         feed(model, context, token)
 

@@ -50,7 +50,7 @@ class Graphs:
     """Functions by key, captured or not. `capture` None: nothing ever is."""
 
     def __init__(self, capture: Capture | None):
-        self._capture, self._impossible = capture, False
+        self._capture, self._impossible, self._short = capture, False, False
         self._kept: dict[Hashable, tuple[Callable[[], None], Any, Any]] = {}
 
     @property
@@ -64,9 +64,9 @@ class Graphs:
     def add(self, key: Hashable, function: Callable[[], Any], keep: Any = None) -> None:
         """Captures `function` under `key`; `keep`: what it reads and nobody else may hold.
 
-        It must leave no trace when it is run. Where it cannot be captured, that is logged and the
-        function will run as it is: without memory for it others may still be captured, but a step
-        that waits for the host (an op that runs as its PyTorch formula) rules all of them out.
+        It must leave no trace when it is run. Where it cannot be captured, that is logged once and
+        the function will run as it is: without memory for it others may still be captured, but a
+        step that waits for the host (an op that runs as its PyTorch formula) rules all of them out.
         """
         if self._capture is None or self._impossible:
             return
@@ -75,8 +75,10 @@ class Graphs:
         except RuntimeError as error:
             self._impossible = not isinstance(error, torch.cuda.OutOfMemoryError)
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            what = "any step" if self._impossible else key
-            logger.warning("no CUDA graph of %s, which runs slower without: %s", what, reason)
+            what = "any step" if self._impossible else f"{key}, and more may lack memory"
+            if self._impossible or not self._short:
+                logger.warning("no CUDA graph of %s, which runs slower without: %s", what, reason)
+            self._short = True
 
     def run(self, key: Hashable, function: Callable[[], Any]) -> Any:
         """The replay of what was captured under `key`, else `function` itself."""

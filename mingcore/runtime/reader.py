@@ -37,6 +37,7 @@ class BucketReader:
         self._embeds = torch.zeros(1, PIECE, width, dtype=dtype, device=device)
         self._latents = torch.zeros(1, PIECE * self._frames, config.latent_dim, device=device)
         self._tokens = torch.zeros(1, PIECE, dtype=torch.bool, device=device)
+        self._audio = torch.zeros_like(self._tokens)
         self._heard = torch.zeros(1, PIECE * self._frames, dtype=torch.bool, device=device)
 
     def fits(self, tokens: int, frames: int) -> bool:
@@ -58,10 +59,13 @@ class BucketReader:
         leave no trace."""
         bounds = [list(state.bounds) for state in self._fixed]
         self._tokens.zero_()
+        self._audio.zero_()
         self._heard.zero_()
         for fresh in (True, False):
             for n in reversed(TOKENS):
-                self._graphs.add(("read", n, fresh), partial(self._read, n, fresh))
+                for routed in (False, True):
+                    read = partial(self._read, n, fresh, routed)
+                    self._graphs.add(("read", n, fresh, routed), read)
             for n in reversed(PATCHES):
                 self._graphs.add(("hear", n, fresh), partial(self._hear, n, fresh))
         for state, before in zip(self._fixed, bounds):
@@ -78,11 +82,14 @@ class BucketReader:
 
     def read(self, model, embeds: Tensor, state: KVState, audio_mask: Tensor | None) -> Tensor:
         T = embeds.shape[1]
-        n, fresh = _bucket(T, TOKENS), state.max_length == 0
+        n, fresh, routed = _bucket(T, TOKENS), state.max_length == 0, audio_mask is not None
+        if routed:
+            self._audio.zero_()[:, :T] = audio_mask
         # experts that padding would choose by what was left there change PyTorch's products
         self._embeds.zero_()[:, :T].copy_(embeds)
         self._tokens.zero_()[:, :T] = True
-        out = self._graphs.run(("read", n, fresh), partial(self._read, n, fresh))
+        read = partial(self._read, n, fresh, routed)
+        out = self._graphs.run(("read", n, fresh, routed), read)
         state.advance(T)
         return out[:, :T].clone()
 
@@ -94,11 +101,11 @@ class BucketReader:
         )  # fmt: skip
         return self.model.pool(embedding)
 
-    def _read(self, n: int, fresh: bool) -> Tensor:
+    def _read(self, n: int, fresh: bool, routed: bool) -> Tensor:
         state = self._fixed[0]
         return self.model.llm.forward(
             self._embeds[:, :n], state.reserve(0), state.lengths, fresh=fresh,
-            attention_mask=self._tokens[:, :n],
+            attention_mask=self._tokens[:, :n], audio_mask=self._audio[:, :n] if routed else None,
         )  # fmt: skip
 
 

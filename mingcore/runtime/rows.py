@@ -16,8 +16,9 @@ from torch import Tensor
 from ..model.state import KVState
 from ..model.vae.decoder import DecoderState
 from .params import PatchLimits
+from .text_rows import TextPlan, TextRows
 
-_STATES = ("llm", "semantic", "decoder")
+_STATES = ("llm", "semantic", "decoder", "text")
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Rows:
     turn [B] bool: takes part in the next patch; the host's to set. open [B] bool: the run has not
     ended. going [B] bool: took part in this patch and goes on. made, least, most [B] int64: patches
     made; how many at least, at most. guidance [B] float32. `decoder` None: nothing is decoded.
+    `text` None: no row writes text.
     """
 
     llm: KVState
@@ -44,6 +46,7 @@ class Rows:
     least: Tensor
     most: Tensor
     guidance: Tensor
+    text: TextRows | None = None
 
     @classmethod
     def over(
@@ -72,13 +75,18 @@ class Rows:
         )
 
     @classmethod
-    def create(cls, model, batch: int, *, tokens: int, frames: int) -> Rows:
-        """`batch` rows with room for so many tokens of the LLM and frames of semantic context."""
+    def create(cls, model, batch: int, *, tokens: int, frames: int, text: bool = False) -> Rows:
+        """`batch` rows with room for so many tokens of the LLM and frames of semantic context.
+
+        text: they can write.
+        """
         llm = model.llm.new_state(batch, tokens)
         semantic = model.vae.new_semantic_state(batch, frames)
         size = (batch, model.config.llm.hidden_size)
         hidden = torch.zeros(size, dtype=model.llm.activation_dtype, device=model.llm.device)
-        return cls.over(model, llm, semantic, hidden=hidden)
+        rows = cls.over(model, llm, semantic, hidden=hidden)
+        rows.text = TextRows.create(batch, model.llm.device) if text else None
+        return rows
 
     @property
     def batch(self) -> int:
@@ -87,7 +95,8 @@ class Rows:
     @property
     def nbytes(self) -> int:
         """Of all state, filled or not."""
-        return sum(getattr(self, f.name).nbytes for f in fields(self))
+        parts = (getattr(self, f.name) for f in fields(self))
+        return sum(part.nbytes for part in parts if part is not None)
 
     def rows(self, start: int, stop: int) -> Rows:
         """Rows start..stop-1 over the same memory; the host's bounds are copied."""
@@ -109,18 +118,28 @@ class Rows:
         self.open[row] = self.turn[row] = True
         self.going[row] = False
 
+    def write(self, row: int, hidden: Tensor, plan: TextPlan) -> None:
+        """Text begins in `row`, whose states are filled: hidden [1,H]."""
+        self.hidden[row] = hidden[0]
+        self.text.begin(row, plan)
+        self.turn[row], self.going[row] = True, False
+
     def clear(self, row: int) -> None:
         """Forgets what `row` has seen; it is free."""
         self.llm.reset([row])
         self.semantic.reset([row])
         if self.decoder is not None:
             self.decoder.reset([row])
+        if self.text is not None:
+            self.text.clear(row)
         self.open[row] = self.turn[row] = self.going[row] = False
 
     def move(self, source: int, target: int) -> None:
         """The run in row `source` goes on in row `target`; `source` is free."""
         for f in fields(self):
             part = getattr(self, f.name)
+            if part is None:
+                continue
             if f.name in _STATES:
                 part.move(source, target)
             else:
@@ -137,11 +156,12 @@ class Rows:
             state.ensure(n)
         return bool(short)
 
-    def counted(self, taken: Sequence[bool]) -> None:
-        """The host's side of one patch, in which `taken` rows took part."""
+    def counted(self, spoke: Sequence[bool], wrote: Sequence[bool] | None = None) -> None:
+        """The host's side of one step, in which rows `spoke` a patch or `wrote` a token."""
         frames = self.history.shape[1]
-        steps = [(self.llm, 1), (self.semantic, frames)]
+        read = spoke if wrote is None else [a or b for a, b in zip(spoke, wrote)]
+        steps = [(self.llm, 1, read), (self.semantic, frames, spoke)]
         if self.decoder is not None:
-            steps.append((self.decoder.backbone, frames))
-        for state, T in steps:
+            steps.append((self.decoder.backbone, frames, spoke))
+        for state, T, taken in steps:
             state.bounds = [b + T * bool(t) for b, t in zip(state.bounds, taken)]

@@ -22,8 +22,9 @@ from .graphs import Graphs
 from .params import FlowParams, PatchLimits
 from .reader import BucketReader
 from .rows import Rows
-from .speaking import patch_seconds
 from .step import Emitted, Group, advance, emit
+from .text_rows import Picked, pick
+from .work import Segment, patch_seconds
 
 # what a slot holds at first beside its patches: text, and ten seconds of voice
 PROMPT_TOKENS, VOICE_PATCHES = 1024, 100
@@ -39,8 +40,16 @@ class Turn:
     noise: Tensor
 
 
+@dataclass(frozen=True)
+class Token:
+    """A row's part in the next tokens; draws [1,V], None at temperature 0."""
+
+    row: int
+    draws: Tensor | None
+
+
 class Slots:
-    """State of `count` requests, and one patch for all of them.
+    """State of `count` requests, and one patch for all of them, or a token of their text.
 
     `seconds` of speech fit into a slot at first; one longer run makes all of them longer. padded:
     every step computes all slots, in use or not, so every kernel sees the same shapes whoever else
@@ -67,11 +76,16 @@ class Slots:
             count,
             tokens=patches + PROMPT_TOKENS,
             frames=(patches + VOICE_PATCHES) * self._frames,
+            text=True,
         )
         self.rows.ensure(tokens=0, frames=0, patches=patches)
         self._padded = padded
         self._views: dict[int, Rows] = {}
         self._noise: dict[ops.FlowSchedule, Tensor] = {}
+        self._draws: Tensor | None = None
+        if self.static:
+            size = (count, model.config.llm.vocab_size)
+            self._draws = torch.ones(size, device=model.llm.device)
         self._turns = [False] * count
         # on a GPU without graphs as well, so that they change no bit
         static = graphs.used or model.llm.device.type == "cuda"
@@ -84,12 +98,20 @@ class Slots:
             return self.count
         return min(1 << (used - 1).bit_length(), self.count) if self.graphs.used else used
 
-    def fit(self, prompt_tokens: int, voice_frames: int, patches: int) -> None:
-        """Room for a run of up to so many patches; where memory moved, graphs are made anew."""
+    def holds(self, segment: Segment) -> bool:
+        """Whether a run fits as it is."""
+        llm, semantic = self.rows.llm.capacity, self.rows.semantic.capacity
+        sound = self.rows.decoder.backbone.capacity
+        frames = segment.patches * self._frames
+        wanted = (llm, segment.tokens), (semantic, segment.heard + frames), (sound, frames)
+        return all(room is None or size <= room for room, size in wanted)
+
+    def fit(self, segment: Segment) -> None:
+        """Room for a run; where memory moved, graphs are made anew."""
         before = self.memory()
-        tokens, frames = prompt_tokens + patches, voice_frames + patches * self._frames
+        frames = segment.heard + segment.patches * self._frames
         try:
-            self.rows.ensure(tokens=tokens, frames=frames, patches=patches)
+            self.rows.ensure(tokens=segment.tokens, frames=frames, patches=segment.patches)
         finally:
             # also when only a part of it could be had
             if self.memory() != before:
@@ -107,23 +129,41 @@ class Slots:
         self.clear(row)
         return self.rows.rows(row, row + 1)
 
-    def desk(self, row: int, prompt_tokens: int, voice_frames: int) -> tuple[Any, Any, Reader]:
+    def desk(self, row: int, segment: Segment, heard: int) -> tuple[Any, Any, Reader]:
         """Where the prompt of `row` is run into: empty LLM and semantic states, and who reads it.
 
-        Where steps are graphs, those of the prompt's pieces, as far as they reach; else the row.
+        Where steps are graphs, those of the prompt's pieces, as far as they reach; else the row,
+        whose semantic state is None where no patches will follow. heard: frames of all latents.
         """
         alone = self.row(row)
-        if self._reader is not None and self._reader.fits(prompt_tokens, voice_frames):
+        if self._reader is not None and self._reader.fits(len(segment.prompt.ids), heard):
             return *self._reader.start(), self._reader
-        return alone.llm, alone.semantic, PLAIN
+        return alone.llm, alone.semantic if segment.patches else None, PLAIN
 
-    def begin(self, row: int, context: Context, limits: PatchLimits, guidance: float) -> None:
+    def begin(self, row: int, context: Context, segment: Segment, guidance: float) -> None:
         """A run begins in `row`, whose prompt was run into what its desk gave."""
-        for state, filled in ((self.rows.llm, context.llm), (self.rows.semantic, context.semantic)):
-            if self._reader is not None and self._reader.owns(filled):
-                state.take(row, filled)
-            state.bounds[row] = filled.bounds[0]
-        self.rows.begin(row, context.hidden, context.history, limits, guidance)
+        filled = [(self.rows.llm, context.llm)]
+        if segment.patches:
+            filled.append((self.rows.semantic, context.semantic))
+        for state, other in filled:
+            if self._reader is not None and self._reader.owns(other):
+                state.take(row, other)
+            state.bounds[row] = other.bounds[0]
+        if segment.text is not None:
+            self.rows.write(row, context.hidden, segment.text)
+        else:
+            self.rows.begin(row, context.hidden, context.history, segment.limits, guidance)
+        self._turns[row] = True
+
+    def force(self, row: int, token: int) -> None:
+        """The text of `row` has ended; its next token is this one, and no part of the text."""
+        self.rows.text.force(row, token)
+
+    def speak(self, row: int, limits: PatchLimits, guidance: float) -> None:
+        """The run in `row`, whose text has been read, goes on with patches."""
+        self.rows.text.clear(row)
+        history = torch.zeros_like(self.rows.history[:1])
+        self.rows.begin(row, self.rows.hidden[row : row + 1], history, limits, guidance)
         self._turns[row] = True
 
     def clear(self, row: int) -> None:
@@ -151,12 +191,34 @@ class Slots:
         with ops.batch_invariant(self._padded):
             return self.graphs.run(key, lambda: emit(self.model, view, groups, full=full))
 
-    def advance(self, n: int, taken: set[int], *, full: bool = False) -> None:
+    def pick(self, n: int, tokens: Sequence[Token]) -> Picked:
+        """The next token of the rows that write, of which those of `tokens` take part."""
+        view, draws, who = self.view(n), None, None
+        if self.static:
+            for token in tokens:
+                if token.draws is not None:
+                    self._draws[token.row].copy_(token.draws[0], non_blocking=True)
+            draws = self._draws[:n]
+        else:
+            some = next((token.draws for token in tokens if token.draws is not None), None)
+            if some is not None:
+                ones = torch.ones_like(some)
+                draws = torch.cat([ones if t.draws is None else t.draws for t in tokens])
+            if len(tokens) < n:
+                who = torch.tensor([t.row for t in tokens], device=self.model.llm.device)
+        with ops.batch_invariant(self._padded):
+            return self.graphs.run(("pick", n), lambda: pick(self.model, view, draws, who))
+
+    def advance(self, n: int, spoke: set[int], wrote: set[int], *, full: bool = False) -> None:
         """The second half. full: the host knows that all of the n rows go on."""
         view, full = self.view(n), full and not self.static
+        kinds = bool(spoke), bool(wrote)
         with ops.batch_invariant(self._padded):
-            self.graphs.run(("advance", n), lambda: advance(self.model, view, full=full))
-        self.rows.counted([row in taken for row in range(self.count)])
+            self.graphs.run(
+                ("advance", n, *kinds),
+                lambda: advance(self.model, view, full=full, spoke=kinds[0], wrote=kinds[1]),
+            )
+        self.rows.counted(*([row in rows for row in range(self.count)] for rows in (spoke, wrote)))
 
     def view(self, n: int) -> Rows:
         """Rows 0..n-1, with the host's bounds of now."""
@@ -205,7 +267,7 @@ class Slots:
         return buffer
 
     def _capture(self) -> None:
-        """Graphs of both halves for every bucket and schedule; no row takes part, so no trace."""
+        """Graphs of all parts for every bucket and schedule; no row takes part, so no trace."""
         if not self.graphs.used:
             return
         turns = list(self._turns)
@@ -227,7 +289,10 @@ class Slots:
             keep = (packed.times(schedule), packed.steps(schedule), packed.rope(tokens))
             half = partial(emit, self.model, view, groups)
             self.graphs.add(("emit", n, schedule), half, keep)
-        self.graphs.add(("advance", n), partial(advance, self.model, view))
+        self.graphs.add(("pick", n), partial(pick, self.model, view, self._draws[:n]))
+        for spoke, wrote in ((True, False), (True, True), (False, True)):
+            half = partial(advance, self.model, view, spoke=spoke, wrote=wrote)
+            self.graphs.add(("advance", n, spoke, wrote), half)
 
 
 def _by_schedule(turns: Sequence[Turn]) -> dict[ops.FlowSchedule, list[Turn]]:

@@ -1,13 +1,8 @@
-"""One speech request on its way: its segments one after the other, and what goes out of each patch.
-
-Who makes the patches is the driver's business: `say` makes those of one request, `engine.py` those
-of many in step.
-"""
+"""Speech: its segments one after the other, all in the same voice."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +16,7 @@ from ..results import Speech
 from . import generate
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
-from .stats import Meter
-
-Progress = Callable[[float], None]
+from .work import Progress, Segment, delivered, new_meter, patch_seconds, results
 
 # a run that never stops ends after this many times what its text should take, and a bit
 LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
@@ -48,29 +41,21 @@ class SpeechRequest:
     context: ContextParams = AS_REFERENCE
 
 
-@dataclass(frozen=True)
-class Segment:
-    """One run of the model: its prompt, and how many patches it may make."""
-
-    prompt: prompts.Prompt
-    limits: PatchLimits
-
-
 class Speaking:
-    """A request between its patches. In turn: `next`, `fill`, patches to `deliver`; `next`, …"""
+    """A `work.Run` of a segment for each of the request's texts."""
 
     def __init__(self, model, request: SpeechRequest, noise: NoiseSource | None = None):
         self.model, self.request = model, request
         self.meter = new_meter(model, request.seed)
         self.stats = self.meter.stats
-        flow, device = request.flow, model.llm.device
-        self.noise = noise or noise_source(flow.noise, request.seed, device)
+        self.flow = request.flow
+        self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._gap = np.zeros(0, np.float32)
         self._ended, self._next = "stop", 0
         self._kept: generate.EncodedAudio | None = None
 
     def next(self) -> Segment | None:
-        """The next segment; None, and complete stats, when there is none."""
+        """See `work.Run`."""
         i, rate = self._next, self.model.config.sample_rate
         limits = None
         if i < len(self.request.texts):
@@ -80,10 +65,11 @@ class Speaking:
             self.stats.ended_by = self._ended
             return None
         self._next += 1
-        patches = self.request.latents.shape[1] // self.model.config.patch_frames
+        heard = self.request.latents.shape[1]
+        patches = heard // self.model.config.patch_frames
         text, transcript = self.request.texts[i][0], self.request.transcript
         prompt = prompts.tts_prompt(self.model.tokenizer, text, transcript, patches)
-        return Segment(prompt, limits)
+        return Segment(prompt, limits, heard=heard)
 
     def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> generate.Context:
         """Runs voice and prompt into empty states of one row (None: makes them)."""
@@ -96,7 +82,7 @@ class Speaking:
         semantic: Any = None,
         reader: generate.Reader = generate.PLAIN,
     ) -> Iterator[int | generate.Context]:
-        """`fill` piece by piece: before each, how many tokens or patches; at last the context.
+        """See `work.Run`.
 
         The semantic cache of a segment starts anew at the voice, unless the request keeps it.
         """
@@ -134,13 +120,13 @@ class Speaking:
             yield voice
 
     def heard(self, latents: Tensor) -> None:
-        """The last patch of a segment, which nothing followed: a kept context goes on behind it."""
+        """See `work.Run`: a kept context goes on behind it."""
         if self._kept is not None:
             with torch.no_grad():
                 self.model.vae.unify(latents, self._kept.semantic)
 
     def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
-        """The sound [L] of one patch as it goes out; segments are a pause apart."""
+        """See `work.Run`; segments are a pause apart."""
         rate = self.model.config.sample_rate
         if self._gap.size:
             samples, self._gap = np.concatenate((self._gap, samples)), self._gap[:0]
@@ -172,47 +158,5 @@ class Speaking:
 
 
 def say(model, request: SpeechRequest, noise: NoiseSource | None = None) -> Iterator[Speech]:
-    """Speaks the segments one after the other, each a run of its own in the same voice."""
-    speaking = Speaking(model, request, noise)
-    meter = speaking.meter
-    while (segment := speaking.next()) is not None:
-        context = speaking.fill(segment)
-        patches = generate.speak(model, context, speaking.noise, request.flow, segment.limits)
-        del context
-        with closing(patches):
-            for patch in patches:
-                sound = to_numpy(patch.samples[0])
-                speech = speaking.deliver(sound, last=patch.last, stopped=patch.stopped)
-                meter.pause()
-                yield speech
-                meter.resume()
-                if patch.last:
-                    speaking.heard(patch.latents)
-    meter.pause()
-
-
-def to_numpy(tensor: Tensor) -> np.ndarray:
-    """On the host, float32."""
-    return tensor.detach().to("cpu", torch.float32).numpy()
-
-
-def patch_seconds(config) -> float:
-    """Seconds of sound in one patch."""
-    return config.patch_frames * config.hop_samples / config.sample_rate
-
-
-def new_meter(model, seed: int) -> Meter:
-    """A running meter of a request with this seed."""
-    meter = Meter(model.llm.device)
-    meter.stats.seed = seed
-    return meter
-
-
-def delivered(model, samples: np.ndarray, meter: Meter, progress: Progress | None) -> Speech:
-    """One patch's sound, counted and reported."""
-    meter.stats.patches += 1
-    meter.heard(samples.size, model.config.sample_rate)
-    if progress is not None:
-        with meter.resting():
-            progress(meter.stats.audio_seconds)
-    return Speech(samples, model.config.sample_rate, meter.stats)
+    """Speaks the segments one after the other."""
+    return results(model, Speaking(model, request, noise))

@@ -3,7 +3,8 @@
 `emit`: stop head, flow sampler, decoder: what goes out. `advance`: semantic module, pooling, LLM:
 the next hidden state. Both take and give tensors on the device alone, look at none of them and
 leave no row's state but that of the rows that take part; so a CUDA graph of either can be replayed.
-Each is made of two stages, for those who time them. `Landing` is how results reach the host.
+Rows may write text instead: then `text_rows.pick` takes the place of `emit`, the token that of what
+was heard, and one pass of the LLM serves both. `Landing` is how results reach the host.
 """
 
 from __future__ import annotations
@@ -139,24 +140,44 @@ def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor
     )
 
 
-def advance(model, rows: Rows, *, full: bool = False) -> None:
-    """The second half: what was emitted is heard, and the rows that go on move on.
+def advance(
+    model, rows: Rows, *, full: bool = False, spoke: bool = True, wrote: bool = False
+) -> None:
+    """The second half: what was emitted is heard, what was picked is read, and the rows that go on
+    move on.
 
-    full: the host knows that this is every row.
+    full: the host knows that this is every row. spoke, wrote: any row emitted a patch, any was
+    picked a token for.
     """
-    think(model, rows, hear(model, rows, full=full), full=full)
+    if not wrote:
+        embeds = hear(model, rows, full=full)
+    elif not spoke:
+        embeds = read(model, rows)
+    else:
+        heard, tokens = hear(model, rows, heard=rows.going & ~rows.text.read), read(model, rows)
+        embeds = torch.where(rows.text.read[:, None, None], tokens, heard)
+    think(model, rows, embeds, full=full)
 
 
-def hear(model, rows: Rows, *, full: bool = False) -> Tensor:
-    """Semantic module and pooling on `rows.latents` -> embeddings [n,1,H]."""
+def hear(model, rows: Rows, *, full: bool = False, heard: Tensor | None = None) -> Tensor:
+    """Semantic module and pooling on `rows.latents` -> embeddings [n,1,H].
+
+    heard [n] bool: the rows whose patch it is; None: those that go on.
+    """
     latents, frames = rows.latents, rows.latents.shape[1]
+    heard = rows.going if heard is None else heard
     embedding = model.vae.semantic.forward(
         latents,
         rows.semantic.reserve(frames),
         rows.semantic.lengths,
-        mask=None if full else rows.going[:, None].expand(-1, frames),
+        mask=None if full else heard[:, None].expand(-1, frames),
     )
     return model.pool(embedding)
+
+
+def read(model, rows: Rows) -> Tensor:
+    """Embeddings [n,1,H] of the tokens that were picked last."""
+    return model.llm.embed(rows.text.token)[:, None]
 
 
 def think(model, rows: Rows, embeds: Tensor, *, full: bool = False) -> None:
@@ -185,27 +206,35 @@ class Landed:
 class Landing:
     """The one way from device to host: the copy starts at once and is waited for when it is read.
 
-    Work that is launched after it is not waited for. kept: `out` will not change, as that of a
-    replayed graph does, so a CPU needs no copy.
+    Work that is launched after it is not waited for. kept: the tensors will not change, as those of
+    a replayed graph do, so a CPU needs no copy.
     """
 
-    def __init__(self, out: Emitted, *, kept: bool = True):
-        tensors = (out.samples, out.counts, out.taken, out.ended, out.stopped)
+    def __init__(self, *tensors: Tensor, kept: bool = True):
         self._event = None
-        if out.samples.is_cuda:
+        if tensors[0].is_cuda:
             host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
             for copy, tensor in zip(host, tensors):
                 copy.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(out.samples.device))
+            self._event.record(torch.cuda.current_stream(tensors[0].device))
             tensors = tuple(host)
         elif not kept:
             tensors = tuple(t.clone() for t in tensors)
         self._tensors = tensors
 
-    def wait(self) -> Landed:
+    @classmethod
+    def of(cls, out: Emitted, *, kept: bool = True) -> Landing:
+        """What goes out of a patch."""
+        return cls(out.samples, out.counts, out.taken, out.ended, out.stopped, kept=kept)
+
+    def wait(self) -> tuple[Tensor, ...]:
         """What landed."""
         if self._event is not None:
             self._event.synchronize()
-        samples, *rest = self._tensors
+        return self._tensors
+
+    def patch(self) -> Landed:
+        """What landed of a patch."""
+        samples, *rest = self.wait()
         return Landed(samples.numpy(), *(t.tolist() for t in rest))

@@ -57,9 +57,9 @@ def test_errors_where_they_are_wanted(ming):
 @pytest.mark.parametrize(
     ("requests", "options", "message"),
     [
-        ("a text", {}, r"requests: must be a list .* got 'a text'"),
-        ([3], {}, r"requests\[0\]: must be a text or a mapping with one, got 3"),
-        ([{"voice": None}], {}, r"requests\[0\]: must be a text"),
+        ("a text", {}, r"requests: must be a list, each text .* got 'a text'"),
+        ([3], {}, r"requests\[0\]: must be text or a mapping with it, got 3"),
+        ([{"voice": None}], {}, r"requests\[0\]: must be text"),
         (["a"], {"slots": 0}, "slots: must be a whole number from 1 to 1024, got 0"),
         (["a"], {"errors": "ignore"}, "errors: must be raise or return, got 'ignore'"),
         (["a"], {"steps": 0}, r"requests\[0\]: steps: must be"),
@@ -68,3 +68,36 @@ def test_errors_where_they_are_wanted(ming):
 def test_bad_input(ming, requests, options, message):
     with pytest.raises(InputError, match=message):
         ming.tts_batch(requests, **options)
+
+
+def test_recordings_at_once(ming, sound):
+    audio = (sound, 16000)
+    requests = [audio, {"audio": audio, "max_new_tokens": 2}, {"audio": audio, "language": "en"}]
+    found = ming.transcribe_batch(requests, slots=2, max_new_tokens=4, temperature=2.0, seed=3)
+    for request, got in zip(requests, found):
+        request = request if isinstance(request, dict) else {"audio": request}
+        wanted = ming.transcribe(**{"max_new_tokens": 4, "temperature": 2.0, "seed": 3} | request)
+        assert (got.text, got.language) == (wanted.text, wanted.language)
+        assert got.stats.text_tokens == wanted.stats.text_tokens
+        assert got.stats.peak_memory_bytes > 0 and got.stats.ended_by == wanted.stats.ended_by
+
+
+def test_edits_at_once(ming, sound):
+    audio, quick = (sound, 16000), {"max_new_tokens": 2, "seed": 4} | QUICK
+    requests = [{"audio": audio, "instruction": "louder"}, audio, {"audio": audio, "seed": 5}]
+    found = ming.edit_batch(requests, instruction="slower", **quick)
+    for request, got in zip(requests, found):
+        request = request if isinstance(request, dict) else {"audio": request}
+        wanted = ming.edit(**{"instruction": "slower"} | quick | request)
+        assert got.text == wanted.text and np.array_equal(got.samples, wanted.samples)
+
+
+def test_bad_input_of_recordings(ming, sound):
+    for call, message in (
+        (lambda: ming.transcribe_batch(b"RIFF"), "requests: must be a list, each audio"),
+        (lambda: ming.transcribe_batch([{"text": "a"}]), r"requests\[0\]: must be audio or a"),
+        (lambda: ming.transcribe_batch(["gone.wav"]), r"requests\[0\]: audio 'gone.wav': no such"),
+        (lambda: list(together(ming, [], task="sing")), "task: must be one of tts, transcribe"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from mingcore.runtime.editing import EditRequest
 from mingcore.runtime.engine import Engine
-from mingcore.runtime.params import FlowParams
+from mingcore.runtime.params import FlowParams, TextParams
 from mingcore.runtime.speaking import SpeechRequest
+from mingcore.runtime.understanding import UnderstandRequest
 
 LATENTS = torch.randn(1, 30, 64, generator=torch.Generator().manual_seed(5))
 
@@ -42,6 +44,38 @@ MIXED = (
 )
 
 
+RECORDINGS = 0.1 * torch.randn(4, 24000, generator=torch.Generator().manual_seed(6))
+FEW = FlowParams(steps=2)
+
+
+def recognise(seed: int, tokens: int, *, temperature: float = 0.0, samples: int = 8000, **kinds):
+    kinds = {"instruction": None, "language": None} | kinds
+    recording = RECORDINGS[seed % 4 : seed % 4 + 1, :samples]
+    params = TextParams(tokens, temperature)
+    return UnderstandRequest(recording, **kinds, params=params, seed=seed)
+
+
+def edit(seed: int, tokens: int, patches: int, *, samples: int = 8000, **kinds) -> EditRequest:
+    recording = RECORDINGS[seed % 4 : seed % 4 + 1, :samples]
+    limits = {"least_seconds": 0.1, "most_seconds": patches / 10}
+    kinds = {"reasoning": True, "flow": FEW} | limits | kinds
+    return EditRequest(recording, f"louder {seed}", params=TextParams(tokens), seed=seed, **kinds)
+
+
+REQUESTS = (
+    MIXED[0],
+    recognise(51, 9, temperature=1.0),
+    edit(52, 3, 4),
+    recognise(53, 1, instruction="who?"),
+    MIXED[2],
+    edit(54, 7, 2, samples=4000, reasoning=False, flow=FlowParams(steps=3)),
+    recognise(55, 20, samples=24000, language="en"),
+    MIXED[4],
+    edit(56, 1, 9, flow=FlowParams(steps=2, noise="per_request", guidance=0)),
+    recognise(57, 5, temperature=5.0, instruction="what?"),
+)
+
+
 class Sink:
     """An outlet that keeps everything; `limit` pieces at most until they are taken."""
 
@@ -62,6 +96,14 @@ class Sink:
     @property
     def samples(self) -> np.ndarray:
         return np.concatenate([piece.samples for piece in self.pieces])
+
+
+def said(pieces) -> tuple[str, np.ndarray, str | None]:
+    """All text, all samples, the language."""
+    text = "".join(getattr(p, "text", None) or "" for p in pieces)
+    samples = [p.samples for p in pieces if hasattr(p, "samples")]
+    language = getattr(pieces[-1], "language", None)
+    return text, np.concatenate(samples) if samples else np.zeros(0), language
 
 
 def replayed_by_calling(function):

@@ -194,19 +194,19 @@ def test_a_step_that_fails_ends_those_in_it(endless, alone, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("error", "warnings"),
+    "error",
     [
-        (torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), 4 + 16),
-        (RuntimeError("operation not permitted when stream is capturing"), 1),
+        torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("operation not permitted when stream is capturing"),
     ],
 )
-def test_what_cannot_be_captured_runs_without_a_graph(endless, alone, caplog, error, warnings):
+def test_what_cannot_be_captured_runs_without_a_graph(endless, alone, caplog, error):
     def refuse(function):
         raise error
 
     with caplog.at_level(logging.WARNING):
         engine = Engine(endless, 2, graphs=Graphs(refuse))
-    assert len(caplog.records) == warnings and not len(engine.slots.graphs)
+    assert len(caplog.records) == 1 and not len(engine.slots.graphs)
     assert "no CUDA graph of " in caplog.text and str(error) in caplog.text
     same(alone, MIXED[:3], run(engine, MIXED[:3]))
 

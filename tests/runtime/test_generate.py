@@ -10,7 +10,8 @@ from mingcore.errors import InputError
 from mingcore.model.text import Prompt
 from mingcore.runtime import generate
 from mingcore.runtime.noise import SeededNoise
-from mingcore.runtime.params import FlowParams, PatchLimits, TextParams
+from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.text_rows import Draws, TextPlan, choose
 
 LATENTS = torch.randn(1, 15, 64, generator=torch.Generator().manual_seed(5))
 
@@ -137,26 +138,45 @@ def test_speaks_on_beyond_the_reference_s_4096_frames(never_stops):
     assert all(torch.isfinite(p.samples).all() for p in patches)
 
 
-def write(model, params: TextParams, seed: int = 0, stops=frozenset()):
-    generator = torch.Generator().manual_seed(seed)
-    return list(generate.write(model, start(model), params, stops, generator))
+def write(model, most: int, *, temperature: float = 0.0, stops=(), seed: int = 0) -> list[int]:
+    draws = Draws(seed, model.config.llm.vocab_size, temperature, model.llm.device)
+    return list(generate.write(model, start(model), TextPlan(most, temperature, stops), draws))
 
 
 def test_text_sampling(model):
-    greedy = write(model, TextParams(8))
-    assert greedy == write(model, TextParams(8), seed=1)
-    hot = write(model, TextParams(8, temperature=5.0), seed=1)
-    assert hot == write(model, TextParams(8, temperature=5.0), seed=1)
-    assert hot != greedy and hot != write(model, TextParams(8, temperature=5.0), seed=2)
+    greedy = write(model, 8)
+    assert greedy == write(model, 8, seed=1)
+    hot = write(model, 8, temperature=5.0, seed=1)
+    assert hot == write(model, 8, temperature=5.0, seed=1)
+    assert hot != greedy and hot != write(model, 8, temperature=5.0, seed=2)
     # nearly cold is the likeliest again
-    assert write(model, TextParams(8, temperature=1e-4), seed=3) == greedy
+    assert write(model, 8, temperature=1e-4, seed=3) == greedy
+
+
+def test_tokens_are_drawn_as_pytorch_draws_them():
+    """The same token for the same seed as torch.multinomial; rows drawn at once as each alone."""
+    logits = 3 * torch.randn(6, 301, generator=torch.Generator().manual_seed(1))
+    temperature = torch.tensor([0.7, 0.0, 2.0, 0.0, 1.0, 30.0])
+    draws, wanted = [], []
+    for row in range(6):
+        one, t = logits[row : row + 1], float(temperature[row])
+        draws.append(Draws(row, 301, t, one.device)())
+        if t == 0:
+            wanted.append(int(one.argmax()))
+        else:
+            generator = torch.Generator().manual_seed(row)
+            chance = torch.softmax(one / t, -1)
+            wanted.append(int(torch.multinomial(chance, 1, generator=generator)))
+        assert int(choose(one, t, draws[-1])) == wanted[-1]
+    draws = torch.cat([torch.ones(1, 301) if d is None else d for d in draws])
+    assert choose(logits, temperature[:, None], draws).tolist() == wanted
+    assert len(set(wanted)) > 3
 
 
 def test_text_ends_at_a_stop_token(model):
-    tokens = write(model, TextParams(8, temperature=5.0))
+    tokens = write(model, 8, temperature=5.0)
     at = tokens.index(tokens[5])
-    stopped = write(model, TextParams(8, temperature=5.0), stops=frozenset({tokens[5]}))
-    assert stopped == tokens[: at + 1]
+    assert write(model, 8, temperature=5.0, stops=(tokens[5],)) == tokens[: at + 1]
 
 
 def test_audio_and_placeholders_must_agree(model):

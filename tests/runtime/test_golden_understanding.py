@@ -4,9 +4,12 @@ import torch
 
 from mingcore.model.text import Audio, Prompt, understanding_prompt
 from mingcore.runtime import generate
-from mingcore.runtime.params import FlowParams, PatchLimits, TextParams
+from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.text_rows import TextPlan
 
-NEVER = frozenset({-1})
+
+def likeliest() -> None:
+    """No draws: the likeliest token each time."""
 
 
 def placed(g) -> Prompt:
@@ -36,7 +39,7 @@ def test_recognition(tools, model):
     hidden, llm = generate.prefill(model, prompt, [audio], audio_router=True, expected_tokens=12)
     context = generate.Context(hidden[:, -1], llm, None, latents[:, :0])
     tokens, scores = [], []
-    for token in generate.write(model, context, TextParams(12), NEVER):
+    for token in generate.write(model, context, TextPlan(12, 0.0, ()), likeliest):
         scores.append(model.llm.logits(context.hidden))
         tokens.append(token)
     assert list(prompt.ids) + tokens == g["generated"][0].tolist()
@@ -61,7 +64,7 @@ def test_editing(tools, model, monkeypatch):
     start = torch.zeros(1, 5, 64)
     context = generate.Context(hidden[:, -1], llm, audio.semantic, start)
     gen_audio = 111
-    tokens = list(generate.write(model, context, TextParams(20), frozenset({gen_audio})))
+    tokens = list(generate.write(model, context, TextPlan(20, 0.0, (gen_audio,)), likeliest))
     wanted = g["edit.tokens_argmax"].tolist()
     assert tokens == wanted[:4]
 

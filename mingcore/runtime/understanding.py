@@ -1,0 +1,103 @@
+"""Text about a recording: recognition, and answers to an instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..model import text as prompts
+from ..results import LanguageTag, Transcript
+from . import generate
+from .noise import NoiseSource, SeededNoise
+from .params import FlowParams, TextParams
+from .work import Segment, TextPlan, TextStream, new_meter
+
+# the names by which recognition's answers begin; other languages are passed on as given
+ANSWER_LANGUAGES = {"zh": "Chinese", "en": "English"}
+
+
+@dataclass(frozen=True)
+class UnderstandRequest:
+    """`samples` [1,L] and an instruction; None recognises, in `language` where it is known."""
+
+    samples: Tensor
+    instruction: str | None
+    language: str | None
+    params: TextParams
+    seed: int
+
+
+class Understanding:
+    """A `work.Run` of one segment; the last piece ends the transcript."""
+
+    flow = FlowParams()  # of patches, which there are none of
+
+    def __init__(self, model, request: UnderstandRequest, noise: NoiseSource | None = None):
+        self.model, self.request = model, request
+        self.meter = new_meter(model, request.seed)
+        self.stats = self.meter.stats
+        self.stats.audio_seconds = request.samples.shape[1] / model.config.sample_rate
+        self.noise = noise or SeededNoise(request.seed, model.llm.device)
+        self._language = ANSWER_LANGUAGES.get(request.language, request.language)
+        # only recognition in an unknown language answers with a language first
+        tagged = request.instruction is None and self._language is None
+        self._tag = LanguageTag() if tagged else None
+        self._text: TextStream | None = None
+
+    def next(self) -> Segment | None:
+        """See `work.Run`."""
+        if self._text is not None:
+            return None
+        model, params, tokenizer = self.model, self.request.params, self.model.tokenizer
+        self._text = TextStream(model, self.meter, params.temperature)
+        patches = generate.patches_of(model, self.request.samples)
+        parts = [self.request.instruction or prompts.ASR_INSTRUCTION, prompts.Audio(patches)]
+        prompt = prompts.understanding_prompt(tokenizer, parts, self._language)
+        self.stats.prompt_tokens, self.stats.patches = len(prompt.ids), patches
+        end = tokenizer.special(prompts.END_OF_TEXT, "understanding")
+        return Segment(prompt, None, TextPlan(params.max_new_tokens, params.temperature, (end,)))
+
+    def filling(
+        self,
+        segment: Segment,
+        llm: Any = None,
+        semantic: Any = None,
+        reader: generate.Reader = generate.PLAIN,
+    ) -> Iterator[int | generate.Context]:
+        """See `work.Run`; what the semantic module keeps is not needed any more."""
+        model = self.model
+        yield generate.patches_of(model, self.request.samples)
+        latents = generate.sample_latents(model, self.request.samples, self.noise)
+        for audio in generate.hearing(model, latents, state=semantic, reader=reader):
+            if isinstance(audio, int):
+                yield audio
+        read = generate.reading(
+            model, segment.prompt, [audio.projected], audio_router=True,
+            expected_tokens=segment.text.expected, state=llm, reader=reader,
+        )  # fmt: skip
+        del audio
+        for result in read:
+            if isinstance(result, int):
+                yield result
+        hidden, llm = result
+        yield generate.Context(hidden[:, -1], llm, None, latents[:, :0])
+
+    def draws(self) -> Tensor | None:
+        """See `work.Run`."""
+        return self._text.draws()
+
+    def wrote(self, token: int, *, last: bool, stopped: bool) -> Iterator[Transcript]:
+        """See `work.Run`."""
+        tag = self._tag
+        for piece in self._text.push(token, last=last, stopped=stopped):
+            text = tag.push(piece) if tag else piece
+            if text:
+                yield self._transcript(text)
+        if last:
+            yield self._transcript(tag.flush() if tag else "")
+
+    def _transcript(self, text: str) -> Transcript:
+        return Transcript(text, self.stats, self._tag.language if self._tag else self._language)

@@ -1,0 +1,177 @@
+"""What every kind of request is to those who run it: segments, each of a prompt, text and patches.
+
+Speech (speaking.py) has segments that are prompts and patches; recognition (understanding.py) one
+of a prompt and text; an edit (editing.py) one of all three. `alone` runs one request; `engine.py`
+runs many in step. Nothing is validated here, as that was done before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..model.text import Prompt
+from ..results import Speech
+from . import generate
+from .noise import NoiseSource
+from .params import FlowParams, PatchLimits
+from .stats import Meter
+from .text_rows import Draws, TextPlan
+
+Progress = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One run of the model: a prompt, then text, patches, or text and patches.
+
+    heard: frames of latents that the patches go on from; 0 where there are none.
+    """
+
+    prompt: Prompt
+    limits: PatchLimits | None
+    text: TextPlan | None = None
+    heard: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """The most that the LLM reads."""
+        text = 0 if self.text is None else self.text.most + (self.text.then is not None)
+        return len(self.prompt.ids) + text + self.patches
+
+    @property
+    def patches(self) -> int:
+        """The most that are made."""
+        return 0 if self.limits is None else max(self.limits.most, 1)
+
+
+class Run(Protocol):
+    """A request on its way. In turn: `next`; `filling`; tokens that it `wrote`; patches to
+    `deliver`; `next` again, until that is None."""
+
+    meter: Meter
+    flow: FlowParams
+    noise: NoiseSource
+
+    def next(self) -> Segment | None:
+        """The next segment; None, and complete stats, when there is none."""
+
+    def filling(
+        self,
+        segment: Segment,
+        llm: Any = None,
+        semantic: Any = None,
+        reader: generate.Reader = generate.PLAIN,
+    ) -> Iterator[int | generate.Context]:
+        """Runs all that is heard and the prompt into empty states of one row (None: makes them),
+        piece by piece: before each, how many tokens or patches; at last the context."""
+
+    def draws(self) -> Tensor | None:
+        """What the choice of the next token takes (`text_rows.choose`)."""
+
+    def wrote(self, token: int, *, last: bool, stopped: bool) -> Iterator[Any]:
+        """A token of the text -> what goes out of it. last: the text ends; stopped: by a stop."""
+
+    def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
+        """The sound [L] of one patch as it goes out."""
+
+    def heard(self, latents: Tensor) -> None:
+        """The last patch of a segment, which nothing followed."""
+
+
+class TextStream:
+    """The text of a request: `draws` for its tokens, and these as text without half characters."""
+
+    def __init__(self, model, meter: Meter, temperature: float):
+        self._stats, self._stream = meter.stats, model.tokenizer.stream()
+        vocabulary, device = model.config.llm.vocab_size, model.llm.device
+        self.draws = Draws(meter.stats.seed, vocabulary, temperature, device)
+        self._stats.ended_by = "limit"
+
+    def push(self, token: int, *, last: bool, stopped: bool) -> Iterator[str]:
+        """The text that a token completes; behind the last one, what was held back."""
+        self._stats.text_tokens += 1
+        if stopped:
+            self._stats.ended_by = "stop"
+        else:
+            yield self._stream.push(token)
+        if last:
+            yield self._stream.flush()
+
+
+def alone(model, run: Run) -> Iterator[Any]:
+    """All that a request gives, by itself; None after each piece of a prompt, for those who have
+    something else to do meanwhile. Closing it frees the request's memory."""
+    for piece in _pieces(model, run):
+        run.meter.pause()
+        yield piece
+        run.meter.resume()
+    run.meter.pause()
+
+
+def _pieces(model, run: Run) -> Iterator[Any]:
+    while (segment := run.next()) is not None:
+        for context in run.filling(segment):
+            if isinstance(context, int):
+                yield None
+        if segment.text is not None:
+            yield from _written(model, run, context, segment.text)
+        if segment.limits is None:
+            continue
+        patches = generate.speak(model, context, run.noise, run.flow, segment.limits)
+        del context
+        with closing(patches):
+            for patch in patches:
+                sound = to_numpy(patch.samples[0])
+                yield run.deliver(sound, last=patch.last, stopped=patch.stopped)
+                if patch.last:
+                    run.heard(patch.latents)
+
+
+def _written(model, run: Run, context: generate.Context, plan: TextPlan) -> Iterator[Any]:
+    for count, token in enumerate(generate.write(model, context, plan, run.draws), 1):
+        stopped = token in plan.stops
+        yield from run.wrote(token, last=stopped or count == plan.most, stopped=stopped)
+    if plan.then is not None:
+        generate.feed(model, context, plan.then)
+
+
+def results(model, run: Run) -> Iterator[Any]:
+    """`alone` without its pauses."""
+    with closing(alone(model, run)) as pieces:
+        for piece in pieces:
+            if piece is not None:
+                yield piece
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """On the host, float32."""
+    return tensor.detach().to("cpu", torch.float32).numpy()
+
+
+def patch_seconds(config) -> float:
+    """Seconds of sound in one patch."""
+    return config.patch_frames * config.hop_samples / config.sample_rate
+
+
+def new_meter(model, seed: int) -> Meter:
+    """A running meter of a request with this seed."""
+    meter = Meter(model.llm.device)
+    meter.stats.seed = seed
+    return meter
+
+
+def delivered(model, samples: np.ndarray, meter: Meter, progress: Progress | None) -> Speech:
+    """One patch's sound, counted and reported."""
+    meter.stats.patches += 1
+    meter.heard(samples.size, model.config.sample_rate)
+    if progress is not None:
+        with meter.resting():
+            progress(meter.stats.audio_seconds)
+    return Speech(samples, model.config.sample_rate, meter.stats)
