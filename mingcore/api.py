@@ -325,11 +325,17 @@ class MingAudio(Codec):
         if str(voice) in self.voices:
             return Voice.load(self.folder / "voices" / f"{voice}.safetensors")
         if Path(voice).suffix != ".safetensors":
-            raise InputError(
-                f"voice {str(voice)!r}: is no voice file (.safetensors) and none of this "
-                f"checkpoint's ({', '.join(self.voices) or 'it has none'})"
-            )
+            raise self.no_voice(voice, "is no voice file (.safetensors)")
         return Voice.load(voice)
+
+    def no_voice(self, name: str | Path, what: str) -> InputError:
+        """What to raise for a voice that is not known; it says which there are."""
+        known = f"its voices are {', '.join(self.voices)}" if self.voices else "it has none"
+        return InputError(
+            f"voice {str(name)!r}: {what}, and no voice of this checkpoint ({known}); give one of "
+            "those, a voice file (.safetensors), or a recording: a path on the command line, "
+            "`voice(...)` of it in Python"
+        )
 
 
 # the streams take what the requests take

@@ -7,6 +7,7 @@ that needs it, so `mingcore --help` is instant.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,6 +27,7 @@ from .errors import InputError, MingError
 from .options import (
     Audio,
     Backend,
+    Checkpoint,
     ContextFormat,
     ContextSeconds,
     Device,
@@ -43,6 +45,7 @@ from .options import (
     Quiet,
     Seed,
     Steps,
+    Stream,
     Subtype,
     Temperature,
     Text,
@@ -72,9 +75,7 @@ def tts(
         typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`"),
     ] = None,
     transcript: Annotated[str, typer.Option(help="what the recording of --voice says")] = "",
-    stream: Annotated[
-        bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
-    ] = False,
+    stream: Stream = False,
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
     keep_context: Annotated[
@@ -115,6 +116,8 @@ def tts(
     ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
+            if voice != "-" and not os.path.exists(voice):
+                raise ming.no_voice(voice, "no such file")
             speaker = ming.voice(voice, transcript)
         elif transcript:
             raise InputError("--transcript: belongs to a recording given by --voice")
@@ -175,9 +178,7 @@ def edit(
     instruction: Annotated[str, typer.Argument(help='what to change; "-" reads standard input')],
     model: Model = "tiny",
     out: Out = "edited.wav",
-    stream: Annotated[
-        bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
-    ] = False,
+    stream: Stream = False,
     reasoning: Annotated[bool, typer.Option(help="write the new text before speaking it")] = True,
     max_tokens: MaxTokens = 512,
     seed: Seed = None,
@@ -235,7 +236,7 @@ app.command()(bench_command.bench)
 
 @app.command()
 def info(
-    checkpoint: Annotated[str, typer.Argument(help="bundled name, folder or hub id")] = "tiny",
+    checkpoint: Checkpoint = "tiny",
     plan: Annotated[
         bool, typer.Option("--plan", help="what it would take of memory, instead")
     ] = False,
@@ -274,7 +275,7 @@ def info(
 
 @app.command()
 def precision(
-    checkpoint: Annotated[str, typer.Argument(help="bundled name, folder or hub id")] = "tiny",
+    checkpoint: Checkpoint = "tiny",
     weights: Annotated[
         str, typer.Option(help="the format to look at: fp16, bf16, int8, int8_dyn or fp8")
     ] = "int8",

@@ -19,6 +19,7 @@ from .options import (
     Json,
     Model,
     Quiet,
+    Sample,
     Seed,
     Subtype,
     Weights,
@@ -37,9 +38,7 @@ def encode(
     ] = None,
     rate: Annotated[int, typer.Option(help="of headerless samples, in Hz")] = 16000,
     channels: Annotated[int, typer.Option(help="of headerless samples, interleaved")] = 1,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
-    ] = False,
+    sample: Sample = False,
     seed: Seed = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -111,9 +110,7 @@ def roundtrip(
     plot: Annotated[
         str | None, typer.Option(help="a PNG of both spectrograms; needs mingcore[plot]")
     ] = None,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
-    ] = False,
+    sample: Sample = False,
     seed: Seed = None,
     format: Format = None,
     subtype: Subtype = "int16",

@@ -20,10 +20,11 @@ def as_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"device: {str(error).splitlines()[0]}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: must be cpu or cuda, got {device}")
+        known = device.type in ("cpu", "cuda")
+    except (RuntimeError, TypeError):
+        known = False
+    if not known:
+        raise InputError(f"device: must be cpu, cuda or a GPU such as cuda:1, got {str(device)!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(
             f"device: {device} is not here, there are {torch.cuda.device_count()} GPUs"

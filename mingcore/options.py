@@ -20,6 +20,7 @@ Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard in
 Model = Annotated[
     str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")
 ]
+Checkpoint = Annotated[str, typer.Argument(help="bundled name, folder or hub id")]
 Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
 Format = Annotated[
     str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")
@@ -32,6 +33,12 @@ Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
 FilterOut = Annotated[
     str | None,
     typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"'),
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
+]
+Sample = Annotated[
+    bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
 ]
 MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
 MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from sentences import DIGITS
 
+from mingcore.testing.compare import edit_distance
+
 GRAMMAR = "#JSGF V1.0;\ngrammar digits;\npublic <digits> = ( {} )+;\n"
 INSERTION = 1e-3  # penalty of a word: its default inserts digits into every breath
 DITHER = 2e-4  # digital silence upsets its noise estimate
@@ -38,10 +40,5 @@ def digits_heard(samples: np.ndarray) -> list[str]:
 
 
 def errors(said: list[str], heard: list[str]) -> int:
-    """Edit distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, a in enumerate(said, 1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
+    """How many words are wrong, missing or too many."""
+    return edit_distance(said, heard)

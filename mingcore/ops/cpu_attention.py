@@ -17,7 +17,7 @@ def _decode_why_not(q, k_cache, v_cache, positions, window, scale, k_scale, v_sc
 
 @register("attention_decode", "cpu", _decode_why_not)
 def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
-    out = torch.empty(q.shape, dtype=q.dtype)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
     # copies made here must live, by name, until the kernel has read them
     q, k_cache, v_cache = dense_last(q), dense_last(k_cache), dense_last(v_cache)
     _cpu.attention_decode(

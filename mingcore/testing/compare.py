@@ -12,7 +12,7 @@ the other by the order of a sum; one such value per row counts as plain PyTorch'
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -241,3 +241,13 @@ def quantisation_error(kwargs: dict[str, Any], format: str) -> tuple[float, floa
     packed = pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
     (got,), (exact,) = (oracle("moe_mlp", kw) for kw in ({**rest, "experts": packed}, kwargs))
     return max_relative(got, exact), relative_l2(got, exact)
+
+
+def edit_distance(wanted: Sequence[Any], got: Sequence[Any]) -> int:
+    """The fewest entries that must be put in, left out or replaced (Levenshtein)."""
+    row = list(range(len(got) + 1))
+    for i, a in enumerate(wanted, 1):
+        before, row[0] = row[0], i
+        for j, b in enumerate(got, 1):
+            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
+    return row[-1]

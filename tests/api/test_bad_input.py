@@ -56,7 +56,7 @@ def test_settings_of_speech_and_editing(idle, options, message):
     [
         ({"language": "fr"}, "^language: must be one of auto, zh, en"),
         ({"pause_seconds": -1}, "^pause_seconds: "), ({"pause_seconds": NAN}, "^pause_seconds: "),
-        ({"voice": "nobody"}, "^voice 'nobody': is no voice file .* none of this checkpoint's"),
+        ({"voice": "nobody"}, "^voice 'nobody': is no voice file .* no voice of this checkpoint"),
         ({"voice": "nobody.safetensors"}, "^voice 'nobody.safetensors': no such file"),
         ({"voice": 7}, "^voice: must be a Voice or a path, got int"),
         ({"voice": Voice(np.zeros((4, 64), np.float32))}, "at least one patch of 5 frames, got 4"),

@@ -5,6 +5,8 @@ tests/quality asks an independent recogniser; this is quick, and needs nothing b
 
 import pytest
 
+from mingcore.testing.compare import edit_distance
+
 SAID = (
     ("seven two zero", "slt"),
     ("three six one nine", "rms"),
@@ -18,16 +20,6 @@ def words(text: str) -> list[str]:
     return text.lower().replace(",", "").replace(".", "").split()
 
 
-def wrong(said: list[str], heard: list[str]) -> int:
-    """Edit distance in words."""
-    row = list(range(len(heard) + 1))
-    for i, a in enumerate(said, 1):
-        before, row[0] = row[0], i
-        for j, b in enumerate(heard, 1):
-            before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))
-    return row[-1]
-
-
 @pytest.mark.parametrize("options", [{}, {"dtype": "bf16"}, {"weights": "int8_dyn"}], ids=str)
 def test_it_hears_what_it_says(options):
     from mingcore import MingAudio
@@ -38,5 +30,5 @@ def test_it_hears_what_it_says(options):
         speech = ming.tts(text, voice, seed=seed, min_seconds=0.3, max_seconds=6)
         assert speech.stats.ended_by == "stop"
         heard = ming.transcribe((speech.samples, speech.sample_rate))
-        errors += wrong(words(text), words(heard.text))
+        errors += edit_distance(words(text), words(heard.text))
     assert errors <= 5, errors  # of 24 words

@@ -27,7 +27,7 @@ TINY = Path(__file__).resolve().parents[2] / "mingcore" / "checkpoints" / "tiny"
         (("tts", "hi", "--max-seconds", "0"), ("max_seconds", "0")),
         (("tts", "hi", "--min-seconds", "9", "--max-seconds", "1"), ("min_seconds", "9")),
         (("tts", "hi", "--language", "xx"), ("language", "xx")),
-        (("tts", "hi", "--voice", "nobody"), ("nobody",)),
+        (("tts", "hi", "--voice", "nobody"), ("nobody", "default", ".safetensors", "recording")),
         (("tts", "hi", "--voice", "no.safetensors"), ("no.safetensors", "no such file")),
         (("tts", "hi", "--voice", "no.wav"), ("no.wav", "no such file")),
         (("tts", "hi", "--transcript", "hi"), ("--transcript", "--voice")),

@@ -10,6 +10,7 @@ from mingcore.testing.compare import (
     Error,
     assert_within,
     check_op,
+    edit_distance,
     max_relative,
     oracle,
     quantisation_error,
@@ -141,3 +142,11 @@ def test_what_quantisation_costs():
     assert 0.02 < errors["fp8"] < 0.06
     largest, l2 = quantisation_error(kwargs, "fp8")
     assert 0.3 * l2 < largest < 5 * l2
+
+
+def test_edit_distance():
+    for wanted, got, distance in (
+        ("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("", "ab", 2), ("kitten", "sitting", 3),
+        (["one", "two", "three"], ["one", "three", "three", "four"], 2),
+    ):  # fmt: skip
+        assert edit_distance(wanted, got) == edit_distance(got, wanted) == distance
