@@ -13,7 +13,7 @@ OUT    ?= out
 JOBS   ?= $(shell n=$$(nproc); echo $$((n < 8 ? n : 8)))
 MARK   ?= not gpu and not slow
 ARGS   ?=
-BENCHES := ceilings ops moe flow conv decoder conv_vae codecs transformers formats end_to_end report
+BENCHES := ceilings ops moe flow conv decoder conv_vae codecs transformers formats end_to_end text report
 PARTS  ?= $(BENCHES)
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
 # the oldest Triton that is supported, beside the environment: tests/native compiles with both
@@ -74,6 +74,7 @@ bench: $(VENV)/.tests
 	    transformers) with_transformers bench_transformers.py --keep $$kept ;;
 	    formats) measure format_cost.py --keep $$kept ;;
 	    end_to_end) for format in "fp32" "bf16" "fp32 --weights int8" "fp32 --weights int8_dyn"; do measure bench_e2e.py --size mid --out $$kept --dtype $$format; done ;;
+	    text) for format in "int8_dyn --rounds 5" "fp32 --batches 8 --rounds 3"; do measure bench_text.py --out $$kept --weights $$format; done ;;
 	    report) measure report.py $$kept ;;
 	    *) echo "make: PARTS: there is no $$part, only $(BENCHES)" >&2; exit 2 ;;
 	  esac

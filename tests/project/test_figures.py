@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 KEPT = RESULTS / "amd-epyc-2-cores-avx512-vnni-bf16"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-UNITS = {"ms": 1e-3, "µs": 1e-6, "%": 1e-2, "": 1.0}
-NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*(ms|µs|%)(?![\w]))?")
+UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "%": 1e-2, "": 1.0}
+NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*(ms|µs|%|s)(?![\w]))?")
 
 
 def kept(name: str) -> dict:
@@ -79,6 +79,12 @@ def transformers(tokens: int) -> list[list[float]]:
     return [*times, [faster[way]["median"] for way in others if way in faster]]
 
 
+def recognitions(weights: str) -> list[list[float]]:
+    (row,) = rows(f"text-mid-{weights}", batch=8)
+    times = [[row[key]["median"]] for key in ("in_step_s", "in_turn_s")]
+    return [*times, [row["speedup"]["median"]]]
+
+
 UNIT_LAYERS = [(f"vox_unit_{width}", "patch") for width in (96, 192, 384, 768)]
 # how a row of the table begins -> figures of its cells, in the order in which they are shown; a
 # shown row may leave the last ones of a cell out
@@ -87,6 +93,10 @@ SOURCES = {
     "the same with bfloat16 weights": lambda: end_to_end("bf16"),
     "the same with int8 weights, against float32": lambda: end_to_end("fp32", "-int8"),
     "the same with int8_dyn weights, against float32": lambda: end_to_end("fp32", "-int8_dyn"),
+    "8 recordings of 3 s, 32 tokens of text each, in step at `mid`, int8_dyn": lambda: recognitions(
+        "int8_dyn"
+    ),
+    "the same 8 recordings, float32": lambda: recognitions("fp32"),
     "`moe_mlp` at the real size, 1 token": lambda: experts(1, "loop over the experts hit, bf16"),
     "the same, 16 tokens": lambda: experts(16, "loop over the experts hit, bf16"),
     "the same, 512 tokens": lambda: experts(512, "F.grouped_mm, bf16"),
