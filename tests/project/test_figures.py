@@ -178,6 +178,26 @@ def test_a_figure_that_was_not_measured_is_found(row):
     assert wrong_figures(renamed) == ["a row that nobody measured: no kept result is named for it"]
 
 
+def test_floors_are_those_that_were_kept():
+    said = re.search(r"a patch takes (.*?) times the sum of its stages' floors", README)[1]
+    shown = {name: figure for figure, name in re.findall(r"([\d.]+) \((\w+)\)", said)}
+    files = {
+        "float32": "fp32",
+        "bfloat16": "bf16",
+        "int8": "fp32-int8",
+        "int8_dyn": "fp32-int8_dyn",
+    }
+    assert shown.keys() == files.keys()
+    for name, figure in shown.items():
+        kept_times = kept(f"end_to_end-mid-{files[name]}")["floors"]["times"]
+        assert agrees(figure, 1.0, kept_times), (name, figure, kept_times)
+    other = kept("end_to_end-mid-bf16")["floors"]["in_bf16"]
+    least, times = re.search(
+        r"floor would be (\d+) ms, of which it takes ([\d.]+)", README
+    ).groups()
+    assert agrees(least, 1.0, other["patch_ms"]) and agrees(times, 1.0, other["times"])
+
+
 def test_what_formats_cost_is_what_was_kept():
     said = re.search(r"relative L2 of the result: ([^|]*?) \|", README)[1]
     shown = dict(re.findall(r"(\w+) ([\d.]+) %", said))
