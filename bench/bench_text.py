@@ -22,7 +22,6 @@ from mingcore.devices import as_device, as_dtype  # noqa: E402
 from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.runtime.engine import Engine  # noqa: E402
 from mingcore.runtime.params import TextParams  # noqa: E402
-from mingcore.runtime.requests import new_run  # noqa: E402
 from mingcore.runtime.understanding import UnderstandRequest  # noqa: E402
 from mingcore.runtime.work import results  # noqa: E402
 from mingcore.testing.timing import interleaved  # noqa: E402
@@ -70,7 +69,7 @@ def together(engine: Engine, asked: list[UnderstandRequest]) -> list[str]:
 
 
 def in_turn(model, asked: list[UnderstandRequest]) -> list[str]:
-    return ["".join(p.text for p in results(model, new_run(model, one))) for one in asked]
+    return ["".join(p.text for p in results(model, one)) for one in asked]
 
 
 def measured(model, batch: int, tokens: int, rounds: int) -> dict:

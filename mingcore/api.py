@@ -17,7 +17,7 @@ from .fidelity import RoundTrip
 from .model import load
 from .results import Speech, Transcript, Voice
 from .runtime import generate
-from .runtime.editing import Editing, EditRequest
+from .runtime.editing import EditRequest
 from .runtime.fingerprint import fingerprint
 from .runtime.locate import locate
 from .runtime.noise import SeededNoise
@@ -29,9 +29,10 @@ from .runtime.params import (
     number,
     seconds_range,
 )
-from .runtime.speaking import Speaking, SpeechRequest
-from .runtime.understanding import Understanding, UnderstandRequest
-from .runtime.work import Progress, results, to_numpy
+from .runtime.requests import results
+from .runtime.speaking import SpeechRequest
+from .runtime.understanding import UnderstandRequest
+from .runtime.work import Progress, to_numpy
 
 __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
@@ -112,8 +113,7 @@ class MingAudio(Codec):
         The options are those of `speech_request`. All chunks share one `stats`. Closing the
         iterator frees the request's memory.
         """
-        request = self.speech_request(text, voice, **options)
-        return results(self.model, Speaking(self.model, request))
+        return results(self.model, self.speech_request(text, voice, **options))
 
     def tts_batch(
         self, requests: Sequence[str | Mapping[str, Any]], *, slots: int = 8, **options: Any
@@ -192,8 +192,7 @@ class MingAudio(Codec):
         The options are those of `understand_request`. Closing the iterator frees the request's
         memory.
         """
-        request = self.understand_request(audio, instruction, **options)
-        return results(self.model, Understanding(self.model, request))
+        return results(self.model, self.understand_request(audio, instruction, **options))
 
     def transcribe_batch(
         self, requests: Sequence[Any], *, slots: int = 8, **options: Any
@@ -240,8 +239,7 @@ class MingAudio(Codec):
 
         The options are those of `edit_request`. Closing the iterator frees the request's memory.
         """
-        request = self.edit_request(audio, instruction, **options)
-        return results(self.model, Editing(self.model, request))
+        return results(self.model, self.edit_request(audio, instruction, **options))
 
     def edit_batch(
         self, requests: Sequence[Any], *, slots: int = 8, **options: Any

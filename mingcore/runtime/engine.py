@@ -13,8 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -22,60 +21,14 @@ from . import generate
 from .faults import Fault
 from .generate import Context
 from .graphs import Graphs, graphs_for
+from .jobs import Flight, Job, Outlet
 from .params import AS_REFERENCE, FlowParams
-from .requests import REQUESTS, Request, new_run
+from .requests import REQUESTS, Request, alone, new_run
 from .slots import Slots, Token, Turn, check_slots
 from .step import Landed, Landing
-from .work import Run, Segment, alone
 
 AHEAD_ON_GPU = 2
 SLOT_SECONDS = 90.0
-
-
-class Outlet(Protocol):
-    """Where a request's results go; `end` is the last call, and nothing follows it."""
-
-    def room(self) -> int:
-        """How many more pieces would be taken now."""
-
-    def put(self, piece: Any) -> None:
-        """A piece of the result."""
-
-    def end(self, error: BaseException | None) -> None:
-        """It is complete, or what went wrong."""
-
-
-@dataclass(eq=False)
-class Job:
-    """What is in the engine: a request, or an iterator that is taken one piece at a time.
-
-    filling: the prompt that is being run; `due`: the size of its next piece. begun: it is done, and
-    text is written (`writing`) or patches are made. given: the token that comes between the two.
-    """
-
-    work: Request | Iterator[Any]
-    outlet: Outlet
-    run: Run | None = None
-    segment: Segment | None = None
-    filling: Iterator[int | Context] | None = None
-    due: int = 0
-    begun: bool = False
-    writing: bool = False
-    given: int | None = None
-    row: int | None = None
-    in_flight: int = 0
-    over: bool = False
-
-
-@dataclass
-class _Flight:
-    """A step that was launched: its patches, with where each one's draws stood before it, and its
-    tokens, with whether each was given to the model."""
-
-    patches: list[tuple[int, Job, Any]]
-    tokens: list[tuple[int, Job, bool]]
-    sound: Landing | None
-    text: Landing | None
 
 
 class Engine:
@@ -116,12 +69,13 @@ class Engine:
                 graphs=graphs,
                 padded=batch_invariant,
                 flows=flows,
+                spare=2 * self._ahead,  # of text that has ended, and of sound
             )
         self._rows: list[Job | None] = [None] * slots
         self._waiting: deque[Job] = deque()
         self._prompts: deque[Job] = deque()
         self._others: list[Job] = []
-        self._flying: deque[_Flight] = deque()
+        self._flying: deque[Flight] = deque()
         self._leaving: set[int] = set()
 
     @property
@@ -139,7 +93,7 @@ class Engine:
         if not isinstance(work, REQUESTS):
             self._others.append(job)
         elif getattr(work, "context", AS_REFERENCE) != AS_REFERENCE:
-            job.work = alone(self.model, new_run(self.model, work))
+            job.work = alone(self.model, work)
             self._others.append(job)
         else:
             self._waiting.append(job)
@@ -210,7 +164,7 @@ class Engine:
     def _aside(self, job: Job) -> None:
         """It is too long for a slot, and runs beside them."""
         self._leave(job)
-        job.work, job.run = alone(self.model, new_run(self.model, job.work)), None
+        job.work, job.run = alone(self.model, job.work), None
         self._others.append(job)
 
     def _prompt(self) -> bool:
@@ -265,7 +219,7 @@ class Engine:
         if not patches and not tokens:
             return False
         with Fault(self._fail_all):
-            self._step(_Flight(patches, tokens, None, None), turns, draws)
+            self._step(Flight(patches, tokens, None, None), turns, draws)
         return True
 
     def _turn(self, row: int, job: Job) -> Turn:
@@ -285,7 +239,7 @@ class Engine:
             job.run.meter.pause()
         return room
 
-    def _step(self, flight: _Flight, turns: list[Turn], draws: list[Token]) -> None:
+    def _step(self, flight: Flight, turns: list[Turn], draws: list[Token]) -> None:
         slots, kept = self.slots, not self.slots.graphs.used
         spoke = {row for row, _, _ in flight.patches}
         wrote = {row for row, _, _ in flight.tokens}
@@ -312,7 +266,7 @@ class Engine:
         if not self._ahead:
             self._retire(ended)
 
-    def _land(self, flight: _Flight) -> tuple[list[Job], int]:
+    def _land(self, flight: Flight) -> tuple[list[Job], int]:
         """Sound and text of a step go out -> the jobs whose run ended with it, how many go on."""
         ended, going = [], 0
         if flight.sound is not None:

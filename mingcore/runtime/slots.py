@@ -53,7 +53,8 @@ class Slots:
 
     `seconds` of speech fit into a slot at first; one longer run makes all of them longer. padded:
     every step computes all slots, in use or not, so every kernel sees the same shapes whoever else
-    is there. flows: whose graphs are captured, where `graphs` captures.
+    is there. flows: whose graphs are captured, where `graphs` captures. spare: steps of a run that
+    may be launched after it has ended.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Slots:
         graphs: Graphs,
         padded: bool = False,
         flows: Sequence[FlowParams] = (FlowParams(),),
+        spare: int = 0,
     ):
         self.model, self.count, self.graphs = model, count, graphs
         self.static = padded or graphs.used
@@ -79,7 +81,7 @@ class Slots:
             text=True,
         )
         self.rows.ensure(tokens=0, frames=0, patches=patches)
-        self._padded = padded
+        self._padded, self._spare = padded, spare
         self._views: dict[int, Rows] = {}
         self._noise: dict[ops.FlowSchedule, Tensor] = {}
         self._draws: Tensor | None = None
@@ -100,24 +102,32 @@ class Slots:
 
     def holds(self, segment: Segment) -> bool:
         """Whether a run fits as it is."""
-        llm, semantic = self.rows.llm.capacity, self.rows.semantic.capacity
-        sound = self.rows.decoder.backbone.capacity
-        frames = segment.patches * self._frames
-        wanted = (llm, segment.tokens), (semantic, segment.heard + frames), (sound, frames)
-        return all(room is None or size <= room for room, size in wanted)
+        tokens, frames, patches = self._room(segment)
+        sound = self.rows.decoder.backbone
+        wanted = (
+            (self.rows.llm, tokens),
+            (self.rows.semantic, frames),
+            (sound, patches * self._frames),
+        )
+        return all(s.capacity is None or size <= s.capacity for s, size in wanted)
 
     def fit(self, segment: Segment) -> None:
         """Room for a run; where memory moved, graphs are made anew."""
         before = self.memory()
-        frames = segment.heard + segment.patches * self._frames
+        tokens, frames, patches = self._room(segment)
         try:
-            self.rows.ensure(tokens=segment.tokens, frames=frames, patches=segment.patches)
+            self.rows.ensure(tokens=tokens, frames=frames, patches=patches)
         finally:
             # also when only a part of it could be had
             if self.memory() != before:
                 self._views.clear()
                 self.graphs.clear()
                 self._capture()
+
+    def _room(self, segment: Segment) -> tuple[int, int, int]:
+        """Tokens, frames and patches of a run."""
+        patches = segment.patches + self._spare if segment.patches else 0
+        return segment.tokens + self._spare, segment.heard + patches * self._frames, patches
 
     def memory(self) -> list[int]:
         """Where the caches are."""

@@ -16,7 +16,7 @@ from ..results import Speech
 from . import generate
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
-from .work import Progress, Segment, delivered, new_meter, patch_seconds, results
+from .work import Progress, Segment, delivered, new_meter, patch_seconds
 
 # a run that never stops ends after this many times what its text should take, and a bit
 LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
@@ -155,8 +155,3 @@ class Speaking:
         return PatchLimits.from_seconds(
             least, most, seconds, least=MIN_TTS_PATCHES, expected_seconds=1.5 * expected + 2
         )
-
-
-def say(model, request: SpeechRequest, noise: NoiseSource | None = None) -> Iterator[Speech]:
-    """Speaks the segments one after the other."""
-    return results(model, Speaking(model, request, noise))

@@ -1,14 +1,13 @@
 """What every kind of request is to those who run it: segments, each of a prompt, text and patches.
 
 Speech (speaking.py) has segments that are prompts and patches; recognition (understanding.py) one
-of a prompt and text; an edit (editing.py) one of all three. `alone` runs one request; `engine.py`
-runs many in step. Nothing is validated here, as that was done before.
+of a prompt and text; an edit (editing.py) one of all three. requests.py runs one by itself,
+engine.py many in step. Nothing is validated here, as that was done before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -103,51 +102,6 @@ class TextStream:
             yield self._stream.push(token)
         if last:
             yield self._stream.flush()
-
-
-def alone(model, run: Run) -> Iterator[Any]:
-    """All that a request gives, by itself; None after each piece of a prompt, for those who have
-    something else to do meanwhile. Closing it frees the request's memory."""
-    for piece in _pieces(model, run):
-        run.meter.pause()
-        yield piece
-        run.meter.resume()
-    run.meter.pause()
-
-
-def _pieces(model, run: Run) -> Iterator[Any]:
-    while (segment := run.next()) is not None:
-        for context in run.filling(segment):
-            if isinstance(context, int):
-                yield None
-        if segment.text is not None:
-            yield from _written(model, run, context, segment.text)
-        if segment.limits is None:
-            continue
-        patches = generate.speak(model, context, run.noise, run.flow, segment.limits)
-        del context
-        with closing(patches):
-            for patch in patches:
-                sound = to_numpy(patch.samples[0])
-                yield run.deliver(sound, last=patch.last, stopped=patch.stopped)
-                if patch.last:
-                    run.heard(patch.latents)
-
-
-def _written(model, run: Run, context: generate.Context, plan: TextPlan) -> Iterator[Any]:
-    for count, token in enumerate(generate.write(model, context, plan, run.draws), 1):
-        stopped = token in plan.stops
-        yield from run.wrote(token, last=stopped or count == plan.most, stopped=stopped)
-    if plan.then is not None:
-        generate.feed(model, context, plan.then)
-
-
-def results(model, run: Run) -> Iterator[Any]:
-    """`alone` without its pauses."""
-    with closing(alone(model, run)) as pieces:
-        for piece in pieces:
-            if piece is not None:
-                yield piece
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:

@@ -14,7 +14,8 @@ from tokenizers.models import WordLevel
 
 from mingcore.model import load
 from mingcore.model.text import Tokenizer
-from mingcore.runtime.speaking import SpeechRequest, say
+from mingcore.runtime.requests import results
+from mingcore.runtime.speaking import SpeechRequest
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LIMIT = 2e-5
@@ -160,7 +161,7 @@ def alone(golden_models):
     def samples(request: SpeechRequest) -> np.ndarray:
         if request.seed not in kept:
             kept[request.seed] = np.concatenate(
-                [speech.samples for speech in say(golden_models(), request)]
+                [speech.samples for speech in results(golden_models(), request)]
             )
         return kept[request.seed]
 

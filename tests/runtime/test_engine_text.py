@@ -13,8 +13,7 @@ from mingcore.runtime.editing import Editing
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import ContextParams, FlowParams
-from mingcore.runtime.requests import new_run
-from mingcore.runtime.work import results
+from mingcore.runtime.requests import new_run, results
 from tests.runtime.engine_support import (
     FEW,
     MIXED,
@@ -45,7 +44,7 @@ def alone(endless):
 
     def pieces(one) -> list:
         if one.seed not in kept:
-            kept[one.seed] = list(results(endless, new_run(endless, one)))
+            kept[one.seed] = list(results(endless, one))
         return kept[one.seed]
 
     return pieces
@@ -223,7 +222,7 @@ def test_what_is_too_long_or_hears_otherwise_runs_beside(endless, alone):
     assert max(beside) == 2 and engine.slots.memory() == before
     same(alone, [own, MIXED[0]], [sinks[0], sinks[2]])
     first = []
-    for piece in results(endless, new_run(endless, long)):
+    for piece in results(endless, long):
         first.append(piece)
         if len(first) == 4:
             break
