@@ -103,12 +103,8 @@ class Slots:
     def holds(self, segment: Segment) -> bool:
         """Whether a run fits as it is."""
         tokens, frames, patches = self._room(segment)
-        sound = self.rows.decoder.backbone
-        wanted = (
-            (self.rows.llm, tokens),
-            (self.rows.semantic, frames),
-            (sound, patches * self._frames),
-        )
+        states = self.rows.llm, self.rows.semantic, self.rows.decoder.backbone
+        wanted = zip(states, (tokens, frames, patches * self._frames))
         return all(s.capacity is None or size <= s.capacity for s, size in wanted)
 
     def fit(self, segment: Segment) -> None:

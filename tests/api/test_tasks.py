@@ -285,7 +285,7 @@ def test_loading_options(sound):
     assert ming.model.dtype == torch.bfloat16 and ming.device.type == "cpu"
     assert ming.tts("a", seed=0, steps=1, max_seconds=0.2).samples.size == 3200
     for options, message in (
-        ({"device": "tpu"}, "device: "), ({"device": "meta"}, "must be cpu or cuda"),
+        ({"device": "tpu"}, "device: "), ({"device": "meta"}, "must be cpu, cuda or a GPU"),
         ({"device": "cuda:99"}, "is not here"), ({"dtype": "int8"}, "dtype: must be one of"),
         ({"dtype": torch.int8}, "dtype: must be one of"), ({"device": 3.5}, "device: "),
     ):  # fmt: skip
