@@ -85,7 +85,10 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
     least = None
     if rows and patches >= FLOOR_PATCHES and time_left() > 0:
         say("ceilings: reads and products")
-        least = rates(subject.device)
+        try:
+            least = rates(subject.device)
+        except torch.cuda.OutOfMemoryError as error:
+            left_out.append(f"the stages' floors: {str(error).splitlines()[0]}")
     eager = None
     if settings.baseline and time_left() > 0:
         say("loading the baseline")

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,13 +306,75 @@ def test_gpu_runner_walks_through_on_a_cpu(tmp_path):
     said = last_json(done.stdout)
     names = {part["name"] for part in said["parts"] if part["status"] == "ok"}
     assert names >= {"build", "gpu tests", "probes", "moe", "flow", "conv", "decoder", "ops"}
-    assert len(names) == len(said["parts"]) == 9
+    last = said["parts"][-1]
+    assert last["name"] == "sanitizer" and len(said["parts"]) == 10
+    if shutil.which("compute-sanitizer") is None:
+        assert last["status"] == "skipped: sanitizer: not run: no compute-sanitizer here"
+        assert len(names) == 9
     assert {b["verdict"] for b in said["bars"]} == {"not measured"}
     files = {f.name for f in tmp_path.iterdir()}
     assert files == {"report.txt", "gpu.json", "log.txt"}
     kept = json.loads((tmp_path / "gpu.json").read_text())
     assert {"ops", "end_to_end", "decoder"} <= set(kept["results"])
     assert "moe_mlp T=1, us" in (tmp_path / "report.txt").read_text()
+
+
+FAKE_SANITIZER = """#!/bin/sh
+# a stand-in: runs the command, and says what the real one would
+while [ "${1#--}" != "$1" ]; do shift 2; done
+"$@"
+echo "========= ERROR SUMMARY: ${ERRORS:-0} errors"
+[ "${ERRORS:-0}" = 0 ] || exit 9
+"""
+
+
+@pytest.fixture
+def fake_sanitizer(tmp_path):
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(FAKE_SANITIZER)
+    program.chmod(0o755)
+    return program
+
+
+def test_sanitizer_runs_every_kernel(fake_sanitizer):
+    path = f"{fake_sanitizer.parent}{os.pathsep}{os.environ['PATH']}"
+    names = ("silu_mul:cpu", "linear:cpu")
+    done = start(BENCH / "sanitize.py", "--device", "cpu", "--kernels", ",".join(names), PATH=path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = last_json(done.stdout)
+    assert [each["tool"] for each in said["tools"]] == ["memcheck", "racecheck"]
+    for each in said["tools"]:
+        ran, counts = zip(*(line.split() for line in each["ran"]))
+        assert ran == names and all(int(n) > 0 for n in counts)
+        assert each["errors"] == 0 and not each["stopped"] and each["failed"] is None
+
+
+def test_sanitizer_errors_fail(bench_modules, fake_sanitizer, monkeypatch, capsys):
+    import sanitize
+
+    monkeypatch.setenv("ERRORS", "2")
+    monkeypatch.setattr(sanitize, "tool", lambda: str(fake_sanitizer))
+    monkeypatch.setattr(sanitize, "TOOLS", ("memcheck",))
+    monkeypatch.setattr(sanitize.sys, "executable", "true")  # nothing below it
+    assert sanitize.main(["--kernels", "linear:cuda"]) == 1
+    said = last_json(capsys.readouterr().out)
+    (found,) = said["tools"]
+    assert found["errors"] == 2 and found["failed"] is None and found["ran"] == []
+    monkeypatch.setattr(sanitize, "tool", lambda: None)
+    assert sanitize.main([]) == sanitize.SKIPPED
+
+
+def test_sanitizer_is_run_over_every_gpu_kernel(bench_modules):
+    import sanitize
+
+    from mingcore.ops import registry
+
+    names = sanitize.kernels()
+    assert len(names) == len(set(names)) > 20
+    first_triton = next(i for i, name in enumerate(names) if name.endswith(":triton"))
+    assert all(name.endswith(":triton") for name in names[first_triton:])
+    here = {f"{e.op}:{e.backend}" for e in registry.entries() if e.backend in ("cuda", "triton")}
+    assert set(names) == here
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
