@@ -2,7 +2,10 @@
 // Pairs are D/2 apart, or neighbours when interleaved; heads that are not turned are copied.
 //
 // Cost: every element read once and written once, 3 flops. Slices of a wider tensor are read where
-// they are. Angles are read once per token: they are the outer loop, its heads the inner one.
+// they are. The angles of four vectors stay in registers while these elements of all heads pass: with
+// heads of 64 floats that is memory in its order. Measured, float32 pairs [2, 11, 16, 64]: 1.7 us in
+// cache, 6.3 out of memory. One vector of all heads at a time jumps from line to line: 2.1 and 12.6.
+// Head by head, a head's angles in L1: 3.0 and 7.2.
 #include <cstring>
 
 #include "kernels.h"
@@ -31,40 +34,65 @@ MC_INLINE void write(T* p, F v, int n) {
     else storen(p, v, n);
 }
 
-template <class T>
-MC_INLINE void turn_halves(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
-                           int64_t D, const float* cos, const float* sin) {
-    const int64_t half = D / 2;
-    for (int64_t i = 0; i < half; i += W) {
-        const int n = half - i < W ? (int)(half - i) : W;
-        const F c = read(cos + i, n), s = read(sin + i, n);
-        for (int64_t h = 0; h < heads; ++h) {
-            const T* p = x + h * x_head + i;
-            T* o = out + h * out_head + i;
-            const F a = read(p, n), b = read(p + half, n);
-            write(o, sub(mul(a, c), mul(b, s)), n);
-            write(o + half, fma(b, c, mul(a, s)), n);
+// Elements i.. of every head, K vectors of them (n of one vector where K is 1), with their angles in
+// registers.
+template <int K, class T>
+MC_INLINE void halves_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+                         int64_t half, const float* cos, const float* sin, int n = W) {
+    F c[K], s[K];
+    for (int k = 0; k < K; ++k) c[k] = read(cos + k * W, n), s[k] = read(sin + k * W, n);
+    for (int64_t h = 0; h < heads; ++h) {
+        const T* p = x + h * x_head;
+        T* o = out + h * out_head;
+        for (int k = 0; k < K; ++k) {
+            const F a = read(p + k * W, n), b = read(p + half + k * W, n);
+            write(o + k * W, sub(mul(a, c[k]), mul(b, s[k])), n);
+            write(o + half + k * W, fma(b, c[k], mul(a, s[k])), n);
         }
     }
 }
 
 template <class T>
+MC_INLINE void turn_halves(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+                           int64_t D, const float* cos, const float* sin) {
+    const int64_t half = D / 2;
+    int64_t i = 0;
+    for (; i + 4 * W <= half; i += 4 * W)
+        halves_at<4>(x + i, x_head, out + i, out_head, heads, half, cos + i, sin + i);
+    for (; i + 2 * W <= half; i += 2 * W)
+        halves_at<2>(x + i, x_head, out + i, out_head, heads, half, cos + i, sin + i);
+    for (; i < half; i += W)
+        halves_at<1>(x + i, x_head, out + i, out_head, heads, half, cos + i, sin + i,
+                     half - i < W ? (int)(half - i) : W);
+}
+
+template <int K, class T>
+MC_INLINE void pairs_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+                        const float* cos, const float* sin, int n = W) {
+    float cs[K * W] = {0}, ss[K * W] = {0};  // each cosine twice; -sine, sine
+    for (int j = 0; j < (K - 1) * W + n; j += 2) {
+        cs[j] = cs[j + 1] = cos[j / 2];
+        ss[j + 1] = sin[j / 2];
+        ss[j] = -ss[j + 1];
+    }
+    F c[K], s[K];
+    for (int k = 0; k < K; ++k) c[k] = load(cs + k * W), s[k] = load(ss + k * W);
+    for (int64_t h = 0; h < heads; ++h)
+        for (int k = 0; k < K; ++k) {
+            const F v = read(x + h * x_head + k * W, n);
+            write(out + h * out_head + k * W, fma(v, c[k], mul(swap_pairs(v), s[k])), n);
+        }
+}
+
+template <class T>
 MC_INLINE void turn_pairs(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
                           int64_t D, const float* cos, const float* sin) {
-    for (int64_t i = 0; i < D; i += W) {
-        const int n = D - i < W ? (int)(D - i) : W;
-        float cs[W] = {0}, ss[W] = {0};  // each cosine twice; -sine, sine
-        for (int j = 0; j < n; j += 2) {
-            cs[j] = cs[j + 1] = cos[(i + j) / 2];
-            ss[j + 1] = sin[(i + j) / 2];
-            ss[j] = -ss[j + 1];
-        }
-        const F c = load(cs), s = load(ss);
-        for (int64_t h = 0; h < heads; ++h) {
-            const F v = read(x + h * x_head + i, n);
-            write(out + h * out_head + i, fma(v, c, mul(swap_pairs(v), s)), n);
-        }
-    }
+    int64_t i = 0;
+    for (; i + 4 * W <= D; i += 4 * W)
+        pairs_at<4>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2);
+    for (; i < D; i += W)
+        pairs_at<1>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2,
+                    D - i < W ? (int)(D - i) : W);
 }
 
 template <class T>
