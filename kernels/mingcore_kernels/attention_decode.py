@@ -16,9 +16,10 @@ the batch nor on the other rows. One share needs no second launch.
 Positions: with `newest` the row's largest, slot j holds position newest - (newest - j) mod S. The
 visible span of a tile of queries is walked by position and wraps around the ring; logits of keys
 that a query does not see are -inf, and a query that sees none (position < 0) gets zeros. The
-softmax is online, in float32 and base 2. Partial sums cost (D + 2) floats a share and query: at 64
-shares of 64 keys 6 % of the LLM's bytes. Caches in int8 have a scale per slot and head: a key's
-goes on its logit, a value's on its weight; what is stored is widened to the type of q as it is.
+softmax is online, in float32 and base 2. The window is a number, so one kernel serves all. Partial
+sums cost (D + 2) floats a share and query: at 64 shares of 64 keys 6 % of the LLM's bytes. Caches
+in int8 have a scale per slot and head: a key's goes on its logit, a value's on its weight; what is
+stored is widened to the type of q as it is.
 Not measured on a GPU.
 """
 
@@ -86,13 +87,13 @@ def shares_of(S: int, window: int, T: int, tiles: int, block_s: int) -> int:
     return max(1, min(triton.cdiv(keys, block_s), PROGRAMS // tiles, MOST_SHARES))
 
 
-@triton.jit(do_not_specialize=["T", "S", "shares"])
+@triton.jit(do_not_specialize=["T", "S", "shares", "window"])
 def _attention_decode_kernel(
-    q, k_cache, v_cache, positions, out, partial, T, S, scale, shares,
+    q, k_cache, v_cache, positions, out, partial, T, S, scale, shares, window,
     stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h,
     stride_v_b, stride_v_s, stride_v_h, stride_p_b, stride_p_t,
     k_scale, v_scale, stride_ks_b, stride_ks_s, stride_ks_h, stride_vs_b, stride_vs_s, stride_vs_h,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
+    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
     SCALED: tl.constexpr, SPLIT: tl.constexpr, LOOKS: tl.constexpr, LOOK: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -110,9 +111,9 @@ def _attention_decode_kernel(
     FAR: tl.constexpr = 9223372036854775807
     first = tl.maximum(newest - S + 1, 0)
     last = tl.max(b_position, 0)
-    if WINDOW:
+    if WINDOWED:
         oldest = tl.min(tl.where(b_position >= 0, b_position, FAR), 0)
-        first = tl.maximum(first, oldest - WINDOW + 1)
+        first = tl.maximum(first, oldest - window + 1)
     keys = tl.maximum(last - first + 1, 0).to(tl.int32)
     b_last = tl.maximum(b_position - first, -1).to(tl.int32)
     slot = (first.to(tl.uint64) % tl.cast(S, tl.uint64)).to(tl.int32)
@@ -143,8 +144,8 @@ def _attention_decode_kernel(
         if SCALED:
             b_dots *= tl.load(k_scale + o_slot * stride_ks_s, mask=m_s, other=0.0)[None, :]
         m_seen = m_s[None, :] & (o_key[None, :] <= b_last[:, None])
-        if WINDOW:
-            m_seen = m_seen & (o_key[None, :] > b_last[:, None] - WINDOW)
+        if WINDOWED:
+            m_seen = m_seen & (o_key[None, :] > b_last[:, None] - window)
         b_dots = tl.where(m_seen, b_dots, float("-inf"))
         b_new = tl.maximum(b_most, tl.max(b_dots, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # nothing seen so far
@@ -224,19 +225,20 @@ def attention_decode(
         partial = q.new_empty(B * T * Hq, shares, D + 2, dtype=torch.float32)
     with on_device(q):
         _attention_decode_kernel[(shares, tiles, B)](
-            q, k_cache, v_cache, positions, out, partial, T, S, scale * _LOG2_E, shares,
+            q, k_cache, v_cache, positions, out, partial, T, S, scale * _LOG2_E, shares, window,
             *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *positions.stride(),
             *scales, *steps[0], *steps[1],
             HEADS=Hkv,
             GROUP=Hq // Hkv,
             D=D,
-            WINDOW=window,
+            WINDOWED=window > 0,
             SCALED=scaled,
             SPLIT=shares > 1,
             **looks_of(T),
             BLOCK_R=config.block_r,
             BLOCK_S=config.block_s,
             BLOCK_D=block_d,
+            enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
         )  # fmt: skip
@@ -248,5 +250,6 @@ def attention_decode(
                 D=D,
                 BLOCK_SHARES=triton.next_power_of_2(shares),
                 BLOCK_D=block_d,
+                enable_fp_fusion=True,
                 num_warps=4 if block_d * shares >= 1024 else 1,
             )

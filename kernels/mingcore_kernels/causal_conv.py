@@ -353,6 +353,7 @@ def causal_conv(
             _conv_dense_kernel[(tiles, B)](
                 *arguments, **constants, OFFSET=offset, OPERAND=TYPES[operand],
                 BLOCK_M=config.block_m, BLOCK_T=config.block_t, BLOCK_K=config.block_k,
+                enable_fp_fusion=True,
                 num_warps=config.warps, num_stages=config.stages,
             )  # fmt: skip
         else:
@@ -364,14 +365,14 @@ def causal_conv(
             tiles = triton.cdiv(N, config.block_c) * max(triton.cdiv(times, config.block_t), 1)
             _conv_direct_kernel[(tiles, B)](
                 *arguments, **constants, SHARE=config.share, BLOCK_C=config.block_c,
-                BLOCK_T=config.block_t, num_warps=config.warps,
+                BLOCK_T=config.block_t, enable_fp_fusion=True, num_warps=config.warps,
             )  # fmt: skip
         block_w = min(triton.next_power_of_2(max(W, 1)), _STATE_TILE)
         block_c = _STATE_TILE // block_w
         _conv_state_kernel[(triton.cdiv(C, block_c) if W else 1, B)](
             x, context, earlier if in_place else lengths, valid, ended, context_out, lengths_out,
             C, L, W, *x.stride(), REPLICATE=replicate, LAST=int(last), BLOCK_C=block_c,
-            BLOCK_W=block_w, num_warps=4,
+            BLOCK_W=block_w, enable_fp_fusion=True, num_warps=4,
         )  # fmt: skip
 
 

@@ -112,6 +112,7 @@ def launch(
         BLOCK_Q=block_q,
         BLOCK_S=block_s,
         BLOCK_D=block_d,
+        enable_fp_fusion=True,
         num_warps=8 if block_d > 128 else 2 if block_q <= 16 and block_s <= 16 else 4,
         num_stages=1,
         **({"launch_pdl": True} if overlap else {}),

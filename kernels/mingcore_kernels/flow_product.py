@@ -236,6 +236,7 @@ def launch(
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
         BLOCK_PARTS=1 if sums is None else block_of_parts(sums),
+        enable_fp_fusion=True,
         num_warps=config.warps,
         num_stages=config.stages,
         **({"launch_pdl": True} if overlap else {}),

@@ -100,5 +100,6 @@ def flow_step(
             HAS_NULL=v_null is not None,
             HAS_NOISE=noise is not None,
             BLOCK=BLOCK,
+            enable_fp_fusion=True,
             num_warps=4,
         )

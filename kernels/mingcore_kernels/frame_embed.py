@@ -60,5 +60,6 @@ def frame_embed(samples: Tensor, weight: Tensor, hop: int, out: Tensor) -> None:
         _frame_embed_kernel[(tiles, B)](
             samples, weight, out, L, T, H, hop, samples.stride(0), out.stride(0),
             OPERAND=TYPES[operand], BLOCK_M=config.block_m, BLOCK_T=config.block_t,
-            BLOCK_K=config.block_k, num_warps=config.warps, num_stages=config.stages,
+            BLOCK_K=config.block_k, enable_fp_fusion=True, num_warps=config.warps,
+            num_stages=config.stages,
         )  # fmt: skip

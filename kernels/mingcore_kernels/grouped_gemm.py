@@ -285,6 +285,7 @@ def launch(
             BLOCK_K=config.block_k,
             BLOCK_E=triton.next_power_of_2(E),
             BLOCK_TOP=triton.next_power_of_2(top_k),
+            enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
         )  # fmt: skip

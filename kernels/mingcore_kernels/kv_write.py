@@ -84,5 +84,6 @@ def kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: 
             **looks_of(T),
             BLOCK_T=block_t,
             BLOCK_E=block_e,
+            enable_fp_fusion=True,
             num_warps=4 if block_t * block_e >= 512 else 1,
         )  # fmt: skip

@@ -190,6 +190,7 @@ def linear(
             BLOCK_M=config.block_m,
             BLOCK_N=config.block_n,
             BLOCK_K=config.block_k,
+            enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
         )  # fmt: skip

@@ -193,7 +193,9 @@ def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     M, K = x.shape
     stored, scale = x.new_empty(M, K, dtype=torch.int8), x.new_empty(M, dtype=torch.float32)
     block = min(triton.next_power_of_2(K), 2048)
-    _quantise_rows_kernel[(M,)](x, stored, scale, K, x.stride(0), BLOCK=block, num_warps=4)
+    _quantise_rows_kernel[(M,)](
+        x, stored, scale, K, x.stride(0), BLOCK=block, enable_fp_fusion=True, num_warps=4
+    )
     return stored, scale
 
 
@@ -254,13 +256,15 @@ def _one_token(
         x, gate_up, gate_up_scale, w_s, scale_s, ids, hidden, hidden[K * I :],
         H, I, I_s, programs_s, gate_up.stride(0), gate_up.stride(1), w_s.stride(0),
         **options, EVEN_K=H % config.block_k == 0, BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k, num_warps=config.warps,
+        BLOCK_K=config.block_k, enable_fp_fusion=True,
+        num_warps=config.warps,
     )  # fmt: skip
     config = configs.choose_row("down", H, max(I, I_s), processors)
     _row_down_kernel[(triton.cdiv(H, config.block_n),)](
         down, down_scale, down_s, down_scale_s, weights, ids, hidden, hidden[K * I :], out,
         H, I, I_s, K, down.stride(0), down.stride(1), down_s.stride(0),
-        **options, BLOCK_N=config.block_n, BLOCK_K=config.block_k, num_warps=config.warps,
+        **options, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        enable_fp_fusion=True, num_warps=config.warps,
     )  # fmt: skip
 
 
@@ -309,5 +313,5 @@ def _tokens(
     _sum_slots_kernel[(T, triton.cdiv(H, block))](
         by_slot, weights, ids, out, H, K, by_slot.stride(0), out.stride(0), S,
         HAS_SHARED=shared is not None, FIRST=T <= FEW, BLOCK=block,
-        BLOCK_TOP=triton.next_power_of_2(K), num_warps=4,
+        BLOCK_TOP=triton.next_power_of_2(K), enable_fp_fusion=True, num_warps=4,
     )  # fmt: skip

@@ -60,6 +60,7 @@ def _launch(x, residual, weight, bias, eps, out, total, layer):
             HAS_RESIDUAL=residual is not None,
             HAS_BIAS=bias is not None,
             BLOCK=triton.next_power_of_2(H),
+            enable_fp_fusion=True,
             num_warps=warps_of(H),
         )  # fmt: skip
 

@@ -175,5 +175,6 @@ def overlap_add(
             PARTS=parts,
             BLOCK_T=block_t,
             BLOCK_I=block_i,
+            enable_fp_fusion=True,
             num_warps=warps,
         )  # fmt: skip

@@ -92,5 +92,6 @@ def rope(
             HAS_KV=kv is not None,
             BLOCK_H=block_h,
             BLOCK_D=block_d,
+            enable_fp_fusion=True,
             num_warps=4 if block_h * block_d >= 512 else 1,
         )  # fmt: skip

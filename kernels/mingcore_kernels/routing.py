@@ -116,6 +116,7 @@ def route_topk(logits: Tensor, renormalize: bool, weights: Tensor, ids: Tensor) 
             BLOCK_T=block_t,
             BLOCK_E=block_e,
             BLOCK_TOP=triton.next_power_of_2(K),
+            enable_fp_fusion=True,
             num_warps=4,
         )
 
@@ -126,5 +127,12 @@ def sort_by_expert(ids: Tensor, rows: Tensor, offsets: Tensor) -> None:
     block = min(max(triton.next_power_of_2(max(S, 1)), 128), SORT_BLOCK)
     with on_device(ids):
         _sort_by_expert_kernel[(E,)](
-            ids, rows, offsets, S, E, BLOCK=block, num_warps=4 if block <= 1024 else 8
+            ids,
+            rows,
+            offsets,
+            S,
+            E,
+            BLOCK=block,
+            enable_fp_fusion=True,
+            num_warps=4 if block <= 1024 else 8,
         )

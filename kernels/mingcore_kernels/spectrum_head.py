@@ -274,6 +274,7 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
             BLOCK_M=c.block_m,
             BLOCK_N=c.block_n,
             BLOCK_K=c.block_k,
+            enable_fp_fusion=True,
             num_warps=c.warps,
             num_stages=c.stages,
         )  # fmt: skip
@@ -292,6 +293,7 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
         BLOCK_T=tile.block_t,
         BLOCK_I=tile.block_i,
         BLOCK_K=BLOCK_K,
+        enable_fp_fusion=True,
         num_warps=tile.warps,
         num_stages=tile.stages,
         **({"launch_pdl": True} if overlap else {}),

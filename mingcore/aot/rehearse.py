@@ -17,10 +17,13 @@ from typing import Any
 
 import torch
 
+from mingcore_kernels.attention_decode import choose, shares_of
+
 from .. import ops
 from ..config import MingConfig
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import MingModel, build_parts
+from ..model.context import ContextCache
 from ..model.formats import Formats, resolve
 from ..model.headers import read_headers
 from ..model.sources import HeaderTensors
@@ -236,6 +239,56 @@ def _attention(model: MingModel, limits: Limits) -> None:
                 ops.attention_decode(q, cache, cache, positions, window=window)
 
 
+_WRITTEN = 3
+
+
+def _contexts(model: MingModel, limits: Limits) -> None:
+    """Semantic caches with a window, of 8 bits or both (`context_seconds`, `context_format`)."""
+    s, dtype = model.vae.semantic, model.llm.activation_dtype
+    for format in (None, "int8") if s.head_dim % 4 == 0 else (None,):
+        for T in range(1, BLOCK + 1):
+            new = torch.zeros(1, T, s.heads, s.head_dim, dtype=dtype, device=META)
+            positions = torch.zeros(1, T, dtype=torch.int64, device=META)
+            for i, (window, slots) in enumerate(_context_sizes(T, s.heads, new, format)):
+                kept = dtype if format is None else torch.int8
+                stored = torch.zeros(1, slots, s.heads, s.head_dim, dtype=kept, device=META)
+                scale = None
+                if format is not None:
+                    scale = torch.zeros(1, slots, s.heads, 1, device=META)
+                cache = ContextCache(stored, stored, scale, scale, window)
+                if i < _WRITTEN:
+                    cache.write_(new, new, positions)
+                cache.attend(new, positions)
+
+
+def _context_sizes(
+    T: int, heads: int, q: torch.Tensor, format: str | None
+) -> Iterator[tuple[int | None, int]]:
+    """(window, slots): one of each number of shares that T queries may be cut into, the slots of a
+    ring at an even and at an odd number, as strides are looked at; the first `_WRITTEN` differ in
+    what a write sees."""
+    tile = choose(T, q.shape[-1], q.element_size())
+    tiles = heads * -(-T // tile.block_r)
+    seen: set[tuple[int, bool]] = set()
+
+    def is_new(slots: int, window: int) -> bool:
+        kind = shares_of(slots, window, T, tiles, tile.block_s), window > 0
+        new = kind not in seen
+        seen.add(kind)
+        return new
+
+    for window in range(1, MOST_SLOTS, tile.block_s):
+        ring = -(-(window - 1 + T) // 16) * 16
+        if is_new(ring + 16, window):
+            yield window, ring
+            yield window, ring + 1
+        if window == 1 and format:
+            yield None, VIEW
+    for slots in range(VIEW, MOST_SLOTS + 1, VIEW) if format else ():
+        if is_new(slots, 0):
+            yield None, slots
+
+
 def _prompts(model: MingModel, limits: Limits) -> None:
     """Prompts of every length, into empty caches and behind others; a text token's logits."""
     H = model.config.llm.hidden_size
@@ -275,6 +328,7 @@ _PARTS: dict[str, Callable[[MingModel, Limits], None]] = {
     "patches": _steps,
     "caches": _caches,
     "attention": _attention,
+    "contexts": _contexts,
     "prompts": _prompts,
     "sound": _sound,
 }

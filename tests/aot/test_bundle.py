@@ -23,10 +23,7 @@ from tests.aot.fake_gpu import FakeGPU
 
 HOPPER = targets.parse("sm_90a")[0]
 TINY = "mingcore/checkpoints/tiny"
-pytestmark = [
-    pytest.mark.skipif(identity.why_not() is not None, reason=str(identity.why_not())),
-    pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
-]
+pytestmark = pytest.mark.skipif(identity.why_not() is not None, reason=str(identity.why_not()))
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

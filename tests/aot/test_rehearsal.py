@@ -13,14 +13,13 @@ pytest.importorskip("cuda.bindings")
 
 from mingcore.aot import record, rehearse, targets
 from mingcore.ops import use_backend
-from mingcore.runtime.params import FlowParams
+from mingcore.runtime.params import ContextParams, FlowParams
 from mingcore.runtime.rows import Rows
 from mingcore.runtime.step import Group, advance, emit
 from mingcore.testing import synthetic
 
 TARGET = targets.parse("sm_90a")[0]
 TINY = rehearse.Subject.of("mingcore/checkpoints/tiny")
-pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 
 
 def strays(subject, seen: record.Recording, run, target=TARGET, **formats) -> list[str]:
@@ -66,7 +65,10 @@ def test_prompts_and_patches_of_any_size(monkeypatch, weights):
     parts = {name: rehearse._PARTS[name] for name in ("patches", "prompts")}
     monkeypatch.setattr(rehearse, "_PARTS", parts)
     limits = rehearse.Limits(rows=2, tokens=40)
+    # Triton 3.10 is to change the default, so every launch says what it wants
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
     seen = rehearse.launches(TINY, TARGET, limits, weights=weights)
+    assert all(json.loads(s.specialization)["options"]["enable_fp_fusion"] for s in seen.launches)
     draw = random.Random(1)
     found = strays(
         TINY, seen, lambda m: prompts(m, draw.sample(range(1, 41), 6), 40), weights=weights
@@ -76,6 +78,44 @@ def test_prompts_and_patches_of_any_size(monkeypatch, weights):
     assert not found, "\n".join(found)
     # and what is beyond the limits is not there, so this test can fail
     assert strays(TINY, seen, lambda m: prompts(m, [300], 300), weights=weights)
+
+
+def in_context(model, options, voice, draw):
+    """A voice is heard and patches follow, as of a request with a context of its own."""
+    config, dtype = model.config, model.llm.activation_dtype
+    state = options.state(model, voice + 5 * draw.randrange(1, 200))
+    state.bounds[0] = draw.randrange(2) * 40  # behind what an earlier segment kept
+    model.pool(model.vae.unify(meta(1, voice, config.latent_dim), state)[0])
+    hidden = meta(1, config.llm.hidden_size).to(dtype)
+    rows = Rows.over(model, model.llm.new_state(1, 64), state, hidden=hidden)
+    noise = meta(11, 1, config.patch_frames, config.latent_dim)
+    for full in (True, False):
+        emit(model, rows, [Group(FlowParams().schedule, True, noise)], full=full)
+        advance(model, rows, full=full)
+        rows.counted([True])
+
+
+def contexts(model, draw, longest, count):
+    for _ in range(count):
+        options = ContextParams(
+            seconds=draw.choice((None, 0.1, draw.uniform(0.1, 3), draw.uniform(1, 120))),
+            format=draw.choice((None, "int8")),
+        )
+        in_context(model, options, 5 * draw.randrange(1, longest // 5 + 1), draw)
+
+
+def test_contexts_that_depart_from_the_reference(monkeypatch):
+    parts = {name: rehearse._PARTS[name] for name in ("patches", "attention", "contexts")}
+    monkeypatch.setattr(rehearse, "BLOCK", 20)
+    monkeypatch.setattr(rehearse, "_PARTS", parts)
+    run = lambda model: contexts(model, random.Random(3), 20, 20)  # noqa: E731
+    caches = ("_attention_decode", "_combine", "_kv_write")
+    for complete in (True, False):
+        seen = rehearse.launches(TINY, TARGET, rehearse.Limits(rows=1), dtype=torch.bfloat16)
+        found = strays(TINY, seen, run, dtype=torch.bfloat16)
+        found = [each for each in found if each.startswith(caches)]
+        assert bool(found) != complete, "\n".join(found)
+        parts.pop("contexts", None)
 
 
 def sound(model, draw):
@@ -112,6 +152,7 @@ def test_everything_of_a_deeper_model(tmp_path, arch):
         lambda m: prompts(m, draw.sample(range(1, 201), 40), 200),
         lambda m: [patches(m, n, s) for n in (1, 2, 3, 4) for s in (64, 640, 1500, 5000)],
         lambda m: sound(m, draw),
+        lambda m: contexts(m, draw, 600, 60),
     ):
         found = strays(subject, seen, run, target)
         assert not found, "\n".join(found)

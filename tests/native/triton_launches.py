@@ -14,6 +14,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 OPTIONS = ("num_warps", "num_stages", "launch_pdl")
+FUSION = "enable_fp_fusion"  # every launch names it, so it tells none from another
 TYPES = {
     torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
     torch.int8: "i8", torch.int64: "i64", torch.bool: "i1", torch.float8_e4m3fn: "fp8e4nv",
@@ -26,7 +27,7 @@ def recorded(launch) -> list[tuple]:
     found = {}
 
     def record(kernel, *args, grid, warmup, **named):
-        options = {name: named.pop(name) for name in OPTIONS if name in named}
+        options = {name: named.pop(name) for name in (*OPTIONS, FUSION) if name in named}
         given = dict(zip(kernel.arg_names, args)) | named
         signature, constants, divisible = {}, {}, {}
         for i, name in enumerate(kernel.arg_names):
