@@ -1,9 +1,10 @@
 """What compiled kernels took when it was kept, and when that is worse now.
 
 bench/results/cuda_resources.json and triton_resources.json hold one line per kernel, for every
-architecture. A kernel is worse when it spills at all, when it takes more than a tenth or at least
-LIMIT_REGISTERS registers more, a tenth more of shared memory, or when an instruction of the matrix
-unit that it had is gone. Less is no fault; `exact` says of any difference that the file is old.
+architecture. A kernel is worse when it spills more than was kept (of most kernels that is nothing),
+when it takes more than a tenth or at least LIMIT_REGISTERS registers more, a tenth more of shared
+memory, or when an instruction of the matrix unit that it had is gone. Less is no fault; `exact`
+says of any difference that the file is old.
 """
 
 from __future__ import annotations
@@ -42,8 +43,10 @@ def faults(
     said = []
     for now in found:
         before = kept.get(now.name)
-        if now.spilled:
-            said.append(f"{now.name}: spills {now.spilled} bytes")
+        known = before.spilled if before else 0
+        if now.spilled > known:
+            kept_too = f", kept {known}" if known else ""
+            said.append(f"{now.name}: spills {now.spilled} bytes{kept_too}")
         elif now.local:
             said.append(f"{now.name}: has local memory")
         elif before is None:
@@ -58,6 +61,8 @@ def _differences(now: Taken, before: Taken, exact: bool) -> list[str]:
     more = now.registers - before.registers
     if _above(now.registers, before.registers) or more >= LIMIT_REGISTERS or (exact and more):
         said.append(f"{now.registers} registers, kept {before.registers}")
+    if exact and now.spilled != before.spilled:
+        said.append(f"spills {now.spilled} bytes, kept {before.spilled}")
     more = now.shared_bytes - before.shared_bytes
     if _above(now.shared_bytes, before.shared_bytes) or (exact and more):
         said.append(f"{now.shared_bytes} bytes of shared memory, kept {before.shared_bytes}")

@@ -16,7 +16,7 @@ def triton_folder(request) -> Path | None:
 
 
 def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
-    timeout = 600 if "all" in mode else 280
+    timeout = 1500 if "all" in mode else 280
     return triton_process.run("run_triton_flow.py", cache, folder, *mode, timeout=timeout)
 
 
@@ -32,7 +32,8 @@ def check_binaries(lines: list[dict], exact: bool = False) -> None:
     triton_process.held("flow_sample", lines, exact=exact)
     for line in lines:
         usage = line["usage"]
-        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert usage["STACK"] <= triton_process.MOST_STACK and usage["LOCAL"] == 0, line
+        assert 0 < usage["REG"] <= 255, line
         assert line["shared"] <= configs.shared_bytes(line["sm"]), line
         # a launch that starts early touches nothing before the one in front of it is complete
         assert (line["waits"] == 1) == (line["sm"] >= 90) and line["early"] == 0, line
@@ -51,6 +52,7 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_every_format_and_batch_compiles(triton_folder, tmp_path):
     check_binaries(run(tmp_path, triton_folder, "compile", "all"), exact=True)
 

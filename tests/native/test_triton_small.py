@@ -30,7 +30,8 @@ def triton_folder(request) -> Path | None:
 
 
 def run(cache: Path, folder: Path | None, *mode: str) -> list[dict]:
-    return triton_process.run("run_triton_small.py", cache, folder, *mode)
+    timeout = 1500 if mode == ("compile",) else 280
+    return triton_process.run("run_triton_small.py", cache, folder, *mode, timeout=timeout)
 
 
 def check_interpreted(lines: list[dict], least: int) -> None:
@@ -71,6 +72,7 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)
 def test_every_tile_and_type_compiles(triton_folder, tmp_path):
     check_binaries(run(tmp_path, triton_folder, "compile"), exact=True)
 

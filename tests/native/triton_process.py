@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "bench"))
 import resources_triton  # noqa: E402
 
 OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
+MOST_STACK = 32  # bytes that ptxas may spill; which launches do is kept, and held to that
 
 
 def folder_of(version: str) -> Path | None:
