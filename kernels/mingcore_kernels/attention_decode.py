@@ -51,14 +51,15 @@ class Config:
 
 # (bytes of an element, D up to) -> (block_s, warps, stages) for 16, 32 and 64 queries a program.
 # Reasoned, not measured: one or two blocks of keys and values on their way, some programs an SM; a
-# third stage at (2, 64), 16 spills for sm_90 and sm_100.
+# third stage at (2, 64), 16 spills for sm_90 and sm_100. float32 has no matrix unit, so its sums
+# need warps: with half as many, or 64 queries of 256, up to 7 KB a thread went to the stack.
 _TABLE = {
     (2, 64): ((64, 4, 2), (64, 4, 3), (64, 4, 3)),
     (2, 128): ((64, 4, 3), (64, 4, 3), (64, 8, 2)),
     (2, 256): ((32, 4, 3), (32, 4, 2), (32, 8, 2)),
-    (4, 64): ((32, 4, 2), (32, 4, 2), (32, 8, 2)),
-    (4, 128): ((16, 4, 2), (16, 8, 2), (16, 8, 2)),
-    (4, 256): ((16, 8, 1), (16, 8, 1), (16, 8, 1)),
+    (4, 64): ((32, 4, 2), (32, 8, 2), (16, 8, 2)),
+    (4, 128): ((16, 8, 2), (16, 8, 1), (16, 16, 1)),
+    (4, 256): ((16, 8, 1), (16, 8, 1)),
 }
 _HEIGHTS = (16, 32, 64)
 
@@ -69,9 +70,10 @@ def choose(rows: int, D: int, element_bytes: int) -> Config:
     >>> choose(5, 64, 2)
     Config(block_r=16, block_s=64, warps=4, stages=2)
     """
-    i = next((i for i, height in enumerate(_HEIGHTS) if rows <= height), len(_HEIGHTS) - 1)
     width = next(width for bytes_, width in _TABLE if bytes_ == element_bytes and width >= D)
-    return Config(_HEIGHTS[i], *_TABLE[element_bytes, width][i])
+    tiles = dict(zip(_HEIGHTS, _TABLE[element_bytes, width]))
+    height = next((height for height in tiles if rows <= height), max(tiles))
+    return Config(height, *tiles[height])
 
 
 def shares_of(S: int, window: int, T: int, tiles: int, block_s: int) -> int:

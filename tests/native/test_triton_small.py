@@ -55,7 +55,8 @@ def check_binaries(lines: list[dict], exact: bool = False) -> None:
     triton_process.held("small", lines, exact=exact)
     for line in lines:
         usage = line["usage"]
-        assert usage["STACK"] == 0 and usage["LOCAL"] == 0 and 0 < usage["REG"] <= 255, line
+        assert usage["STACK"] <= triton_process.MOST_STACK and usage["LOCAL"] == 0, line
+        assert 0 < usage["REG"] <= 255, line
         assert line["shared"] <= configs.shared_bytes(line["sm"]), line
         if line["kernel"] in ("_attention_decode_kernel", "_linear_kernel"):
             if line["types"][0] != "*fp32":
@@ -107,4 +108,5 @@ def test_every_width_of_attention_has_a_tile():
         for dtype in (torch.bfloat16, torch.float32):
             for rows in (1, 16, 17, 64, 65, 5000):
                 config = attention_decode.choose(rows, D, dtype.itemsize)
-                assert config.block_r >= min(rows, 64)
+                tallest = 32 if dtype == torch.float32 and D > 128 else 64
+                assert config.block_r >= min(rows, tallest)
