@@ -40,7 +40,11 @@ def rows():
 
 
 def pytest_benchmark_update_machine_info(config, machine_info):
-    machine_info["mingcore"] = machine.describe()
+    # without what is other in every run: --benchmark-compare would take it for another machine.
+    # pytest-benchmark keeps commit and time itself
+    here = machine.describe()
+    machine_info["mingcore"] = {k: v for k, v in here.items() if k not in ("commit", "time_utc")}
+    machine_info.pop("cpu", None)  # its clock of that moment
 
 
 def pytest_unconfigure(config):

@@ -94,6 +94,23 @@ def test_ops_bench_prints_a_table_and_json(tmp_path):
     assert json.loads((tmp_path / "ops-odd.json").read_text()) == said
 
 
+@pytest.mark.slow
+def test_ops_bench_is_compared_with_an_earlier_run():
+    folder = ROOT / ".benchmarks" / "test"  # pytest-benchmark takes none outside of where it runs
+    run = ["-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--benchmark-only", "--quick"]
+    run += ["--size", "odd", "-k", "silu_mul", "--benchmark-columns=median"]
+    run += [f"--benchmark-storage={folder}"]
+    try:
+        assert start(*run, "--benchmark-save=before").returncode == 0
+        done = start(*run, "--benchmark-compare=0001")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("(NOW)", "(0001_before)"):
+        assert f"test_cpu[silu_mul-odd_sizes-fp32] {name}" in done.stdout
+    assert "machine_info is different" not in done.stdout + done.stderr
+
+
 def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
     import measure
 
