@@ -5,7 +5,7 @@
 #         machine without a GPU. It is a pip requirement and may carry pip options.
 # JOBS    processes that run the tests: as many as there are cores, 8 at most
 # MARK    pytest's -m expression for `make test`;  ARGS  further arguments for pytest
-# PARTS   of `make bench`, by default all
+# PARTS   of `make bench`, by default all;  FULL=1  with every size and routing, as the kept report
 # OUT     where `make demo` and `make gpu` leave their files
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,6 +15,12 @@ MARK   ?= not gpu and not slow
 ARGS   ?=
 BENCHES := ceilings ops moe flow conv decoder conv_vae codecs transformers formats end_to_end text report
 PARTS  ?= $(BENCHES)
+SOME_moe := --tokens 1,8,16,64,512 --routing balanced
+FULL_moe := --tokens 1,2,4,8,16,32,64,128,512,4096
+SOME_flow := --tokens 11 --batches 1,4
+FULL_flow :=
+SOME_conv := --sizes patch,10s --budget 0.3
+FULL_conv :=
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
 # the oldest Triton that is supported, beside the environment: tests/native compiles with both
 OLDEST_TRITON := 3.6.0
@@ -65,9 +71,9 @@ bench: $(VENV)/.tests
 	  case $$part in
 	    ceilings) measure ceilings.py --keep $$kept ;;
 	    ops) $(PY) -m pytest bench --benchmark-only -m "not gpu" -q --keep $$kept $(ARGS) ;;
-	    moe) measure bench_moe.py --size real --layers 2 --tokens 1,8,16,64,512 --routing balanced --formats bf16,int8 --keep $$kept ;;
-	    flow) measure bench_flow.py --size real --tokens 11 --batches 1,4 --keep $$kept ;;
-	    conv) measure bench_conv.py --sizes patch,10s --budget 0.3 --keep $$kept ;;
+	    moe) measure bench_moe.py --size real --layers 2 $($(if $(FULL),FULL,SOME)_moe) --formats bf16,int8 --keep $$kept ;;
+	    flow) measure bench_flow.py --size real $($(if $(FULL),FULL,SOME)_flow) --keep $$kept ;;
+	    conv) measure bench_conv.py $($(if $(FULL),FULL,SOME)_conv) --keep $$kept ;;
 	    decoder) measure bench_decoder.py --size real --budget 5 --keep $$kept ;;
 	    conv_vae) measure bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept ;;
 	    codecs) with_transformers bench_codecs.py --keep $$kept ;;
