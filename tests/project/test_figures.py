@@ -208,6 +208,14 @@ def test_what_formats_cost_is_what_was_kept():
         assert agrees(figure, 1e-2, errors[name]), (name, figure, errors[name])
 
 
+def test_spills_are_those_that_were_kept():
+    said = re.search(r"(\d+) of (\d+) Triton launches put (\d+) to (\d+) bytes", README).groups()
+    content = json.loads((RESULTS / "triton_resources.json").read_text()).values()
+    stacks = [launch["usage"]["STACK"] for op in content for launch in op["launches"]]
+    spills = [n for n in stacks if n]
+    assert list(map(int, said)) == [len(spills), len(stacks), min(spills), max(spills)]
+
+
 def test_kept_results_name_machine_versions_and_commit():
     paths = [p for p in RESULTS.rglob("*.json") if p.stem != "results"]
     assert len(paths) >= 10
