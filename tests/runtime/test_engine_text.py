@@ -40,12 +40,12 @@ WAYS = {
 @pytest.fixture
 def alone(endless):
     """Request -> what it gives when it is the only one, by the loop of one request."""
-    kept: dict[int, list] = {}
+    kept: dict[int, tuple] = {}
 
     def pieces(one) -> list:
-        if one.seed not in kept:
-            kept[one.seed] = list(results(endless, one))
-        return kept[one.seed]
+        if id(one) not in kept:
+            kept[id(one)] = one, list(results(endless, one))  # its id is not another's
+        return kept[id(one)][1]
 
     return pieces
 
