@@ -111,7 +111,7 @@ class BuildExt(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["mingcore", "mingcore.*"]), "mingcore_kernels"],
+    packages=[*find_packages(include=["mingcore", "mingcore.*"]), *find_packages("kernels")],
     package_dir={"mingcore_kernels": "kernels/mingcore_kernels"},
     package_data={"mingcore": ["py.typed", "checkpoints/**", "ops/verified/*.json"]},
     ext_modules=[Extension("mingcore._cpu", sources=["csrc/bindings.cpp"])],

@@ -25,7 +25,7 @@ import reporting  # noqa: E402
 from conv_head import PATCH, Head  # noqa: E402
 from conv_layers import LAYERS, Built, Size  # noqa: E402
 
-from mingcore.ops import dispatch, registry  # noqa: E402
+from mingcore.ops._core import dispatch, registry  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.roofline import ceilings  # noqa: E402
 from mingcore.testing.timing import graph_interleaved, interleaved  # noqa: E402

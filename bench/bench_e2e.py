@@ -15,10 +15,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 
 import reporting  # noqa: E402
 
-from mingcore.bench import show  # noqa: E402
-from mingcore.bench.run import BATCHES, Settings, measure  # noqa: E402
-from mingcore.bench.subject import SHAPES, Subject  # noqa: E402
-from mingcore.devices import as_device, as_dtype  # noqa: E402
+from mingcore.benchmark.run import BATCHES, Settings, measure  # noqa: E402
+from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
+from mingcore.cli import bench_tables as show  # noqa: E402
+from mingcore.config.devices import as_device, as_dtype  # noqa: E402
 from mingcore.errors import MingError  # noqa: E402
 from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.testing.timing import threads  # noqa: E402

@@ -29,18 +29,13 @@ import measure  # noqa: E402
 import reporting  # noqa: E402
 
 from mingcore import ops  # noqa: E402
-from mingcore.ops import dispatch, registry  # noqa: E402
-from mingcore.testing.cases import Draw  # noqa: E402
-from mingcore.testing.cases_flow import head_weights  # noqa: E402
+from mingcore.ops._core import dispatch, registry  # noqa: E402
+from mingcore.ops._core.cases import Draw  # noqa: E402
+from mingcore.ops.flow.cases import head_weights  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.cost import cost  # noqa: E402
 from mingcore.testing.roofline import Ceilings, ceilings  # noqa: E402
-from mingcore.testing.timing import (  # noqa: E402
-    Comparison,
-    events_interleaved,
-    graph_interleaved,
-    threads,
-)
+from mingcore.testing.timing import Comparison, events_interleaved, graph_interleaved, threads  # noqa: E402
 
 SIZES = {
     "real": {"L": 8, "H": 1024, "W": 4096, "C": 64, "Hc": 2048, "heads": 16},

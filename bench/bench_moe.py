@@ -30,7 +30,7 @@ import reporting  # noqa: E402
 from moe_layers import ROUTINGS, SIZES, Layers, Tokens, check, memory  # noqa: E402
 
 from mingcore import ops  # noqa: E402
-from mingcore.ops import dispatch, registry  # noqa: E402
+from mingcore.ops._core import dispatch, registry  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.cost import Cost, cost  # noqa: E402
 from mingcore.testing.roofline import Ceilings, ceilings, fastest_read  # noqa: E402

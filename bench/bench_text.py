@@ -17,8 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 
 import reporting  # noqa: E402
 
-from mingcore.bench.subject import SHAPES, Subject  # noqa: E402
-from mingcore.devices import as_device, as_dtype  # noqa: E402
+from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
+from mingcore.config.devices import as_device, as_dtype  # noqa: E402
 from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.runtime.engine import Engine  # noqa: E402
 from mingcore.runtime.params import TextParams  # noqa: E402

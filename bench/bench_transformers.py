@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 import reporting  # noqa: E402
 
 from mingcore.integrations import transformers as kernels  # noqa: E402
-from mingcore.ops.packed import FORMATS, QUANTISED  # noqa: E402
+from mingcore.ops._core.packing import FORMATS, QUANTISED  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.timing import Comparison, interleaved, rotate, threads  # noqa: E402
 

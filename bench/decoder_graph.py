@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mingcore.errors import BackendError
 from mingcore.model.vae import AudioVAE
-from mingcore.ops import dispatch, registry
+from mingcore.ops._core import dispatch, registry
 from mingcore.testing.compare import relative_l2
 from mingcore.testing.roofline import ceilings
 from mingcore.testing.timing import events_interleaved, graph_interleaved, interleaved

@@ -46,8 +46,8 @@ import reporting  # noqa: E402
 from candidates import candidates  # noqa: E402
 
 from mingcore import ops  # noqa: E402
+from mingcore.ops._core.cases import for_op  # noqa: E402
 from mingcore.testing import machine  # noqa: E402
-from mingcore.testing.cases import for_op  # noqa: E402
 from mingcore.testing.compare import check_op  # noqa: E402
 from mingcore.testing.timing import threads  # noqa: E402
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from candidates import candidates
 
-from mingcore.ops import dispatch, registry
-from mingcore.testing.cases import Case
+from mingcore.ops._core import dispatch, registry
+from mingcore.ops._core.cases import Case
+from mingcore.ops._core.layouts import tensors_in
 from mingcore.testing.compare import check_op, max_relative, run
 from mingcore.testing.cost import Cost, cost
-from mingcore.testing.layouts import tensors_in
 from mingcore.testing.roofline import ceilings
 from mingcore.testing.timing import (
     Comparison,

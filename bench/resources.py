@@ -23,14 +23,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 import resources_kept  # noqa: E402
 
-from mingcore.ops import (  # noqa: E402
-    cuda_audio,
-    cuda_conv_plan,
-    cuda_flow,
-    cuda_moe,
-    cuda_moe_prefill,
-    launch,
-)
+from mingcore.ops._core import launch  # noqa: E402
+from mingcore.ops.conv import cuda_plan as cuda_conv_plan  # noqa: E402
+from mingcore.ops.flow import cuda as cuda_flow  # noqa: E402
+from mingcore.ops.moe import cuda as cuda_moe  # noqa: E402
+from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill  # noqa: E402
+from mingcore.ops.spectrum import cuda as cuda_audio  # noqa: E402
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"

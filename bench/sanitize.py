@@ -42,7 +42,7 @@ def tool() -> str | None:
 
 def kernels() -> list[str]:
     """ "op:backend" of every GPU kernel, those in CUDA first."""
-    from mingcore.ops import registry
+    from mingcore.ops._core import registry
 
     found = {b: [e.op for e in registry.entries() if e.backend == b] for b in ("cuda", "triton")}
     return [f"{op}:{backend}" for backend, ops in found.items() for op in ops]
@@ -86,8 +86,9 @@ def run(names: Sequence[str], device: str) -> None:
     import torch
 
     from mingcore.errors import BackendError
-    from mingcore.testing import cases, compare
-    from mingcore.testing.layouts import tensors_in
+    from mingcore.ops._core import cases
+    from mingcore.ops._core.layouts import tensors_in
+    from mingcore.testing import compare
 
     for name in names:
         op, backend = name.split(":")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from measure import measure
 
-from mingcore.testing.cases import for_op, ops_with_cases
+from mingcore.ops._core.cases import for_op, ops_with_cases
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # float32 by contract, whatever the network's type

@@ -21,9 +21,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from mingcore import ops  # noqa: E402
-from mingcore.ops.packed import quantise  # noqa: E402
+from mingcore.ops._core.packing import quantise  # noqa: E402
 from mingcore.testing import timing  # noqa: E402
-from mingcore_kernels import configs, grouped_gemm  # noqa: E402
+from mingcore_kernels.gemm import configs, grouped_gemm  # noqa: E402
 
 E, K, H, I = 64, 6, 2048, 1408
 TOKENS = {16: 8, 32: 256, 64: 512, 128: 4096}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .aio import AsyncMingAudio
     from .api import MingAudio, RoundTrip, Speech, Transcript, Voice
+    from .api.aio import AsyncMingAudio
     from .errors import (
         BackendError,
         CheckpointError,
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
-    "AsyncMingAudio": ".aio",
+    "AsyncMingAudio": ".api.aio",
     "MingAudio": ".api",
     "Voice": ".api",
     "Speech": ".api",

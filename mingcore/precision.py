@@ -19,13 +19,13 @@ from torch import Tensor
 
 from .errors import InputError
 from .model import load
-from .model import text as prompts
 from .model.headers import read_headers
-from .model.text import Prompt
 from .results import Voice
 from .runtime import generate
 from .runtime.noise import RequestNoise
 from .runtime.params import AS_REFERENCE, ContextParams, number
+from .text import prompts
+from .text.prompts import Prompt
 
 TEXT = "The quick brown fox jumps over the lazy dog, and one hundred people saw it."
 TIMES = (0.0, 0.1, 0.3, 0.6, 0.9)  # at which velocities are compared

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .audio import write_audio
+from .audio.files import write_audio
 from .errors import InputError
 from .runtime.stats import Stats
 

@@ -91,7 +91,7 @@ def make(out: Path, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)
 
-    from mingcore import MingAudio  # needs the files above
+    from mingcore import MingAudio
 
     ming = MingAudio.from_pretrained(folder, device="cpu")
     for name in VOICES:

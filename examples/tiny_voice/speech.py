@@ -26,7 +26,13 @@ from loop import Run, only, options, start_from
 from settings import new_model, tokenizer
 from torch import Tensor
 
-from mingcore.model.text import ASR_INSTRUCTION, Audio, Tokenizer, tts_prompt, understanding_prompt
+from mingcore.text.prompts import (
+    ASR_INSTRUCTION,
+    Audio,
+    Tokenizer,
+    tts_prompt,
+    understanding_prompt,
+)
 
 P = 5  # frames of a patch
 SILENT_PATCHES = 5  # learned after the end, where the stop head says stop

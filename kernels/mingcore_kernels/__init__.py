@@ -1,1 +1,1 @@
-"""mingcore's Triton kernels: one module per op, a kernel and its launcher."""
+"""mingcore's Triton kernels: `<family>/<op>.py`, a kernel and its launcher."""

@@ -14,7 +14,7 @@ import torch
 import triton
 
 from .. import __version__
-from ..config import MingConfig
+from ..config.model_config import MingConfig
 from ..errors import InputError, KernelBundleError
 from . import cuda_build, identity, manifest, rehearse, triton_build
 from .rehearse import Limits, Subject

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, KernelBundleError
-from ..ops import launch
+from ..ops._core import launch
 from .manifest import file_digest
 from .targets import Target
 from .triton_build import usage

@@ -8,7 +8,7 @@ import triton
 from triton.backends.nvidia import driver as nvidia_driver
 from triton.runtime.cache import triton_key
 
-from ..config import MingConfig
+from ..config.model_config import MingConfig
 
 
 def compiler() -> str:

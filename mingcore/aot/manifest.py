@@ -20,7 +20,7 @@ _KERNELS = Path(mingcore_kernels.__file__).parent
 
 def sources() -> dict[str, str]:
     """SHA-256 of every file that a kernel is made of, by its name in a checkout."""
-    from ..ops import launch  # needs cuda-python
+    from ..ops._core import launch
 
     cuda = launch.source_folder()
     named = {f"kernels/{p.name}": p for p in _KERNELS.glob("*.py")}

@@ -19,9 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from mingcore_kernels import target as assumed_target
+from mingcore_kernels.lib import target as assumed_target
 
-from ..ops.dispatch import rehearsal
+from ..ops._core.dispatch import rehearsal
 from .targets import Target
 
 _WARP = 32

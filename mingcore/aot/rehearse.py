@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
-from mingcore_kernels.attention_decode import choose, shares_of
+from mingcore_kernels.attention.attention_decode import choose, shares_of
 
 from .. import ops
-from ..config import MingConfig
+from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
 from ..model.checkpoint import MingModel, build_parts
 from ..model.context import ContextCache

@@ -20,7 +20,7 @@ from triton import knobs
 from triton.runtime.driver import driver
 
 from ..errors import InputError, KernelBundleError
-from ..ops import launch
+from ..ops._core import launch
 from ..runtime.stats import served_kernels
 from . import identity, manifest
 from .record import Launch

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import CheckpointError, InputError
-from ..ops.packed_flow import TIME_CHANNELS, PackedFlowHead
+from ..ops.flow.packing import TIME_CHANNELS, PackedFlowHead
 
 Names = Mapping[str, str | Sequence[str]]
 Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from ..config import MingConfig
+from ..config.model_config import MingConfig
 from ..errors import CheckpointError
+from ..text.prompts import Tokenizer
 from .flow import FlowHead
 from .formats import resolve, unserved
 from .heads import LinearPooling, StopHead
 from .llm import LLM
 from .plan import check
-from .text import Tokenizer
 from .vae import AudioVAE
 from .weights import FileTensors, LoadReport, Source, Weights, assemble, read_headers
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
-from ..ops.packed import quantise_activations
+from ..ops._core.packing import quantise_activations
 from .state import KVState
 
 FORMATS = ("int8",)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import CheckpointError, InputError
-from ..ops.packed import FORMATS, QUANTISED, format_of
+from ..ops._core.packing import FORMATS, QUANTISED, format_of
 
 WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int8_dyn", "fp8")
 _FP8_CAPABILITY = (8, 9)

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..config import MingConfig
+from ..config.model_config import MingConfig
 from ..errors import CheckpointError, NotEnoughMemory
 from .formats import Formats, resolve
 from .memory import Memory, device_memory

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..config import RopeConfig
+from ..config.model_config import RopeConfig
 
 
 def inverse_frequencies(theta: float, head_dim: int) -> Tensor:

@@ -7,15 +7,11 @@ by default, the best backend that can serve. A named backend that cannot serve r
 For inference: no gradients. Dimensions: see the glossary in ARCHITECTURE.md.
 """
 
+from ._core.invariance import batch_invariant
+from ._core.packing import PackedExperts, PackedLinear
+from ._core.registry import use_backend, why_not
+from .activation import silu_mul
 from .attention import attention_decode, attention_prefill, kv_write_
-from .audio import (
-    OverlapState,
-    frame_embed,
-    overlap_add,
-    overlap_add_,
-    spectrum_head,
-    spectrum_head_,
-)
 from .conv import (
     ConvState,
     causal_conv1d,
@@ -24,32 +20,23 @@ from .conv import (
     causal_conv_transpose1d_,
     pack_conv,
 )
-from .dense import (
-    add_rms_norm,
-    layer_norm,
-    linear,
-    pack_linear,
-    qkv_rope,
-    rms_norm,
-    rope,
-    silu_mul,
+from .conv.packing import PackedConv
+from .flow import flow_sample, flow_step, flow_step_, pack_flow_head
+from .flow.packing import PackedFlowHead
+from .flow.schedule import Evaluation, FlowSchedule
+from .gemm import grouped_gemm, linear, pack_linear
+from .moe import ExpertPacker, moe_mlp, pack_experts
+from .norm import add_rms_norm, layer_norm, rms_norm
+from .rotary import qkv_rope, rope
+from .routing import route_topk, sort_by_expert
+from .spectrum import (
+    OverlapState,
+    frame_embed,
+    overlap_add,
+    overlap_add_,
+    spectrum_head,
+    spectrum_head_,
 )
-from .experts import (
-    ExpertPacker,
-    grouped_gemm,
-    moe_mlp,
-    pack_experts,
-    route_topk,
-    sort_by_expert,
-)
-from .flow import flow_step, flow_step_
-from .flow_sampler import flow_sample, pack_flow_head
-from .invariance import batch_invariant
-from .packed import PackedExperts, PackedLinear
-from .packed_conv import PackedConv
-from .packed_flow import PackedFlowHead
-from .registry import use_backend, why_not
-from .schedule import Evaluation, FlowSchedule
 
 __all__ = [
     "Evaluation",

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from ..ops import registry
+from ..ops._core import registry
+from ..ops._core.layouts import tensors_in
 from ..testing.cost import Cost, cost
-from ..testing.layouts import tensors_in
 from .stages import OTHER, staged, watched_ops
 from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
 
@@ -156,7 +156,7 @@ def spent(
 @contextmanager
 def _served() -> Iterator[dict[str, int]]:
     """Within the block: which function of a backend served the op that was called first."""
-    from ..ops import dispatch
+    from ..ops._core import dispatch
 
     select, found = dispatch.select, {}
 

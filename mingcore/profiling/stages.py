@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .. import ops
-from ..ops.library import SCHEMAS
+from ..ops._core.library import SCHEMAS
 
 STAGES = ("llm", "flow", "stop head", "semantic", "pooling", "vae decode", "vae encode")
 OTHER = "host/other"  # what lies between them

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model import text as prompts
 from ..results import Speech
+from ..text import prompts
 from . import generate
 from .noise import NoiseSource, noise_source
 from .params import (

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..model.text import Prompt
+from ..text.prompts import Prompt
 from .noise import NoiseSource
 from .params import FlowParams, PatchLimits
 from .rows import Rows

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from ..ops.schedule import FlowSchedule
+from ..ops.flow.schedule import FlowSchedule
 from .noise import MAX_SEED, ORDERS
 
 # steps counted from 0 end after 16 in speech, from 1 in editing (MODEL.md §5)

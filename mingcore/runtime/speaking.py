@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..model import text as prompts
 from ..results import Speech
+from ..text import prompts
 from . import generate
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..model import text as prompts
 from ..results import LanguageTag, Transcript
+from ..text import prompts
 from . import generate
 from .noise import NoiseSource, SeededNoise
 from .params import FlowParams, TextParams

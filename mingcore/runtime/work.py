@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.text import Prompt
 from ..results import Speech
+from ..text.prompts import Prompt
 from . import generate
 from .noise import NoiseSource
 from .params import FlowParams, PatchLimits

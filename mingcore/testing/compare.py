@@ -20,7 +20,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from .layouts import map_tensors, tensors_in
+from ..ops._core.layouts import map_tensors, tensors_in
 
 FACTOR = 2.0
 FLOOR = 1e-5  # of the oracle's root mean square
@@ -210,8 +210,8 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
     packed = kwargs.get("experts", kwargs.get("head"))
     if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
-    from mingcore.ops.packed import quantise_activations
-    from mingcore.ops.reference import common
+    from mingcore.ops._core import reference as common
+    from mingcore.ops._core.packing import quantise_activations
 
     tie, given = (TIE_OF_MANY, None) if op == "flow_sample" else (TIE, packed.hidden)
 

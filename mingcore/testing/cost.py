@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .layouts import tensors_in
+from ..ops._core.layouts import tensors_in
 
 
 @dataclass(frozen=True)

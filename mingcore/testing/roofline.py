@@ -96,7 +96,7 @@ def _read(x: Tensor, streams: int, ahead: int) -> None:
 
 def _on_huge_pages(x: Tensor) -> Tensor:
     """A copy of x on huge pages, where the system gives them when asked."""
-    from mingcore.ops.cpu_common import on_huge_pages
+    from mingcore.ops._core.cpu import on_huge_pages
 
     return on_huge_pages(torch.empty_like(x)).copy_(x)
 

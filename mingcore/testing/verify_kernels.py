@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from ..errors import BackendError
-from ..ops.verify import MARK
-from . import cases, compare
-from .layouts import nan_poisoned
+from ..ops._core import cases
+from ..ops._core.layouts import nan_poisoned
+from ..ops._core.verify import MARK
+from . import compare
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 

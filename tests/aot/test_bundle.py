@@ -16,9 +16,9 @@ from triton.runtime.jit import JITFunction
 
 from mingcore.aot import build, cuda_build, identity, manifest, record, rehearse, serve, targets
 from mingcore.errors import BackendError, InputError, KernelBundleError
-from mingcore.ops import launch
+from mingcore.ops._core import launch
 from mingcore.runtime.stats import Meter
-from mingcore_kernels import silu_mul
+from mingcore_kernels.activation import silu_mul
 from tests.aot.fake_gpu import FakeGPU
 
 HOPPER = targets.parse("sm_90a")[0]

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from mingcore.audio import (
+from mingcore.audio.files import (
     AudioWriter,
     check_writable,
     read_audio,

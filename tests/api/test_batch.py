@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mingcore import InputError
-from mingcore.batch import together
+from mingcore.api.batch import together
 
 QUICK = {"steps": 2, "max_seconds": 0.4}
 

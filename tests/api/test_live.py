@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mingcore.audio import resample
+from mingcore.audio.files import resample
+from mingcore.audio.streams import Background, Ending, regrouped
 from mingcore.errors import InputError
-from mingcore.live import Background, Ending, regrouped
 
 LIMIT = 1e-5
 

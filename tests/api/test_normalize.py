@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from mingcore.errors import InputError
-from mingcore.normalize import (
+from mingcore.text.normalize import (
     check_language,
     clean,
     detect_language,

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from mingcore.audio import read_audio
+from mingcore.audio.files import read_audio
+from mingcore.audio.pcm import read_raw, read_wav, wav_header
 from mingcore.errors import InputError
-from mingcore.pcm import read_raw, read_wav, wav_header
 
 
 class Pipe:

@@ -294,6 +294,6 @@ def test_loading_options(sound):
 
 
 def test_long_audio_is_announced(ming, caplog, monkeypatch):
-    monkeypatch.setattr("mingcore.codec.LONG_AUDIO_SECONDS", 0.2)
+    monkeypatch.setattr("mingcore.api.codec.LONG_AUDIO_SECONDS", 0.2)
     ming.encode((np.ones(4000, "f4") / 9, 16000))
     assert "processed whole" in caplog.text

@@ -14,8 +14,8 @@ import pytest
 import soundfile
 from safetensors.numpy import load_file, save_file
 
-from mingcore import info
-from mingcore.latents import load_latents
+from mingcore.api import info
+from mingcore.audio.latents import load_latents
 from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mingcore.latents import load_latents
+from mingcore.audio.latents import load_latents
 from mingcore.results import Voice
 
 SHORT = ("--max-seconds", "0.5", "--seed", "3")

@@ -12,8 +12,8 @@ import pytest
 import soundfile
 
 from mingcore import MingAudio
+from mingcore.audio.latents import latents_to_bytes, load_latents, read_latents
 from mingcore.errors import InputError
-from mingcore.latents import latents_to_bytes, load_latents, read_latents
 
 DEVICE = ("--device", "cpu")
 

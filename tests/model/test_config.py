@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from mingcore.config import AudioConfig, MingConfig
+from mingcore.config.model_config import AudioConfig, MingConfig
 from mingcore.errors import CheckpointError
 
 

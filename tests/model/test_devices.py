@@ -7,7 +7,7 @@ value back: a host synchronisation would raise too.
 import pytest
 import torch
 
-from mingcore.config import MingConfig
+from mingcore.config.model_config import MingConfig
 from mingcore.model.checkpoint import build_parts
 from mingcore.model.formats import resolve
 from mingcore.model.weights import LoadReport, Weights, _Ledger, read_headers

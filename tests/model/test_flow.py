@@ -7,9 +7,9 @@ from mingcore import ops
 from mingcore.errors import CheckpointError, InputError
 from mingcore.model.flow import FlowHead
 from mingcore.model.layers import Linear
+from mingcore.ops._core.layouts import tensors_in
 from mingcore.testing.compare import max_relative
 from mingcore.testing.eager.flow import EagerFlow
-from mingcore.testing.layouts import tensors_in
 from mingcore.testing.synthetic import random_tensor
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mingcore.config import RopeConfig
+from mingcore.config.model_config import RopeConfig
 from mingcore.model.rope import Rope, ScaledRope
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from mingcore import BackendError, CheckpointError, InputError, ops
 from mingcore.model import load
 from mingcore.model.formats import WEIGHTS, resolve
-from mingcore.ops.packed import FORMATS, QUANTISED, dequantise, quantise
+from mingcore.ops._core.packing import FORMATS, QUANTISED, dequantise, quantise
 from mingcore.testing.synthetic import model_config, write_checkpoint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

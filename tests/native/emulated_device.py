@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import torch
 
 from mingcore import ops
-from mingcore.ops import launch
-from mingcore.testing import cases
+from mingcore.ops._core import cases, launch
 
 
 def pretend(capability: int, blocks: int) -> SimpleNamespace:

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import torch
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda, launch
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import cases, launch
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops.flow import cuda
+from mingcore.testing import compare
 
 STREAM = 0x5EED
 fake = launch.torch.cuda

@@ -10,9 +10,10 @@ from emulated_device import pretend
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_audio, launch
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned, strided
+from mingcore.ops._core import cases, launch
+from mingcore.ops._core.layouts import nan_poisoned, strided
+from mingcore.ops.spectrum import cuda as cuda_audio
+from mingcore.testing import compare, streaming
 
 few = "few" in sys.argv[1:]
 pretend(90, 4)

@@ -9,9 +9,10 @@ import torch
 from emulated_device import pretend
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_conv_plan
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops.conv import cuda_plan as cuda_conv_plan
+from mingcore.testing import compare, streaming
 from tests.ops.test_streams import conv_call
 
 OPS = ("causal_conv1d", "causal_conv_transpose1d")

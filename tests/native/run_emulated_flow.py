@@ -11,8 +11,9 @@ from types import SimpleNamespace
 import torch
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_flow, launch
-from mingcore.testing import cases, compare
+from mingcore.ops._core import cases, launch
+from mingcore.ops.flow import cuda as cuda_flow
+from mingcore.testing import compare
 from tests.ops import flow_harness
 
 LIBRARY, TASK = sys.argv[1:3]

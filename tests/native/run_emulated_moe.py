@@ -10,9 +10,10 @@ import torch
 from emulated_device import as_rows, draw, pretend
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_moe, launch
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, shifted
+from mingcore.ops._core import cases, launch
+from mingcore.ops._core.layouts import nan_poisoned, shifted
+from mingcore.ops.moe import cuda as cuda_moe
+from mingcore.testing import compare
 
 CAPABILITY, *BLOCKS = map(int, sys.argv[1:])
 gpu = pretend(CAPABILITY, BLOCKS[0])

@@ -9,9 +9,10 @@ import torch
 from emulated_device import as_rows, draw, pretend
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_moe
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, shifted
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, shifted
+from mingcore.ops.moe import cuda as cuda_moe
+from mingcore.testing import compare
 
 BLOCKS = tuple(map(int, sys.argv[1:]))
 gpu = pretend(90, BLOCKS[0])

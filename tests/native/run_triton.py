@@ -14,8 +14,9 @@ from triton_launches import compiled, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.testing import compare
 
 FLOW = dict.fromkeys(("x", "noise", "guidance", "noise_scale", "out"), "*fp32")
 FLOW |= {"dt": "fp32", "P": "i32", "C": "i32"}

@@ -18,9 +18,10 @@ from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned, strided
-from mingcore_kernels import overlap_add, spectrum_head
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, strided
+from mingcore.testing import compare, streaming
+from mingcore_kernels.spectrum import overlap_add, spectrum_head
 
 OPS = ("overlap_add", "overlap_add_", "spectrum_head", "spectrum_head_")
 FEW = ("mixed_rows", "one_frame_first", "odd_sizes")

@@ -18,9 +18,12 @@ from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned, tensors_in
-from mingcore_kernels import causal_conv, conv_configs, frame_embed
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, tensors_in
+from mingcore.testing import compare, streaming
+from mingcore_kernels.conv import causal_conv
+from mingcore_kernels.conv import configs as conv_configs
+from mingcore_kernels.spectrum import frame_embed
 
 OPS = [op + tail for op in ("causal_conv1d", "causal_conv_transpose1d") for tail in ("", "_")]
 LARGEST = 2e4  # elements of what is interpreted

@@ -18,7 +18,8 @@ from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 from mingcore import ops
 from mingcore.errors import BackendError
 from mingcore.testing import compare
-from mingcore_kernels import flow_configs, flow_sample
+from mingcore_kernels.flow import configs as flow_configs
+from mingcore_kernels.flow import flow_sample
 
 CAPABILITIES = (80, 90, 100)
 L, H, W, C, HC, HEADS = 2, 1024, 4096, 64, 2048, 16  # the released head, of two blocks

@@ -17,9 +17,12 @@ from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
-from mingcore_kernels import grouped_gemm, moe_mlp, routing
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.testing import compare
+from mingcore_kernels.gemm import grouped_gemm
+from mingcore_kernels.moe import moe_mlp
+from mingcore_kernels.routing import routing
 
 OPS = ("route_topk", "sort_by_expert", "grouped_gemm", "moe_mlp")
 CAPABILITIES = (80, 90, 100)
@@ -53,7 +56,7 @@ def interpret(step: int) -> None:
 
 def cases_moe(draw: cases.Draw, T: int, only: int | None) -> dict:
     """Five experts, H and I no multiples of anything, blocks of every kind only partly filled."""
-    from mingcore.testing.cases_moe import _moe
+    from mingcore.ops.moe.cases import _moe
 
     return _moe(draw, T, K=1 if only else 2, E=5, H=70, I=44, shared=50, only=only)
 

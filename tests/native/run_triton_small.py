@@ -18,10 +18,14 @@ from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.ops import registry
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
-from mingcore_kernels import attention_decode, grouped_gemm, kv_write, linear, moe_mlp, norms, rope
+from mingcore.ops._core import cases, registry
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.testing import compare
+from mingcore_kernels.attention import attention_decode, kv_write
+from mingcore_kernels.gemm import grouped_gemm, linear
+from mingcore_kernels.moe import moe_mlp
+from mingcore_kernels.norm import norms
+from mingcore_kernels.rotary import rope
 
 OPS = (
     "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from mingcore import _cpu, ops
-from mingcore.ops import cpu_audio, cpu_conv
-from mingcore.ops.packed import FORMATS
+from mingcore.ops._core.cases import for_op
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops._core.packing import FORMATS
+from mingcore.ops.conv import cpu as cpu_conv
+from mingcore.ops.spectrum import cpu as cpu_audio
 from mingcore.testing import compare, streaming
-from mingcore.testing.cases import for_op
-from mingcore.testing.layouts import nan_poisoned
 from tests.ops.test_streams import any_call, conv_call
 
 OPS = [op + tail for op in streaming.INPUT for tail in ("", "_")] + ["frame_embed"]

@@ -5,8 +5,9 @@ import torch
 
 from mingcore import _cpu, ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.testing import compare
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -195,7 +196,7 @@ def test_refusals():
 
 
 def test_bindings_name_what_does_not_fit():
-    from mingcore.ops.cpu_common import array
+    from mingcore.ops._core.cpu import array
 
     cache, q, at = torch.zeros(1, 6, 2, 4), torch.zeros(1, 1, 4, 4), torch.zeros(1, 1).long()
     c, q, at = array(cache), array(q), array(at)

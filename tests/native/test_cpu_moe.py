@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from mingcore import InputError, _cpu, ops
-from mingcore.ops import cpu_moe
+from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.ops.moe import cpu as cpu_moe
 from mingcore.testing import compare
-from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = (*DTYPES, "int8", "int8_dyn")

@@ -5,8 +5,9 @@ import torch
 
 from mingcore import _cpu, ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.testing import compare
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 OPS = ("rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "route_topk")
@@ -143,7 +144,7 @@ def test_routing_orders_ties_zeros_infinities_and_nan_as_pytorch_does(isa):
 
 
 def test_bindings_name_what_does_not_fit():
-    from mingcore.ops.cpu_common import array
+    from mingcore.ops._core.cpu import array
 
     x, w, out = array(normal(2, 6)), array(normal(6)), array(normal(2, 6))
     with pytest.raises(ValueError, match="rms_norm: weight must be H = 6 in dimension 0"):

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("cuda.bindings")
 
 from mingcore.errors import BackendError
-from mingcore.ops import launch
+from mingcore.ops._core import launch
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))

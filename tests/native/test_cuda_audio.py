@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("cuda.bindings")
 
-from mingcore.ops import cuda_audio
+from mingcore.ops.spectrum import cuda as cuda_audio
 
 
 def emulate(emulated_driver, log, *arguments: str) -> tuple[int, ...]:

@@ -12,8 +12,10 @@ pytest.importorskip("cuda.bindings")
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_conv, cuda_conv_plan, launch
-from mingcore.ops.cuda_conv_plan import Shape, plan
+from mingcore.ops._core import launch
+from mingcore.ops.conv import cuda as cuda_conv
+from mingcore.ops.conv import cuda_plan as cuda_conv_plan
+from mingcore.ops.conv.cuda_plan import Shape, plan
 
 H200 = 132, 232448
 A100 = 108, 166912

@@ -15,7 +15,9 @@ import torch
 
 pytest.importorskip("cuda.bindings")
 
-from mingcore.ops import cuda_flow, flow_sampler, launch
+from mingcore.ops import flow as flow_sampler
+from mingcore.ops._core import launch
+from mingcore.ops.flow import cuda as cuda_flow
 from tests.ops import flow_harness
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]

@@ -13,7 +13,8 @@ import torch
 pytest.importorskip("cuda.bindings")
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_moe, launch
+from mingcore.ops._core import launch
+from mingcore.ops.moe import cuda as cuda_moe
 
 
 @pytest.mark.parametrize("capability, blocks", [(90, (3, 1)), (80, (2,))])

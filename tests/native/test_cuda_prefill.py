@@ -10,7 +10,9 @@ import torch
 
 pytest.importorskip("cuda.bindings")
 
-from mingcore.ops import cuda_moe, cuda_moe_prefill, launch
+from mingcore.ops._core import launch
+from mingcore.ops.moe import cuda as cuda_moe
+from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill
 
 
 def test_emulated(emulated_driver, tmp_path):

@@ -10,10 +10,11 @@ import torch
 
 from mingcore import _cpu, ops
 from mingcore.errors import BackendError
-from mingcore.ops import cpu_flow
-from mingcore.ops.cpu_common import array
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import cases
+from mingcore.ops._core.cpu import array
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops.flow import cpu as cpu_flow
+from mingcore.testing import compare
 
 FORMATS = ("fp32", "bf16", "fp16", "int8", "int8_dyn")
 # more panels than threads, no whole panels, one head, more rows than one task takes

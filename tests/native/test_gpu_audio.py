@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mingcore import ops
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import nan_poisoned, strided
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, strided
+from mingcore.testing import compare, streaming
 
 pytestmark = [
     pytest.mark.gpu,

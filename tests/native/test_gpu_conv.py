@@ -5,8 +5,9 @@ import torch
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare, streaming
-from mingcore.testing.layouts import map_tensors, nan_poisoned
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import map_tensors, nan_poisoned
+from mingcore.testing import compare, streaming
 from tests.ops.test_streams import conv_call
 
 pytestmark = [

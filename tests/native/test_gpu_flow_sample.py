@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mingcore import ops
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.testing import compare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -88,7 +89,7 @@ def test_replay_follows_the_arguments():
 
 
 def test_launches_that_overlap_change_no_bit(monkeypatch):
-    from mingcore_kernels import flow_sample as kernels
+    from mingcore_kernels.flow import flow_sample as kernels
 
     kwargs = arguments("proof_b1")
     expected = run(kwargs)

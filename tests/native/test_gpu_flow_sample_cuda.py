@@ -6,7 +6,8 @@ import torch
 pytest.importorskip("cuda.bindings")
 
 from mingcore.errors import BackendError
-from mingcore.ops import cuda_flow, launch
+from mingcore.ops._core import launch
+from mingcore.ops.flow import cuda as cuda_flow
 from mingcore.testing import compare
 from tests.ops import flow_harness
 

@@ -7,8 +7,9 @@ import torch
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, strided
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, strided
+from mingcore.testing import compare
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,7 +131,7 @@ def test_current_stream_and_a_new_thread(backend):
 
 
 def test_nvrtc_gives_what_the_fatbin_gives(monkeypatch, tmp_path):
-    from mingcore.ops import launch
+    from mingcore.ops._core import launch
 
     if launch.fatbin("flow_step") is None:
         pytest.skip("built without fatbins: NVRTC is what the other tests ran")

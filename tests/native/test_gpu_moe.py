@@ -5,8 +5,9 @@ import torch
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import nan_poisoned, shifted
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import nan_poisoned, shifted
+from mingcore.testing import compare
 
 pytestmark = [
     pytest.mark.gpu,

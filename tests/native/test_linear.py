@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from mingcore import _cpu, ops
-from mingcore.ops import cpu
+from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.ops.activation import cpu
 from mingcore.testing import compare
-from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = (None, "silu", "gelu", "gelu_tanh", "swiglu")

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mingcore import _cpu, ops
-from mingcore.ops import cpu
-from mingcore.ops.packed import quantise, quantise_activations
+from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
+from mingcore.ops._core.packing import quantise, quantise_activations
+from mingcore.ops.activation import cpu
 from mingcore.testing import compare
-from mingcore.testing.layouts import nan_poisoned, shifted, strided, transposed
 from tests.native.test_linear import ACTIVATIONS, DTYPES, ROWS, arguments
 
 FORMATS = ("int8", "int8_dyn")

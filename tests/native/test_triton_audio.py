@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mingcore_kernels import configs, spectrum_head
+from mingcore_kernels.gemm import configs
+from mingcore_kernels.spectrum import spectrum_head
 from tests.native import triton_process
 
 

@@ -6,7 +6,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mingcore_kernels import configs, flow_configs
+from mingcore_kernels.flow import configs as flow_configs
+from mingcore_kernels.gemm import configs
 from tests.native import triton_process
 
 

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mingcore_kernels import configs
+from mingcore_kernels.gemm import configs
 from tests.native import triton_process
 
 

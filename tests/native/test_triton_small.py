@@ -9,7 +9,9 @@ pytest.importorskip("triton")
 
 import torch
 
-from mingcore_kernels import attention_decode, configs, linear, norms
+from mingcore_kernels.attention import attention_decode
+from mingcore_kernels.gemm import configs, linear
+from mingcore_kernels.norm import norms
 from tests.native import triton_process
 
 OPS = (

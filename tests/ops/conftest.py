@@ -1,6 +1,6 @@
 import pytest
 
-from mingcore.ops import registry
+from mingcore.ops._core import registry
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 import mingcore.ops as ops
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import map_tensors, nan_poisoned, tensors_in
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import map_tensors, nan_poisoned, tensors_in
+from mingcore.testing import compare
 
 Check = Callable[[], None]
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import mingcore.ops as ops
-from mingcore.ops import dispatch
-from mingcore.testing.layouts import nan_poisoned
+from mingcore.ops._core import dispatch
+from mingcore.ops._core.layouts import nan_poisoned
 
 # max |a - b| / max |b| against the float64 loops, by the type that is computed and rounded in
 TOLERANCE = {

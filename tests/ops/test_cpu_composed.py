@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.ops import registry
-from mingcore.ops.packed import FORMATS
-from mingcore.testing.layouts import nan_poisoned, strided
+from mingcore.ops._core import registry
+from mingcore.ops._core.layouts import nan_poisoned, strided
+from mingcore.ops._core.packing import FORMATS
 from tests.ops import slow
 from tests.ops.support import TOLERANCE, Draw, check
 

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mingcore.ops as ops
 from mingcore import BackendError
-from mingcore.ops import registry
-from mingcore.testing import cases, compare
+from mingcore.ops._core import cases, registry
+from mingcore.testing import compare
 
 from .support import flat_arguments
 
@@ -50,11 +50,11 @@ def flash(clean_registry, monkeypatch):
     stub = types.ModuleType("flash_attn")
     stub.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", stub)
-    monkeypatch.delitem(sys.modules, "mingcore.ops.flash", raising=False)
+    monkeypatch.delitem(sys.modules, "mingcore.ops.attention.flash", raising=False)
     clean_registry._entries.pop(("attention_prefill", "flash"), None)
     clean_registry._load_errors.pop("flash", None)
     yield clean_registry.entry("attention_prefill", "flash")
-    sys.modules.pop("mingcore.ops.flash", None)
+    sys.modules.pop("mingcore.ops.attention.flash", None)
 
 
 @pytest.mark.parametrize("case", cases.for_op("attention_prefill"), ids=lambda case: case.id)
@@ -106,7 +106,7 @@ def test_it_serves_prefill_on_a_gpu_unasked_and_by_name(flash, monkeypatch):
 
 def test_without_the_package_the_reason_names_it(clean_registry, monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
-    monkeypatch.delitem(sys.modules, "mingcore.ops.flash", raising=False)
+    monkeypatch.delitem(sys.modules, "mingcore.ops.attention.flash", raising=False)
     clean_registry._entries.pop(("attention_prefill", "flash"), None)
     clean_registry._load_errors.pop("flash", None)
     q = torch.zeros(1, 2, 2, 8)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.ops.registry import entries
+from mingcore.ops._core.registry import entries
 from mingcore.testing.compare import max_relative
 from tests.ops import flow_harness, slow
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mingcore.ops.reference import attention
-from mingcore.testing.layouts import shifted, strided
+from mingcore.ops._core.layouts import shifted, strided
+from mingcore.ops.attention import reference as attention
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mingcore.testing.layouts import shifted, strided, transposed
+from mingcore.ops._core.layouts import shifted, strided, transposed
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
 

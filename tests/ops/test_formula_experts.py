@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.ops.reference import grouped_gemm as grouped
-from mingcore.testing.layouts import strided, transposed
+from mingcore.ops._core.layouts import strided, transposed
+from mingcore.ops.gemm import reference as grouped
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.testing.layouts import strided, transposed
+from mingcore.ops._core.layouts import strided, transposed
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
 

@@ -117,7 +117,7 @@ def test_every_op_of_a_row_is_covered(monkeypatch):
 
 
 def test_the_block_ends_and_nests():
-    from mingcore.ops.invariance import _on
+    from mingcore.ops._core.invariance import _on
 
     with ops.batch_invariant():
         with ops.batch_invariant(False):

@@ -7,9 +7,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mingcore.ops as ops
-from mingcore.ops.library import FAKES, SCHEMAS
-from mingcore.testing import cases, compare
-from mingcore.testing.layouts import map_tensors, tensors_in
+from mingcore.ops._core import cases
+from mingcore.ops._core.layouts import map_tensors, tensors_in
+from mingcore.ops._core.library import FAKES, SCHEMAS
+from mingcore.testing import compare
 from tests.ops.support import Draw, flat_arguments
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

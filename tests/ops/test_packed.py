@@ -3,8 +3,8 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
-from mingcore.ops import registry
-from mingcore.ops.packed import (
+from mingcore.ops._core import registry
+from mingcore.ops._core.packing import (
     FORMATS,
     PANEL,
     quantise,

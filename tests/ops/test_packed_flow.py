@@ -7,8 +7,8 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import InputError
-from mingcore.ops.packed import FORMATS, QUANTISED, dequantise, quantise
-from mingcore.testing import cases
+from mingcore.ops._core import cases
+from mingcore.ops._core.packing import FORMATS, QUANTISED, dequantise, quantise
 from mingcore.testing.compare import max_relative
 
 FORMATS_HERE = ("fp32", "bf16", "fp16", *QUANTISED)

@@ -7,9 +7,9 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import InputError
-from mingcore.ops.packed import QUANTISED, quantise, quantise_activations
+from mingcore.ops._core.layouts import strided, transposed
+from mingcore.ops._core.packing import QUANTISED, quantise, quantise_activations
 from mingcore.testing.compare import check_op, run
-from mingcore.testing.layouts import strided, transposed
 from tests.ops import slow
 from tests.ops.support import TOLERANCE, Draw, check, reference
 

@@ -7,7 +7,7 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
-from mingcore.ops import dispatch
+from mingcore.ops._core import dispatch
 
 X = torch.ones(2, 4)
 

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from mingcore.ops import registry
+from mingcore.ops._core import registry
 from mingcore.testing import streaming
 from tests.ops.support import Draw
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.ops import verified
-from mingcore.ops.registry import Entry
+from mingcore.ops._core import records as verified
+from mingcore.ops._core.registry import Entry
 
 GPU = torch.device("cuda", 0)
 

@@ -8,7 +8,8 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
-from mingcore.ops import verified, verify
+from mingcore.ops._core import records as verified
+from mingcore.ops._core import verify
 from mingcore.testing import verify_kernels
 
 WORKER = """

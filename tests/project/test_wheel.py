@@ -17,7 +17,7 @@ NEEDED = (
     "mingcore/checkpoints/tiny/model.safetensors",
     "mingcore/checkpoints/tiny/tokenizer.json",
     "mingcore/checkpoints/tiny/voices/default.safetensors",
-    "mingcore_kernels/silu_mul.py",
+    "mingcore_kernels/activation/silu_mul.py",
 )
 SPEAK = """
 import json, os, site, sys

@@ -13,9 +13,9 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import WordLevel
 
 from mingcore.model import load
-from mingcore.model.text import Tokenizer
 from mingcore.runtime.requests import results
 from mingcore.runtime.speaking import SpeechRequest
+from mingcore.text.prompts import Tokenizer
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LIMIT = 2e-5

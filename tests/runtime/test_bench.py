@@ -7,13 +7,13 @@ from collections import Counter
 import pytest
 import torch
 
-from mingcore.bench import floors, lockstep, run, serving, show
-from mingcore.bench.subject import Subject
+from mingcore.benchmark import floors, lockstep, run, serving, show
+from mingcore.benchmark.subject import Subject
 from mingcore.errors import InputError, NotEnoughMemory
 from mingcore.model import plan
 from mingcore.model.memory import Memory
+from mingcore.ops._core.layouts import tensors_in
 from mingcore.runtime.graphs import Graphs
-from mingcore.testing.layouts import tensors_in
 from mingcore.testing.synthetic import random_state_dict
 from tests.runtime.engine_support import replayed_by_calling
 
@@ -143,7 +143,7 @@ def test_a_shape_that_cannot_fit_is_refused_before_anything_is_made(monkeypatch)
 
 
 def test_a_baseline_that_cannot_fit_is_left_out_and_that_is_said(monkeypatch, capsys):
-    monkeypatch.setattr("mingcore.bench.subject.device_memory", lambda device: Memory(1, 2))
+    monkeypatch.setattr("mingcore.benchmark.subject.device_memory", lambda device: Memory(1, 2))
     settings = run.Settings(batches=[2], seconds=0.2, patches=1)
     told = []
     found = run.measure(tiny(), settings, told.append)

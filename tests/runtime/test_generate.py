@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from mingcore.errors import InputError
-from mingcore.model.text import Prompt
 from mingcore.runtime import generate
 from mingcore.runtime.noise import SeededNoise
 from mingcore.runtime.params import FlowParams, PatchLimits
 from mingcore.runtime.text_rows import Draws, TextPlan, choose
+from mingcore.text.prompts import Prompt
 
 LATENTS = torch.randn(1, 15, 64, generator=torch.Generator().manual_seed(5))
 

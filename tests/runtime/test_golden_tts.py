@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from mingcore.audio import resample
-from mingcore.model.text import Prompt, tts_prompt
+from mingcore.audio.files import resample
 from mingcore.runtime import generate
 from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.text.prompts import Prompt, tts_prompt
 
 TEXTS = {"six": "hello abc", "stop": "hello abc", "nostop": "abcd"}
 BIAS = {"stop": 50.0, "nostop": -50.0, "e2e16000": 50.0, "e2e24000": 50.0}

@@ -2,10 +2,10 @@
 
 import torch
 
-from mingcore.model.text import Audio, Prompt, understanding_prompt
 from mingcore.runtime import generate
 from mingcore.runtime.params import FlowParams, PatchLimits
 from mingcore.runtime.text_rows import TextPlan
+from mingcore.text.prompts import Audio, Prompt, understanding_prompt
 
 
 def likeliest() -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mingcore import InputError, MingAudio, ops
 from mingcore.model.context import ContextCache, ContextState
-from mingcore.ops.packed import dequantise, quantise_activations
+from mingcore.ops._core.packing import dequantise, quantise_activations
 from mingcore.precision import measure_context
 from mingcore.runtime.params import AS_REFERENCE, ContextParams, FlowParams
 from mingcore.runtime.speaking import Speaking, SpeechRequest

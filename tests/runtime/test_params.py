@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 
 from mingcore.errors import InputError
-from mingcore.runtime.params import (
-    FlowParams,
-    PatchLimits,
-    TextParams,
-    draw_seed,
-    seconds_range,
-)
+from mingcore.runtime.params import FlowParams, PatchLimits, TextParams, draw_seed, seconds_range
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mingcore.errors import CheckpointError, InputError
-from mingcore.model.text import (
+from mingcore.text.prompts import (
     Audio,
     Prompt,
     Tokenizer,

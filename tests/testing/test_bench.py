@@ -114,7 +114,7 @@ def test_ops_bench_is_compared_with_an_earlier_run():
 def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
     import measure
 
-    from mingcore.testing.cases import for_op
+    from mingcore.ops._core.cases import for_op
 
     case = next(c for c in for_op("silu_mul") if c.name == "mid_expert")
     row, _ = measure.measure(case, torch.float32, quick=True)
@@ -384,7 +384,7 @@ def test_sanitizer_errors_fail(bench_modules, fake_sanitizer, monkeypatch, capsy
 def test_sanitizer_is_run_over_every_gpu_kernel(bench_modules):
     import sanitize
 
-    from mingcore.ops import registry
+    from mingcore.ops._core import registry
 
     names = sanitize.kernels()
     assert len(names) == len(set(names)) > 20

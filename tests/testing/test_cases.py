@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from mingcore.ops.library import SCHEMAS
-from mingcore.testing.cases import Case, case, for_op, ops_with_cases
+from mingcore.ops._core.cases import Case, case, for_op, ops_with_cases
+from mingcore.ops._core.layouts import nan_poisoned, tensors_in
+from mingcore.ops._core.library import SCHEMAS
 from mingcore.testing.compare import check_op, run
 from mingcore.testing.cost import cost
-from mingcore.testing.layouts import nan_poisoned, tensors_in
 
 PACKING = {"pack_linear", "pack_experts", "pack_flow_head", "pack_conv"}
 

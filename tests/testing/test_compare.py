@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mingcore.testing.cases import for_op
+from mingcore.ops._core.cases import for_op
+from mingcore.ops._core.layouts import nan_poisoned, poison_, shifted, strided, transposed
 from mingcore.testing.compare import (
     Error,
     assert_within,
@@ -19,7 +20,6 @@ from mingcore.testing.compare import (
     tolerance,
     widened,
 )
-from mingcore.testing.layouts import nan_poisoned, poison_, shifted, strided, transposed
 
 
 def the_case(op, name):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mingcore.ops import launch
+from mingcore.ops._core import launch
 from tests.native import triton_process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,7 +81,7 @@ def test_every_cuda_kernel_is_kept_for_every_target_and_none_spills():
 def triton_kernels() -> set[str]:
     """Names of what a launcher starts: jitted functions that end in _kernel."""
     names = set()
-    for path in (ROOT / "kernels" / "mingcore_kernels").glob("*.py"):
+    for path in (ROOT / "kernels" / "mingcore_kernels").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel"):
                 if any("jit" in ast.unparse(d) for d in node.decorator_list):

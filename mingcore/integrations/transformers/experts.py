@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import ops
 from ...errors import BackendError, InputError
-from ...ops.packed import FORMATS, QUANTISED
+from ...ops._core.packing import FORMATS, QUANTISED
 from .gating import is_experts, layout_of, reason_against, rows_of
 
 NAME = "mingcore"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...config import FlowConfig
+from ...config.model_config import FlowConfig
 from ...errors import InputError
 from ..layers import Linear
 from ..weights import DictTensors, Weights, assemble

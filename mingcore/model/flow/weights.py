@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 
 from ... import ops
-from ...config import FlowConfig
+from ...config.model_config import FlowConfig
 from ...errors import CheckpointError
-from ...ops.packed import QUANTISED, format_of
-from ...ops.packed_flow import BLOCKS, THETA, TIME_CHANNELS
+from ...ops._core.packing import QUANTISED, format_of
+from ...ops.flow.packing import BLOCKS, THETA, TIME_CHANNELS
 from ..rope import inverse_frequencies
 from ..weights import Weights
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...config import LLMConfig
+from ...config.model_config import LLMConfig
 from ...errors import InputError
 from ..layers import Attention, Linear, SwiGLU, dense_positions
 from ..rope import ScaledRope

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ... import ops
-from ...config import LLMConfig
+from ...config.model_config import LLMConfig
 from ..layers import Linear
 from ..weights import Weights
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...config import BackboneConfig
+from ...config.model_config import BackboneConfig
 from ..layers import Attention, SwiGLU, dense_positions
 from ..rope import Rope
 from ..state import KVState

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...config import AudioConfig
+from ...config.model_config import AudioConfig
 from ...errors import InputError
 from ..layers import Linear
 from ..state import KVState, _cloned

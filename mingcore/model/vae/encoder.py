@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ... import ops
-from ...config import AudioConfig
+from ...config.model_config import AudioConfig
 from ...errors import InputError
 from ..layers import Linear
 from ..state import KVState, _cloned

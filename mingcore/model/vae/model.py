@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import AudioConfig
+from ...config.model_config import AudioConfig
 from ...errors import InputError
-from ...ops import checks
+from ...ops._core import checks
 from ..layers import Linear
 from ..weights import DictTensors, Weights, assemble
 from .decoder import Decoder, DecoderState

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from ...config import AudioConfig
+from ...config.model_config import AudioConfig
 from ..context import ContextState
 from ..layers import Attention, Linear, dense_positions
 from ..rope import Rope

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from ....sections import Section, positive, positive_values, require
+from ....config.sections import Section, positive, positive_values, require
 
 VOXCPM, VIBEVOICE = "audio_vae_config", "acoustic_tokenizer"
 CONDITIONS = ("scale_bias", "scale_bias_init", "add", "concat")

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
+from ....config.sections import require
 from ....errors import CheckpointError
-from ....sections import require
 from ...headers import TensorInfo, read_headers
 from ...weights import DictTensors, FileTensors
 from .codec import ConvVAE

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .... import ops
-from ....ops.packed_conv import context_width
+from ....ops.conv.packing import context_width
 from ...weights import Weights
 from .stream import Chunk, CodecState
 

@@ -1,0 +1,1 @@
+"""Triton kernels: attention and its cache."""

@@ -1,0 +1,1 @@
+"""Triton kernels: what the kernels share: activations, and the GPU that tiles are chosen for."""

@@ -1,0 +1,1 @@
+"""Triton kernels: routing and sorting by expert."""

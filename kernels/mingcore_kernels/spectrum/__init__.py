@@ -1,0 +1,1 @@
+"""Triton kernels: frames, windows and spectra."""

@@ -1,0 +1,142 @@
+"""Many requests in step, on the caller's thread; `aio.py` does it in the background."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from ..results import Speech, Transcript
+from ..runtime.engine import Engine
+from ..runtime.requests import Request
+from ..runtime.slots import check_slots
+
+Piece = Speech | Transcript
+# task -> the argument that is a request's subject, and what makes a request of its arguments
+TASKS = {
+    "tts": ("text", "speech_request"),
+    "transcribe": ("audio", "understand_request"),
+    "edit": ("audio", "edit_request"),
+}
+
+
+class _Outlet:
+    """Puts what a request gives, and at last its error or None, into a common queue."""
+
+    def __init__(self, index: int, queue: deque[tuple[int, Any]]):
+        self._index, self._queue = index, queue
+
+    def room(self) -> int:
+        # a round gives each request one piece, and comes only when all are taken
+        return 1 << 30
+
+    def put(self, piece: Piece) -> None:
+        self._queue.append((self._index, piece))
+
+    def end(self, error: BaseException | None) -> None:
+        self._queue.append((self._index, error))
+
+
+def together(
+    ming,
+    requests: Sequence[Any],
+    *,
+    task: str = "tts",
+    slots: int = 8,
+    batch_invariant: bool = False,
+    errors: str = "raise",
+    **options: Any,
+) -> Iterator[tuple[int, Piece | BaseException | None]]:
+    """Runs `requests` up to `slots` at a time -> (which one, a piece), as they are made.
+
+    A request is a text (of "transcribe" and "edit": audio), or a mapping of the arguments of the
+    method that `task` names, which win over `options`. After its last piece each request gives
+    None. errors: "raise" ends everything at the first error, before anything starts where it is an
+    InputError; with "return" the error takes the place of None, and the others go on.
+    batch_invariant: see `runtime.engine.Engine`. Closing the iterator frees all memory. Raises
+    InputError.
+    """
+    if task not in TASKS:
+        raise InputError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")
+    if errors not in ("raise", "return"):
+        raise InputError(f"errors: must be raise or return, got {errors!r}")
+    if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, Iterable):
+        subject = TASKS[task][0]
+        raise InputError(f"requests: must be a list, each {subject} or a mapping with it, "
+                         f"got {requests!r}")  # fmt: skip
+    slots = check_slots(slots)
+    work: list[Request | InputError] = []
+    for index, request in enumerate(requests):
+        try:
+            work.append(_request(ming, task, index, request, options))
+        except InputError as error:
+            if errors == "raise":
+                raise
+            work.append(error)
+    return _made(ming, work, slots, bool(batch_invariant), errors == "raise")
+
+
+def _request(ming, task: str, index: int, request: Any, options: dict[str, Any]) -> Request:
+    subject, make = TASKS[task]
+    if isinstance(request, str) or (subject == "audio" and not isinstance(request, Mapping)):
+        request = {subject: request}
+    if not isinstance(request, Mapping) or subject not in request:
+        raise InputError(
+            f"requests[{index}]: must be {subject} or a mapping with it, got {request}"
+        )
+    try:
+        return getattr(ming, make)(**{**options, **request})
+    except InputError as error:
+        raise InputError(f"requests[{index}]: {error}") from None
+
+
+def _made(
+    ming, work: list[Request | InputError], slots: int, batch_invariant: bool, strict: bool
+) -> Iterator[tuple[int, Any]]:
+    queue: deque[tuple[int, Any]] = deque()
+    right = [(i, request) for i, request in enumerate(work) if not isinstance(request, InputError)]
+    queue.extend((i, error) for i, error in enumerate(work) if isinstance(error, InputError))
+    if not right:
+        yield from queue
+        return
+    # in that mode the number of slots is a shape that kernels see: not the batch's to choose
+    slots = slots if batch_invariant else min(slots, len(right))
+    engine = Engine(ming.model, slots, batch_invariant=batch_invariant, graphs=False)
+    try:
+        for index, request in right:
+            engine.submit(request, _Outlet(index, queue))
+        while queue or engine.tick():
+            while queue:
+                index, piece = queue.popleft()
+                if strict and isinstance(piece, BaseException):
+                    raise piece
+                yield index, piece
+    finally:
+        engine.close()
+
+
+def whole_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
+    """All of `together`, put together: a Speech or Transcript for each request, or its error."""
+    parts: dict[int, list[Piece]] = {}
+    failed: dict[int, BaseException] = {}
+    for index, piece in together(ming, requests, **options):
+        if isinstance(piece, BaseException):
+            failed[index] = piece
+        elif piece is not None:
+            parts.setdefault(index, []).append(piece)
+    every = sorted({*parts, *failed})
+    return [failed[i] if i in failed else whole(parts[i]) for i in every]
+
+
+def whole(pieces: Iterable[Any]) -> Any:
+    """The pieces of a stream as one Speech, or one Transcript."""
+    parts = list(pieces)
+    texts = [part.text for part in parts if part.text is not None]
+    text, last = "".join(texts) if texts else None, parts[-1]
+    if isinstance(last, Transcript):
+        return Transcript(text, last.stats, last.language)
+    samples = np.concatenate([part.samples for part in parts])
+    return Speech(samples, last.sample_rate, last.stats, text)

@@ -1,0 +1,283 @@
+"""What a checkpoint is, by reading headers only: no weights are loaded and none downloaded.
+
+`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info`
+prints as a table or as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..config.model_config import MingConfig
+from ..errors import CheckpointError, InputError
+
+if TYPE_CHECKING:
+    from ..model.plan import Plan
+
+_BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
+
+
+class Header(NamedTuple):
+    """One tensor as a safetensors header names it: dtype ("BF16"), shape, file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+
+def describe(name_or_path: str) -> dict[str, Any]:
+    """The facts of a checkpoint, as JSON-ready data.
+
+    Keys: `name`, `source`, `card` (the checkpoint's own words, {} when it has none), `warning`
+    (None or one line), `parameters`, `active_parameters` (per generated token, with the experts
+    that one token takes), `bytes`, `files`, `dtypes` {dtype: parameters}, `parts` [{part, tensors,
+    parameters, bytes}], `dims` {part: {dim: value}}, `rates`, `tokenizer` and `voices`.
+    Raises InputError when nothing has that name, CheckpointError when the files are damaged.
+    """
+    source, config, headers, names = _read(name_or_path)
+    parsed = MingConfig.from_json(config)
+    parts = _parts(headers)
+    dtypes = Counter()
+    for header in headers.values():
+        dtypes[header.dtype] += header.count
+    card = config.get("card") or {}
+    experts = next(p["parameters"] for p in parts if p["part"] == "LLM, experts")
+    idle = 1 - parsed.llm.top_k / parsed.llm.num_experts if parsed.llm.num_experts else 0
+    total = sum(p["parameters"] for p in parts)
+    return {
+        "name": card.get("name") or Path(name_or_path).name,
+        "source": source,
+        "card": card,
+        "warning": _warning(card),
+        "parameters": total,
+        "active_parameters": total - round(experts * idle),
+        "bytes": sum(p["bytes"] for p in parts),
+        "files": len({header.file for header in headers.values()}),
+        "dtypes": dict(dtypes.most_common()),
+        "parts": parts,
+        "dims": _dims(parsed, headers),
+        "rates": _rates(parsed),
+        "tokenizer": "tokenizer.json" in names,
+        "voices": sorted(Path(n).stem for n in names if n.startswith("voices/")),
+    }
+
+
+def plan(
+    name_or_path: str,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    weights: str | None = None,
+    batches: Sequence[int] = (1,),
+    minutes: Sequence[float] = (1.0,),
+    context_seconds: float | None = None,
+    context_format: str | None = None,
+) -> Plan:
+    """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
+
+    device: None is a GPU if there is one; one that is not here can be planned for as well.
+    context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
+    InputError for numbers that are not positive.
+    """
+    import torch
+
+    from ..config.devices import as_device, as_dtype
+    from ..model.headers import DTYPES
+    from ..model.plan import make
+    from ..model.sources import HeaderTensors
+    from ..runtime.params import ContextParams
+
+    for name, values in (("batch", batches), ("minutes", minutes)):
+        if not all(0 < value <= 1e6 for value in values):
+            raise InputError(f"{name}: must be positive, got {', '.join(map(str, values))}")
+    absent = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
+    where = torch.device("cuda") if absent else as_device(device)
+    source, config, headers, _ = _read(name_or_path)
+    parsed = MingConfig.from_json(config)
+    for name, header in headers.items():
+        if header.dtype not in DTYPES:
+            raise CheckpointError(f"{source}: {name} has dtype {header.dtype}, not supported")
+    tensors = {name: (DTYPES[h.dtype], h.shape) for name, h in headers.items()}
+    return make(
+        HeaderTensors(tensors, source),
+        parsed,
+        device=where,
+        dtype=as_dtype(dtype),
+        weights=weights,
+        batches=batches,
+        minutes=minutes,
+        context=ContextParams(False, context_seconds, context_format).kinds(parsed),
+    )
+
+
+def card_warning(folder: Path, task: str | None = None) -> str | None:
+    """What a user of this checkpoint, for this task, must know by its own card: a line or None."""
+    card = _config(folder / "config.json").get("card") or {}
+    tasks = card.get("tasks")
+    if task is not None and tasks is not None and task not in tasks:
+        return f"trained for {' and '.join(tasks)} alone: the result of {task} means nothing"
+    return _warning(card)
+
+
+def _warning(card: Mapping[str, Any]) -> str | None:
+    note = card.get("note", None if card.get("trained", True) else "not trained")
+    return None if note is None else str(note)
+
+
+def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+    """(where it is, config.json, tensor headers, file names)."""
+    from ..runtime.locate import bundled, find_folder
+
+    folder = find_folder(name_or_path)
+    if folder is None:
+        return _read_hub(name_or_path)
+    return _read_folder(folder, "bundled" if name_or_path in bundled() else str(folder))
+
+
+def _read_folder(folder: Path, source: str) -> tuple[str, Mapping, dict[str, Header], list[str]]:
+    names = [p.relative_to(folder).as_posix() for p in sorted(folder.rglob("*")) if p.is_file()]
+    return source, _config(folder / "config.json"), _headers(folder), names
+
+
+def _headers(folder: Path) -> dict[str, Header]:
+    from ..model.headers import DTYPES, read_headers
+
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {
+        name: Header(names[info.dtype], info.shape, info.file.name)
+        for name, info in read_headers(folder).items()
+    }
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+
+
+def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+    """config.json, the list of files and each weight file's header, over the network.
+
+    Where the hub cannot be reached, what it left in the cache.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
+    # the bases of the hub's error are those of the HTTP client that this version of it uses
+    unreachable = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
+    try:
+        api = hub.HfApi()
+        names = api.list_repo_files(repo)
+        config = _config(Path(hub.hf_hub_download(repo, "config.json")))
+        metadata = api.get_safetensors_metadata(repo)
+    except (*unreachable, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
+        folder = _cached(repo)
+        if folder is not None:
+            return _read_folder(folder, f"hub: {repo} (cached)")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"checkpoint {repo!r}: no folder, no bundled name, and as a hub id: {reason}"
+        ) from None
+    headers = {
+        name: Header(tensor.dtype, tuple(tensor.shape), file)
+        for file, part in metadata.files_metadata.items()
+        for name, tensor in part.tensors.items()
+    }
+    return f"hub: {repo}", config, headers, names
+
+
+def _cached(repo: str) -> Path | None:
+    """The folder of an earlier download, if its config.json is there."""
+    import huggingface_hub as hub
+
+    found = hub.try_to_load_from_cache(repo, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:
+    from ..model.parts import PARTS, part_of
+
+    rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in PARTS}
+    rows["other"] = {"part": "other", "tensors": 0, "parameters": 0, "bytes": 0}
+    for name, header in headers.items():
+        row = rows[part_of(name)]
+        row["tensors"] += 1
+        row["parameters"] += header.count
+        row["bytes"] += header.count * _BYTES.get(header.dtype, 1)
+    return [row for row in rows.values() if row["tensors"] or row["part"] == "LLM, experts"]
+
+
+def _dims(config: MingConfig, headers: Mapping[str, Header]) -> dict[str, dict[str, Any]]:
+    llm, audio, flow = config.llm, config.audio, config.flow
+    root = "flowloss.cfm.model."
+    width = headers.get(root + "x_embedder.weight")
+    blocks = {n.removeprefix(root).split(".")[1] for n in headers if n.startswith(root + "blocks.")}
+    dims: dict[str, dict[str, Any]] = {
+        "LLM": {
+            "layers": llm.num_layers,
+            "hidden": llm.hidden_size,
+            "heads": llm.num_heads,
+            "kv heads": llm.num_kv_heads,
+            "head dim": llm.head_dim,
+            "vocabulary": llm.vocab_size,
+            "rope": llm.rope.kind,
+        },
+        "flow head": {
+            "depth": len(blocks) or flow.depth,
+            "hidden": width.shape[0] if width else flow.hidden_size,
+            "heads": flow.num_heads,
+        },
+        "semantic module": {
+            "layers": audio.semantic_layers,
+            "hidden": audio.semantic_hidden,
+            "heads": audio.semantic_heads,
+        },
+    }
+    if llm.num_experts:
+        dims["LLM"] |= {
+            "experts": llm.num_experts,
+            "top-k": llm.top_k,
+            "shared": llm.num_shared_experts,
+            "expert width": llm.moe_intermediate_size,
+            "routers": 3 if llm.multi_gate else 1,
+        }
+    for part, backbone in (("audio encoder", audio.encoder), ("audio decoder", audio.decoder)):
+        windows = {w for w in backbone.windows if w is not None}
+        dims[part] = {
+            "layers": backbone.num_layers,
+            "hidden": backbone.hidden_size,
+            "heads": backbone.num_heads,
+            "kv heads": backbone.num_kv_heads,
+            "window frames": max(windows) if windows else "none",
+        }
+    return dims
+
+
+def _rates(config: MingConfig) -> dict[str, float]:
+    """Per second of audio; caches in bytes at 16 bits per value."""
+    llm, audio = config.llm, config.audio
+    frames = config.sample_rate / config.hop_samples
+    patches = frames / config.patch_frames
+    llm_row = 4 * llm.num_layers * llm.num_kv_heads * llm.head_dim
+    semantic_row = 4 * audio.semantic_layers * audio.semantic_hidden
+    return {
+        "sample_rate": config.sample_rate,
+        "latents_per_second": frames,
+        "latent_dim": config.latent_dim,
+        "patches_per_second": patches,
+        "patch_ms": 1000 / patches,
+        "llm_cache_bytes_per_second": patches * llm_row,
+        "semantic_cache_bytes_per_second": frames * semantic_row,
+    }

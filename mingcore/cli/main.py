@@ -1,0 +1,393 @@
+"""`mingcore`: the command line over `mingcore.api`.
+
+Results go to standard output or a file, everything for a person to standard error. Bad input is
+one line and exit status 2, an interrupt 130, a closed pipe 141. PyTorch is imported by the command
+that needs it, so `mingcore --help` is instant.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from ..env import let_idle_threads_sleep
+from ..errors import InputError, MingError
+from . import bench as bench_command
+from . import codec as codec_commands
+from . import compile as compile_command
+from . import profile as profile_command
+from . import terminal
+from .options import (
+    Audio,
+    Backend,
+    Checkpoint,
+    ContextFormat,
+    ContextSeconds,
+    Device,
+    Dtype,
+    Format,
+    Guidance,
+    Json,
+    Kernels,
+    Language,
+    MaxSeconds,
+    MaxTokens,
+    MinSeconds,
+    Model,
+    Out,
+    Quiet,
+    Seed,
+    Steps,
+    Stream,
+    Subtype,
+    Temperature,
+    Text,
+    Weights,
+    loaded,
+    report,
+    save,
+)
+
+FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
+
+app = typer.Typer(
+    help="Ming-UniAudio: speak, transcribe and edit audio, on one GPU or a plain CPU.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.command()
+def tts(
+    text: Text,
+    model: Model = "tiny",
+    out: Out = "speech.wav",
+    voice: Annotated[
+        str | None,
+        typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`"),
+    ] = None,
+    transcript: Annotated[str, typer.Option(help="what the recording of --voice says")] = "",
+    stream: Stream = False,
+    normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
+    language: Language = None,
+    keep_context: Annotated[
+        bool, typer.Option("--keep-context", help="go on hearing itself over segments")
+    ] = False,
+    seed: Seed = None,
+    steps: Steps = 10,
+    guidance: Guidance = 2.0,
+    temperature: Temperature = 1.5,
+    min_seconds: MinSeconds = None,
+    max_seconds: MaxSeconds = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
+    format: Format = None,
+    subtype: Subtype = "int16",
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    kernels: Kernels = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Speak TEXT, in the checkpoint's voice or in that of a recording."""
+    words = terminal.read_text(text)
+    target, container = ("-", format or "pcm") if stream else (out, format)
+    with loaded(
+        model,
+        device,
+        dtype,
+        backend,
+        quiet or as_json,
+        target,
+        container,
+        subtype,
+        weights=weights,
+        kernels=kernels,
+    ) as ming:
+        speaker: Any = voice
+        if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
+            if voice != "-" and not os.path.exists(voice):
+                raise ming.no_voice(voice, "no such file")
+            speaker = ming.voice(voice, transcript)
+        elif transcript:
+            raise InputError("--transcript: belongs to a recording given by --voice")
+        with terminal.progress("speaking", quiet, max_seconds) as progress:
+            chunks = ming.tts_stream(
+                words, speaker, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
+                min_seconds=min_seconds, max_seconds=max_seconds, normalize=normalize,
+                language=language, keep_context=keep_context, context_seconds=context_seconds,
+                context_format=context_format, progress=progress,
+            )  # fmt: skip
+            result = save(chunks, ming.sample_rate, target, container, subtype)
+    report(result, target, as_json, quiet)
+
+
+@app.command()
+def asr(
+    audio: Audio,
+    model: Model = "tiny",
+    instruction: Annotated[
+        str | None, typer.Option(help="a question about the audio; by default: transcribe it")
+    ] = None,
+    language: Language = None,
+    max_tokens: MaxTokens = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
+    seed: Seed = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    kernels: Kernels = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels
+    ) as ming:
+        parts = []
+        for part in ming.transcribe_stream(
+            audio, instruction, language=language, max_new_tokens=max_tokens,
+            temperature=temperature, seed=seed,
+        ):  # fmt: skip
+            parts.append(part)
+            if not as_json:
+                print(part.text, end="", flush=True)
+    if as_json:
+        text = "".join(part.text for part in parts)
+        found = parts[-1].language
+        terminal.emit({"text": text, "language": found, "stats": parts[-1].stats.as_dict()})
+        return
+    print(flush=True)
+    terminal.say(str(parts[-1].stats), quiet)
+
+
+@app.command()
+def edit(
+    audio: Audio,
+    instruction: Annotated[str, typer.Argument(help='what to change; "-" reads standard input')],
+    model: Model = "tiny",
+    out: Out = "edited.wav",
+    stream: Stream = False,
+    reasoning: Annotated[bool, typer.Option(help="write the new text before speaking it")] = True,
+    max_tokens: MaxTokens = 512,
+    seed: Seed = None,
+    steps: Steps = 10,
+    guidance: Guidance = 2.0,
+    temperature: Temperature = 1.5,
+    min_seconds: MinSeconds = None,
+    max_seconds: MaxSeconds = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
+    format: Format = None,
+    subtype: Subtype = "int16",
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    kernels: Kernels = None,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change AUDIO as the instruction says; prints the text that the edit speaks."""
+    if audio == instruction == "-":
+        raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
+    wish = terminal.read_text(instruction)
+    target, container = ("-", format or "pcm") if stream else (out, format)
+    with loaded(
+        model,
+        device,
+        dtype,
+        backend,
+        quiet or as_json,
+        target,
+        container,
+        subtype,
+        weights=weights,
+        kernels=kernels,
+        task="edit",
+    ) as ming:
+        with terminal.progress("editing", quiet, max_seconds) as progress:
+            chunks = ming.edit_stream(
+                audio, wish, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
+                min_seconds=min_seconds, max_seconds=max_seconds, max_new_tokens=max_tokens,
+                reasoning=reasoning, context_seconds=context_seconds,
+                context_format=context_format, progress=progress,
+            )  # fmt: skip
+            result = save(chunks, ming.sample_rate, target, container, subtype)
+    report(result, target, as_json, quiet)
+
+
+for _command in (codec_commands.encode, codec_commands.decode, codec_commands.roundtrip):
+    app.command()(_command)
+app.command()(profile_command.profile)
+app.command()(bench_command.bench)
+
+
+@app.command()
+def info(
+    checkpoint: Checkpoint = "tiny",
+    plan: Annotated[
+        bool, typer.Option("--plan", help="what it would take of memory, instead")
+    ] = False,
+    batch: Annotated[list[int] | None, typer.Option(help="with --plan: requests at once")] = None,
+    minutes: Annotated[
+        list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")
+    ] = None,
+    context_seconds: ContextSeconds = None,
+    context_format: ContextFormat = None,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: Json = False,
+) -> None:
+    """Describe a checkpoint, or plan its memory, by reading headers only."""
+    from ..api import info as facts
+    from .tables import show_info, show_plan
+
+    if plan:
+        made = facts.plan(
+            checkpoint, device=device, dtype=dtype, weights=weights,
+            batches=batch or (1, 8, 64), minutes=minutes or (1, 10, 60),
+            context_seconds=context_seconds, context_format=context_format,
+        )  # fmt: skip
+        if as_json:
+            terminal.emit(made.as_dict())
+        else:
+            show_plan(made)
+        return
+    found = facts.describe(checkpoint)
+    if as_json:
+        terminal.emit(found)
+    else:
+        show_info(found)
+
+
+@app.command()
+def precision(
+    checkpoint: Checkpoint = "tiny",
+    weights: Annotated[
+        str, typer.Option(help="the format to look at: fp16, bf16, int8, int8_dyn or fp8")
+    ] = "int8",
+    audio: Annotated[
+        str | None, typer.Option(help="a recording; by default the checkpoint's voice")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="what the recording says")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = None,
+    as_json: Json = False,
+) -> None:
+    """Measure the error of a weight format: the checkpoint in it against itself, on real inputs.
+
+    Layer by layer from the file, so that a checkpoint that does not fit in memory can be measured.
+    """
+    from .options import measured
+    from .tables import show_precision
+
+    found = measured(checkpoint, weights, audio, text, device, dtype, backend)
+    if as_json:
+        terminal.emit(found.as_dict())
+    else:
+        show_precision(found)
+
+
+app.command("compile")(compile_command.compile_kernels)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Show what this machine offers and which kernels would run on it; says when to `verify`."""
+    from .doctor import examine
+    from .tables import show_doctor
+
+    found = examine()
+    if as_json:
+        terminal.emit(found)
+    else:
+        show_doctor(found)
+
+
+@app.command()
+def verify(
+    ops: Annotated[list[str] | None, typer.Argument(help="which; by default all")] = None,
+    backend: Annotated[str | None, typer.Option(help="triton or cuda; by default both")] = None,
+    timeout: Annotated[float, typer.Option(help="seconds for the whole run")] = 600.0,
+    folder: Annotated[
+        Path | None, typer.Option(help="where records go; by default the user's cache")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the GPU kernels' tests on this GPU and keep what passed; status 1 if any failed.
+
+    Kernels with a record are used from then on; without one a GPU kernel never runs unasked.
+    """
+    from dataclasses import asdict
+
+    from ..ops._core.verify import run as prove
+
+    results = prove(
+        ops or None,
+        None if backend is None else [backend],
+        timeout_s=timeout,
+        folder=folder,
+        progress=None if as_json else lambda result: print(result, flush=True),
+    )
+    if as_json:
+        terminal.emit({"kernels": [asdict(result) for result in results]})
+    passed = sum(result.passed for result in results)
+    terminal.say(f"{passed} of {len(results)} kernels proven on this GPU", quiet or as_json)
+    if passed < len(results):
+        raise typer.Exit(FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        print(f"mingcore {__version__}")
+    elif context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs one command and exits with its status."""
+    let_idle_threads_sleep()
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs one command; its exit status."""
+    usage_error = typer.BadParameter.__mro__[2]  # Click's base of everything a user got wrong
+    try:
+        status = app(args=arguments, prog_name="mingcore", standalone_mode=False)
+        sys.stdout.flush()
+    except MingError as error:
+        terminal.say(f"mingcore: {error}")
+        return BAD_INPUT
+    except usage_error as error:
+        terminal.say(f"mingcore: {error.format_message()}")
+        return BAD_INPUT
+    except BrokenPipeError:
+        terminal.silence_stdout()
+        return CLOSED_PIPE
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
+    except SystemExit as error:
+        # Typer turns a closed pipe into this
+        if isinstance(error.__context__, BrokenPipeError):
+            terminal.silence_stdout()
+            return CLOSED_PIPE
+        raise
+    return status if isinstance(status, int) else 0

@@ -1,0 +1,165 @@
+"""What commands share: their options, a loaded checkpoint, and how results are kept and told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import terminal
+
+if TYPE_CHECKING:
+    from ..api.ming_audio import MingAudio
+    from ..precision import Precision
+
+Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input')]
+Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")
+]
+Checkpoint = Annotated[str, typer.Argument(help="bundled name, folder or hub id")]
+Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
+Format = Annotated[
+    str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")
+]
+Subtype = Annotated[str, typer.Option(help="int16 or float32 samples")]
+Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sound")]
+Steps = Annotated[int, typer.Option(help="Euler steps per patch")]
+Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 0 halves the work")]
+Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
+FilterOut = Annotated[
+    str | None,
+    typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"'),
+]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
+]
+Sample = Annotated[
+    bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
+]
+MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
+MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
+MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
+Language = Annotated[str | None, typer.Option(help="zh or en; detected when not given")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
+Dtype = Annotated[
+    str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8"),
+]
+Kernels = Annotated[
+    str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")
+]
+Backend = Annotated[
+    str | None,
+    typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
+]
+ContextSeconds = Annotated[
+    float | None, typer.Option(help="of sound that the model hears of itself at most; else all")
+]
+ContextFormat = Annotated[str | None, typer.Option(help="int8: what it hears is kept in 8 bits")]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
+
+
+@contextmanager
+def loaded(
+    model: str,
+    device: str | None,
+    dtype: str | None,
+    backend: str | None,
+    quiet: bool,
+    target: str | None = None,
+    container: str | None = None,
+    subtype: str = "int16",
+    *,
+    weights: str | None = None,
+    kernels: str | None = None,
+    task: str | None = None,
+) -> Iterator[MingAudio]:
+    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
+
+    A container is looked for in the suffix of `target` unless one is named. Afterwards the user
+    is told what the checkpoint's card says of itself, or of `task`.
+    """
+    from ..api import info as facts
+    from ..api.ming_audio import MingAudio
+    from ..audio.files import check_writable
+    from ..ops import use_backend
+
+    if target is not None:
+        check_writable(target, container, subtype)
+    with use_backend(backend) if backend is not None else nullcontext():
+        ming = MingAudio.from_pretrained(
+            model, device=device, dtype=dtype, weights=weights, kernels=kernels
+        )
+        yield ming
+    warning = None if ming.folder is None else facts.card_warning(ming.folder, task)
+    if warning:
+        terminal.say(f"note: {model}: {warning}", quiet)
+
+
+def measured(
+    checkpoint: str,
+    weights: str,
+    audio: str | None,
+    text: str | None,
+    device: str | None,
+    dtype: str | None,
+    backend: str | None,
+) -> Precision:
+    """`precision.measure` by what a command line names."""
+    from ..audio.files import read_audio
+    from ..config.devices import as_device, as_dtype
+    from ..config.model_config import MingConfig
+    from ..ops import use_backend
+    from ..precision import measure
+    from ..runtime.locate import locate
+
+    device, dtype = as_device(device), as_dtype(dtype)
+    folder = locate(checkpoint)
+    samples = None
+    if audio is not None:
+        samples = read_audio(audio, MingConfig.from_folder(folder).sample_rate)
+    with use_backend(backend) if backend is not None else nullcontext():
+        return measure(folder, weights, device=device, dtype=dtype, samples=samples, text=text)
+
+
+def save(
+    chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str
+) -> dict[str, Any]:
+    """Writes chunks of speech as they come; {"out", "seconds", "text", "stats"}."""
+    from ..audio.files import AudioWriter
+
+    samples, text, last = 0, [], None
+    with AudioWriter(target, rate, format=container, subtype=subtype) as writer:
+        for last in chunks:
+            writer.write(last.samples)
+            samples += len(last.samples)
+            if last.text:
+                text.append(last.text)
+    return {
+        "out": target,
+        "sample_rate": rate,
+        "seconds": samples / rate,
+        "text": "".join(text) if text else None,
+        "stats": last.stats if last is not None else None,
+    }
+
+
+def report(result: dict[str, Any], target: str, as_json: bool, quiet: bool) -> None:
+    """Says what was made; as JSON on standard output unless that carries the sound."""
+    stats = result["stats"]
+    if as_json:
+        data = result | {"stats": stats.as_dict() if stats is not None else None}
+        terminal.emit(data, stdout_taken=target == "-")
+        return
+    if result["text"] is not None:
+        print(result["text"], file=sys.stderr if target == "-" else sys.stdout, flush=True)
+    if target != "-":
+        terminal.say(f"{target}: {stats if stats is not None else ''}", quiet)

@@ -1,0 +1,1 @@
+"""What all ops share: checks, registry, schemas, packing, records, the CUDA driver."""

@@ -1,0 +1,28 @@
+"""Named inputs for every op: the real model's shapes, the middle size, and the awkward ones.
+
+`for_op("linear")` lists the cases of an op; `case.make(device, dtype, seed)` draws its keyword
+arguments for the public function of the same name in `mingcore.ops`. Inputs are random, never
+zeros. Sizes follow the glossary: T tokens, K experts per token (or inner size), E experts,
+H hidden, I expert width, B batch, P frames per patch, S slots or frames, D head width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .._core.cases import Draw, case
+from .._core.layouts import strided
+
+
+def _silu_mul(d: Draw, M: tuple[int, ...], I: int, layout=torch.Tensor.contiguous) -> dict:
+    return {"gate_up": layout(d.normal(*M, 2 * I, scale=3.0))}
+
+
+case("silu_mul", "real_expert", _silu_mul, "real", M=(6,), I=1408)
+case("silu_mul", "real_decoder", _silu_mul, "real", M=(1, 5), I=4864)
+case("silu_mul", "real_prefill", _silu_mul, "real", M=(1024,), I=1408)
+case("silu_mul", "mid_expert", _silu_mul, "mid", M=(6,), I=704)
+case("silu_mul", "odd_sizes", _silu_mul, "odd", M=(3, 2), I=37)
+case("silu_mul", "one", _silu_mul, "edge", M=(1,), I=1)
+case("silu_mul", "no_rows", _silu_mul, "edge", M=(0,), I=8)
+case("silu_mul", "strided", _silu_mul, "strided", M=(5,), I=24, layout=strided)

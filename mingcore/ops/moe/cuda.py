@@ -1,0 +1,113 @@
+"""moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens and 512 slots,
+and for more `cuda_moe_prefill`.
+"""
+
+import math
+import struct
+
+import torch
+
+from .._core import cuda as cuda_common
+from .._core import launch
+from .._core.cuda import TYPES, rows_of_copies, unfit_experts
+from .._core.registry import register
+from . import cuda_prefill as cuda_moe_prefill
+
+MAX_TOKENS, MAX_SLOTS = 63, 512
+THREADS, TILE = 256, 16
+_PARAMS = struct.Struct("<14Qq6i")  # MoeDecodeParams of moe_decode_work.cuh
+_FORMATS = {
+    "fp32": (torch.float32,),  # the types of x that go with the weights
+    "bf16": (torch.bfloat16,),
+    "fp16": (torch.float16,),
+    "int8": (torch.bfloat16, torch.float16),
+    "fp8": (torch.bfloat16, torch.float16),
+}
+
+
+def shared_bytes(format: str, large: bool) -> int:
+    """Dynamic shared memory of moe_decode, in its order: ring, partial sums, results, plan.
+
+    large: on the GPUs that have 227 KB of it, not 163.
+    """
+    stage = 8 * 512 * (12 if format in ("int8", "fp8") else 8)
+    stages = {True: (3, 5), False: (2, 3)}[large][format not in ("int8", "fp8")]
+    slots, entries = MAX_SLOTS + MAX_TOKENS, MAX_SLOTS + -(-MAX_TOKENS // TILE)
+    plan = 4 * entries + 2 * (entries + 1) + 2 * (slots + 1) + 3 * 4
+    return stage * stages + 2 * 8 * TILE * TILE * 4 + slots * TILE * 4 + -(-plan // 16) * 16
+
+
+def _is_large(device: torch.device) -> bool:
+    return 9 <= torch.cuda.get_device_capability(device)[0] < 12
+
+
+def _lacks_shared_memory(device: torch.device, format: str) -> str | None:
+    needed = shared_bytes(format, _is_large(device))
+    there = torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    if there < needed:
+        return f"it needs {needed} bytes of shared memory per block; this GPU has {there}"
+    return None
+
+
+def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *scales, layout, format = rest
+    matrices = (gate_up, down, shared_gate_up, shared_down)
+    many = _are_many(ids)
+    formats = cuda_moe_prefill.FORMATS if many else _FORMATS
+    reason = unfit_experts(x, matrices, scales, weights, ids, layout, format, formats)
+    if many:
+        return cuda_moe_prefill.why_not(x, gate_up, down, ids) or reason
+    reason = reason or launch.why_not("moe_decode", x.device)
+    return reason or _lacks_shared_memory(x.device, format)
+
+
+def _are_many(ids) -> bool:
+    """Whether tokens and slots are too many for moe_decode."""
+    return ids.shape[0] > MAX_TOKENS or ids.numel() > MAX_SLOTS
+
+
+def rows_per_unit(H: int, blocks: int) -> int:
+    """Rows of down per unit of the second phase, 8 or 16: what leaves fewer for the busiest block;
+    16 where both leave as many, as it reads hidden half as often.
+    """
+    busiest = {rows: math.ceil(math.ceil(H / rows) / blocks) * rows for rows in (TILE, TILE // 2)}
+    return min(busiest, key=busiest.get)
+
+
+@register(
+    "moe_mlp",
+    "cuda",
+    _why_not,
+    sources=(
+        launch.source("moe_decode"),
+        launch.source("moe_prefill"),
+        __file__,
+        cuda_moe_prefill.__file__,
+        cuda_common.__file__,
+    ),
+    flags=launch.FLAGS,
+)
+def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
+    *scales, _, format = rest
+    (T, K), H, I = ids.shape, x.shape[1], down.shape[2]
+    out = torch.empty((T, H), dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    if _are_many(ids):
+        cuda_moe_prefill.run(x, gate_up, down, weights, ids, shared_gate_up, shared_down, out)
+        return out
+    device = x.device.index
+    name = f"moe_decode_{TYPES[x.dtype]}_{format}"
+    kernel = launch.kernel("moe_decode", name, device, shared_bytes(format, _is_large(x.device)))
+    width = 0 if shared_down is None else shared_down.shape[1]
+    x, weights, ids = rows_of_copies(x), weights.contiguous(), ids.contiguous()
+    hidden = torch.empty(T * (K * I + width), dtype=x.dtype, device=x.device)
+    blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
+    exchange = launch.exchange("moe_decode", device)
+    operands = (x, gate_up, down, shared_gate_up, shared_down, *scales)
+    operands += (weights, ids, hidden, out, exchange)
+    pointers = [0 if t is None else t.data_ptr() for t in operands]
+    rows = rows_per_unit(H, blocks)
+    params = _PARAMS.pack(*pointers, x.stride(0), T, K, H, I, width, rows)
+    launch.launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), params, cooperative=True)
+    return out

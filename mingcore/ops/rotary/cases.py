@@ -1,0 +1,68 @@
+"""Cases of rotary embeddings, attention and the cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .._core.cases import Draw, case
+from .._core.layouts import strided
+from ..attention.cases import Layout
+
+
+def _rope(
+    d: Draw,
+    B: int,
+    T: int,
+    Hn: int,
+    D: int,
+    interleaved: bool = False,
+    rope_heads: int | None = None,
+    per_row: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    cos, sin = d.angles(B if per_row else 1, T, D // 2)
+    args: dict[str, Any] = {"x": layout(d.normal(B, T, Hn, D)), "cos": cos, "sin": sin}
+    return {**args, "interleaved": interleaved, "rope_heads": rope_heads}
+
+
+case("rope", "real_llm", _rope, "real", B=1, T=1, Hn=16, D=128)
+case("rope", "real_flow", _rope, "real", "mid", B=2, T=11, Hn=16, D=64, interleaved=True)
+case("rope", "some_heads", _rope, B=2, T=3, Hn=4, D=8, interleaved=True, rope_heads=1)
+case("rope", "odd_sizes", _rope, "odd", B=3, T=5, Hn=3, D=10, per_row=True)
+case("rope", "odd_interleaved", _rope, "odd", B=2, T=7, Hn=5, D=6, interleaved=True, per_row=True)
+case("rope", "one", _rope, "edge", B=1, T=1, Hn=1, D=2)
+case("rope", "strided", _rope, "strided", B=2, T=3, Hn=2, D=16, layout=strided)
+
+
+def _qkv_rope(
+    d: Draw,
+    B: int,
+    T: int,
+    Hq: int,
+    Hkv: int,
+    D: int,
+    interleaved: bool = False,
+    rope_heads: int | None = None,
+    per_row: bool = False,
+    layout: Layout = torch.Tensor.contiguous,
+) -> dict[str, Any]:
+    cos, sin = d.angles(B if per_row else 1, T, D // 2)
+    qkv = layout(d.normal(B, T, (Hq + 2 * Hkv) * D))
+    args: dict[str, Any] = {"qkv": qkv, "cos": cos, "sin": sin}
+    args.update(num_heads=Hq, num_kv_heads=Hkv)
+    return {**args, "interleaved": interleaved, "rope_heads": rope_heads}
+
+
+case("qkv_rope", "real_llm", _qkv_rope, "real", B=1, T=1, Hq=16, Hkv=4, D=128)
+case("qkv_rope", "real_flow", _qkv_rope, "real", "mid", B=2, T=11, Hq=16, Hkv=16, D=64,
+     interleaved=True)  # fmt: skip
+case("qkv_rope", "real_decoder", _qkv_rope, "real", B=1, T=5, Hq=14, Hkv=2, D=64)
+case("qkv_rope", "real_semantic", _qkv_rope, "real", B=1, T=5, Hq=20, Hkv=20, D=64,
+     interleaved=True)  # fmt: skip
+case("qkv_rope", "some_heads", _qkv_rope, B=2, T=3, Hq=4, Hkv=4, D=8, interleaved=True,
+     rope_heads=2)  # fmt: skip
+case("qkv_rope", "odd_sizes", _qkv_rope, "odd", B=3, T=5, Hq=6, Hkv=2, D=10, per_row=True)
+case("qkv_rope", "one", _qkv_rope, "edge", B=1, T=1, Hq=1, Hkv=1, D=2)
+case("qkv_rope", "strided", _qkv_rope, "strided", B=2, T=3, Hq=2, Hkv=1, D=16, layout=strided)

@@ -1,0 +1,1 @@
+"""Text: made speakable and cut into sentences (`normalize`); tokens and prompts (`prompts`)."""
