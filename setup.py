@@ -57,9 +57,7 @@ class BuildPy(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            shutil.copytree(
-                CSRC / "cuda", Path(self.build_lib, "mingcore/_cuda"), dirs_exist_ok=True
-            )
+            shutil.copytree(CSRC / "cuda", Path(self.build_lib, "mingcore/_cuda"), dirs_exist_ok=True)
 
 
 class BuildExt(build_ext):

@@ -85,11 +85,7 @@ def rope(kw: dict[str, Any]) -> Ways:
 
 
 def qkv_rope(kw: dict[str, Any]) -> Ways:
-    heads, interleaved, angles = (
-        (kw["num_heads"], kw["num_kv_heads"]),
-        kw["interleaved"],
-        _angles(kw),
-    )
+    heads, interleaved, angles = ((kw["num_heads"], kw["num_kv_heads"]), kw["interleaved"], _angles(kw))
     qkv, sizes = kw["qkv"], (sum(heads), heads[1])
 
     def together() -> tuple[Tensor, ...]:

@@ -193,27 +193,9 @@ BARS = (
     Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
     Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
     Bar("decode of one patch in a graph, ms", "<= 0.4", _decode, 0.4),
-    Bar(
-        "depthwise convolution, share of read",
-        ">= 0.80",
-        _conv("vibe_mixer_256", "60s", "read_share"),
-        0.80,
-        True,
-    ),
-    Bar(
-        "transposed convolution, share of read",
-        ">= 0.80",
-        _conv("vox_up_192_to_96", "60s", "read_share"),
-        0.80,
-        True,
-    ),
-    Bar(
-        "dense convolution, 10 s, x cuDNN",
-        ">= 1",
-        _conv("vox_down_512_to_1024", "10s", "torch"),
-        1.0,
-        True,
-    ),
+    Bar("depthwise convolution, share of read", ">= 0.80", _conv("vibe_mixer_256", "60s", "read_share"), 0.80, True),
+    Bar("transposed convolution, share of read", ">= 0.80", _conv("vox_up_192_to_96", "60s", "read_share"), 0.80, True),
+    Bar("dense convolution, 10 s, x cuDNN", ">= 1", _conv("vox_down_512_to_1024", "10s", "torch"), 1.0, True),
     Bar("one patch, everything, ms", "<= 5", _speech(1, "patch_ms", "p50"), 5),
     Bar("one patch, x eager", ">= 25", _speech(1, "stages", "speedup", "median"), 25, True),
     Bar("first audio after the prompt, ms", "<= 30", _first_audio, 30),
@@ -226,11 +208,7 @@ BARS = (
     _cpu("T=1, x loop over all, float32", 3.0, _faster(1, "loop over all experts, fp32")),
     _cpu("T=1, int8 x ours in bf16", 1.7, _faster(1, "ours bf16", "int8")),
     _flow_bar("bf16, x eager float32", 3.0, _flow_x("bf16", "eager, fp32")),
-    _flow_bar(
-        "bf16, x best PyTorch in float32",
-        1.4,
-        _flow_x("bf16", "hoisted and prepacked, fp32", "hoisted, fp32"),
-    ),
+    _flow_bar("bf16, x best PyTorch in float32", 1.4, _flow_x("bf16", "hoisted and prepacked, fp32", "hoisted, fp32")),
     _flow_bar("int8_dyn x ours in bf16", 1.4, _flow_x("int8_dyn", "ours bf16")),
     _cpu("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
     _floor_bar("fp32", "fp32"),
@@ -277,9 +255,11 @@ def table_of(kind: str, result: dict[str, Any] | None) -> str | None:
     if kind == "conv":
         return reporting.table(
             ("layer", "size", "us", "GB/s", "GFLOP/s", "x torch"),
-            [(r["layer"], r["size"], r["us"], r["gbs"], r["gflops"],
-              r["faster"].get("torch", {}).get("median")) for r in result["rows"]],
-        )  # fmt: skip
+            [
+                (r["layer"], r["size"], r["us"], r["gbs"], r["gflops"], r["faster"].get("torch", {}).get("median"))
+                for r in result["rows"]
+            ],
+        )
     if kind == "end_to_end":
         return _speech_table(result)
     flat = [(k, v) for k, v in result.items() if isinstance(v, float)]
@@ -291,13 +271,29 @@ def _speech_table(result: dict[str, Any]) -> str:
     for row in result["batches"]:
         stages = row.get("stages", {})
         mine = stages.get("ours", {}).get("stages_ms", {})
-        rows.append((
-            row["batch"], row["first_audio_ms"]["p50"],
-            *(row["patch_ms"][p] for p in ("p50", "p99")),
-            row["gap_ms"]["max"], row["underruns"], row["throughput"], row["peak_memory_bytes"],
-            *(mine[stage]["median"] if mine else None for stage in STAGES),
-            stages.get("eager", {}).get("patch_ms", {}).get("median"),
-        ))  # fmt: skip
-    head = (f"{result['size']}, at once", "first ms", "p50 ms", "p99", "gap max", "late", "s/s",
-            "bytes", *STAGES, "eager ms")  # fmt: skip
+        rows.append(
+            (
+                row["batch"],
+                row["first_audio_ms"]["p50"],
+                *(row["patch_ms"][p] for p in ("p50", "p99")),
+                row["gap_ms"]["max"],
+                row["underruns"],
+                row["throughput"],
+                row["peak_memory_bytes"],
+                *(mine[stage]["median"] if mine else None for stage in STAGES),
+                stages.get("eager", {}).get("patch_ms", {}).get("median"),
+            )
+        )
+    head = (
+        f"{result['size']}, at once",
+        "first ms",
+        "p50 ms",
+        "p99",
+        "gap max",
+        "late",
+        "s/s",
+        "bytes",
+        *STAGES,
+        "eager ms",
+    )
     return "\n".join((reporting.table(head, rows), *map(str, result["left_out"])))

@@ -28,23 +28,29 @@ from mingcore.testing.timing import interleaved, threads  # noqa: E402
 
 CLOSE = 1e-5
 SMALL = {
-    "mimi": {"num_filters": 8, "hidden_size": 32, "num_hidden_layers": 1, "upsample_groups": 32,
-             "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8,
-             "intermediate_size": 64, "vector_quantization_hidden_dimension": 16,
-             "codebook_dim": 16},
+    "mimi": {
+        "num_filters": 8,
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "upsample_groups": 32,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "head_dim": 8,
+        "intermediate_size": 64,
+        "vector_quantization_hidden_dimension": 16,
+        "codebook_dim": 16,
+    },
     "encodec": {"num_filters": 4, "hidden_size": 32, "codebook_dim": 32},
     "dac": {"encoder_hidden_size": 8, "decoder_hidden_size": 64, "hidden_size": 128},
     "vibevoice": {"num_filters": 4, "depths": [1, 1, 1, 1, 1, 1, 1]},
-}  # fmt: skip
+}
 Call = Callable[[nn.Module], Tensor]
 
 
 def build(name: str, quick: bool) -> nn.Module:
     import transformers
 
-    prefix = {"mimi": "Mimi", "encodec": "Encodec", "dac": "Dac"}.get(
-        name, "VibeVoiceAcousticTokenizer"
-    )
+    prefix = {"mimi": "Mimi", "encodec": "Encodec", "dac": "Dac"}.get(name, "VibeVoiceAcousticTokenizer")
     config = getattr(transformers, f"{prefix}Config")(**(SMALL[name] if quick else {}))
     torch.manual_seed(0)
     return getattr(transformers, f"{prefix}Model")(config).eval().requires_grad_(False)
@@ -72,10 +78,7 @@ def calls(name: str, model: nn.Module) -> Iterator[tuple[str, Call]]:
         latent = torch.randn(1, model.config.hidden_size, 1)
         options = {"cache": "padding_cache", "use_cache": True}
         yield f"decoder, {hop} samples streamed", streamed("decoder", latent, **options)
-        yield (
-            f"encoder, {hop} samples streamed",
-            streamed("encoder", torch.randn(1, 1, hop), **options),
-        )
+        yield (f"encoder, {hop} samples streamed", streamed("encoder", torch.randn(1, 1, hop), **options))
     elif name == "mimi":
         # the convolutions alone: its transformer is not ours and would keep growing
         seanet = "encoder.encoder_seanet"
@@ -104,12 +107,19 @@ def measured(name: str, quick: bool, budget_s: float) -> list[dict[str, Any]]:
         ways = {"theirs": lambda c=call: c(theirs), "ours": lambda c=call: c(ours)}
         took = interleaved(ways, rounds=3 if quick else 15, budget_s=budget_s, warmup=1)
         ratio = took.speedup("ours", over="theirs")
-        rows.append({
-            "codec": name, "what": what, "changed": len(report.changed),
-            "ours_ms": took.time_s("ours").median * 1e3,
-            "theirs_ms": took.time_s("theirs").median * 1e3,
-            "x": ratio.median, "x_p10": ratio.low, "x_p90": ratio.high, "error": error,
-        })  # fmt: skip
+        rows.append(
+            {
+                "codec": name,
+                "what": what,
+                "changed": len(report.changed),
+                "ours_ms": took.time_s("ours").median * 1e3,
+                "theirs_ms": took.time_s("theirs").median * 1e3,
+                "x": ratio.median,
+                "x_p10": ratio.low,
+                "x_p90": ratio.high,
+                "error": error,
+            }
+        )
     return rows
 
 
@@ -128,9 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.codecs:
             rows += measured(name, options.quick, options.budget)
             print(f"{name}: done", file=sys.stderr, flush=True)
-    content = reporting.result(
-        "codecs", threads=count, transformers=transformers.__version__, rows=rows
-    )
+    content = reporting.result("codecs", threads=count, transformers=transformers.__version__, rows=rows)
     columns = ("codec", "what", "theirs_ms", "ours_ms", "x", "x_p10", "x_p90", "error")
     print(reporting.table(columns, [[row[c] for c in columns] for row in rows]))
     if options.keep:

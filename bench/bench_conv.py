@@ -38,9 +38,7 @@ HEAD = ("layer", "size", "us", "GB/s", "GFLOP/s", "x best", "p10", "p90", "best 
 Call = Callable[[], torch.Tensor]
 
 
-def measured(
-    name: str, size: str, calls: dict[str, Call], nbytes: int, flops: int, args: argparse.Namespace
-):
+def measured(name: str, size: str, calls: dict[str, Call], nbytes: int, flops: int, args: argparse.Namespace):
     """One row; AssertionError, and nothing timed, when a way computes something else."""
     expected = calls["ours"]()
     for way, call in calls.items():
@@ -58,10 +56,15 @@ def measured(
     ratios = {way: times.speedup("ours", over=way).as_dict() for way in others}
     best = min(others, key=others.get)
     return {
-        "layer": name, "size": size, "us": took.median * 1e6, "others_us": others,
-        "faster": ratios, "best": best, "gbs": nbytes / took.median / 1e9,
+        "layer": name,
+        "size": size,
+        "us": took.median * 1e6,
+        "others_us": others,
+        "faster": ratios,
+        "best": best,
+        "gbs": nbytes / took.median / 1e9,
         "gflops": flops / took.median / 1e9,
-    }  # fmt: skip
+    }
 
 
 def layer_rows(args: argparse.Namespace):
@@ -78,9 +81,7 @@ def layer_rows(args: argparse.Namespace):
             if args.compile and layer.kind in ("unit", "up", "mixer") and size != "60s":
                 torch._dynamo.reset()
                 fused = torch.compile(built.plain)
-                calls["torch.compile"] = lambda built=built, fused=fused: fused(
-                    built.x, built.context
-                )
+                calls["torch.compile"] = lambda built=built, fused=fused: fused(built.x, built.context)
             yield measured(layer.name, size, calls, built.nbytes, built.flops, args)
 
 
@@ -175,19 +176,34 @@ def main() -> None:
     cells = []
     for row in rows:
         ratio = row["faster"][row["best"]]
-        cells.append((row["layer"], row["size"], row["us"], row["gbs"], row["gflops"],
-                      ratio["median"], ratio["p10"], ratio["p90"], row["best"]))  # fmt: skip
+        cells.append(
+            (
+                row["layer"],
+                row["size"],
+                row["us"],
+                row["gbs"],
+                row["gflops"],
+                ratio["median"],
+                ratio["p10"],
+                ratio["p90"],
+                row["best"],
+            )
+        )
     print(reporting.table(HEAD, cells))
     held = bars(rows) if args.device == "cpu" else []
     for name in args.lacking:
         print(f"{name}: not measured, only the reference serves it here")
     for bar in held:
-        print(f"{'met ' if bar['met'] else 'MISSED'} {bar['bar']} >= {bar['at_least']}: "
-              f"{bar['got']:.2f}")  # fmt: skip
+        print(f"{'met ' if bar['met'] else 'MISSED'} {bar['bar']} >= {bar['at_least']}: {bar['got']:.2f}")
     out = reporting.result(
-        "conv", device=args.device, threads=torch.get_num_threads(), cache="warm", rows=rows,
-        bars=held, lacking=args.lacking,
-    )  # fmt: skip
+        "conv",
+        device=args.device,
+        threads=torch.get_num_threads(),
+        cache="warm",
+        rows=rows,
+        bars=held,
+        lacking=args.lacking,
+    )
     if args.keep:
         reporting.keep(f"conv-{args.device}", out, args.keep)
     print(json.dumps(out))

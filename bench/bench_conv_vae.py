@@ -20,12 +20,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 import reporting  # noqa: E402
 
 from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE  # noqa: E402
-from mingcore.testing.conv_checkpoints import (  # noqa: E402
-    REAL_VIBEVOICE,
-    REAL_VOXCPM,
-    vibevoice_tensors,
-    voxcpm_tensors,
-)
+from mingcore.testing.conv_checkpoints import REAL_VIBEVOICE, REAL_VOXCPM, vibevoice_tensors, voxcpm_tensors  # noqa: E402
 from mingcore.testing.eager import conv_vae as eager  # noqa: E402
 from mingcore.testing.timing import interleaved  # noqa: E402
 
@@ -69,9 +64,7 @@ def main() -> None:
     with torch.inference_mode():
         for codec in [args.codec] if args.codec else PATCH:
             for what, ours, plain, seconds in calls(codec, args.seconds):
-                times = interleaved(
-                    {"ours": ours, "eager": plain}, rounds=15, warmup=1, budget_s=args.budget
-                )
+                times = interleaved({"ours": ours, "eager": plain}, rounds=15, warmup=1, budget_s=args.budget)
                 took, faster = times.time_s("ours"), times.speedup("ours", over="eager")
                 rows.append(
                     {
@@ -85,10 +78,17 @@ def main() -> None:
                 )
     head = ("codec", "what", "ms", "p10", "p90", "real-time factor", "x eager")
     cells = [
-        (r["codec"], r["what"], r["ms"]["median"], r["ms"]["p10"], r["ms"]["p90"],
-         r["real_time_factor"], r["faster"]["median"])
+        (
+            r["codec"],
+            r["what"],
+            r["ms"]["median"],
+            r["ms"]["p10"],
+            r["ms"]["p90"],
+            r["real_time_factor"],
+            r["faster"]["median"],
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     print(reporting.table(head, cells))
     out = reporting.result("conv_vae", rows=rows, threads=torch.get_num_threads())
     if args.keep:

@@ -78,8 +78,7 @@ def main() -> int:
     with torch.inference_mode():
         for name, dtype in (("ours bf16", torch.bfloat16), ("ours fp32", torch.float32)):
             vae = AudioVAE.from_state_dict(tensors, audio, dtype=dtype)
-            add(name, lambda z, s, vae=vae: vae.decode(z, s, last=False)[0],
-                vae.new_decoder_state(1))  # fmt: skip
+            add(name, lambda z, s, vae=vae: vae.decode(z, s, last=False)[0], vae.new_decoder_state(1))
         del tensors
         add("eager fp32", lambda z, s: eager.decoder.decode(z, s, False), DecoderState())
         if args.compile:
@@ -104,17 +103,13 @@ def main() -> int:
         speedup = times.speedup(name, over="eager fp32")
         rows.append({"way": name, "ms": took.scaled(1e3).as_dict(), "faster": speedup.as_dict()})
     head = ("way", "ms", "p10", "p90", "x eager fp32")
-    cells = [
-        (r["way"], r["ms"]["median"], r["ms"]["p10"], r["ms"]["p90"], r["faster"]["median"])
-        for r in rows
-    ]
+    cells = [(r["way"], r["ms"]["median"], r["ms"]["p10"], r["ms"]["p90"], r["faster"]["median"]) for r in rows]
     print(reporting.table(head, cells))
     got = times.speedup("ours bf16", over="eager fp32").median
     met = got >= BAR
     print(f"{'met ' if met else 'MISSED'} one patch in bf16 weights >= {BAR} x eager: {got:.2f}")
     bar = {"bar": "one patch, bf16 weights: x eager fp32", "at_least": BAR, "got": got, "met": met}
-    out = reporting.result("decoder", size=args.size, rows=rows, bars=[bar],
-                           threads=torch.get_num_threads())  # fmt: skip
+    out = reporting.result("decoder", size=args.size, rows=rows, bars=[bar], threads=torch.get_num_threads())
     if args.keep:
         reporting.keep(f"decoder-{args.size}", out, args.keep)
     print(json.dumps(out))

@@ -45,9 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         batches = options.batches and [int(n) for n in options.batches.split(",")]
         settings = Settings(
-            batches, options.seconds, options.patches, options.weights,
-            not options.no_baseline, options.limit,
-        )  # fmt: skip
+            batches, options.seconds, options.patches, options.weights, not options.no_baseline, options.limit
+        )
         random = None if options.size == "checkpoint" else options.size
         subject = Subject.of(None, random, as_device(options.device), as_dtype(options.dtype))
         with threads(options.threads):

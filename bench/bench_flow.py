@@ -354,9 +354,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     if options.add and options.keep is None:
         parser.error("--add needs --keep FOLDER")
     for name, given, allowed in (
-        ("--tokens", options.tokens, TOKENS), ("--formats", options.formats or (), known),
+        ("--tokens", options.tokens, TOKENS),
+        ("--formats", options.formats or (), known),
         ("--ways", options.ways, (*flow_ways.WAYS, "none")),
-    ):  # fmt: skip
+    ):
         if unknown := [x for x in given if x not in allowed]:
             parser.error(f"{name} must be of {', '.join(map(str, allowed))}, got {unknown[0]}")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -34,14 +34,7 @@ from mingcore.ops._core import dispatch, registry  # noqa: E402
 from mingcore.testing.compare import max_relative  # noqa: E402
 from mingcore.testing.cost import Cost, cost  # noqa: E402
 from mingcore.testing.roofline import Ceilings, ceilings, fastest_read  # noqa: E402
-from mingcore.testing.timing import (  # noqa: E402
-    Comparison,
-    events_interleaved,
-    graph_interleaved,
-    interleaved,
-    rotate,
-    threads,
-)
+from mingcore.testing.timing import Comparison, events_interleaved, graph_interleaved, interleaved, rotate, threads  # noqa: E402
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 4096)
 FORMATS = {"cpu": ("bf16", "fp32", "fp16", "int8", "int8_dyn"), "cuda": ("bf16", "int8", "fp8")}
@@ -83,9 +76,7 @@ def point(
             raise AssertionError(f"{routing} T={T}: {name} differs from the loop by {error:.2e}")
     for format in backends:
         check(layers.packed[format][0], tokens[0], results[f"ours {format}"])
-    probe, probe_bytes = (
-        _probe((4 if quick else 8) * ceiling.cache_bytes) if device == "cpu" else ({}, 0)
-    )
+    probe, probe_bytes = _probe((4 if quick else 8) * ceiling.cache_bytes) if device == "cpu" else ({}, 0)
     measured, apart_us = _timed({**calls, **probe}, took_s, device, quick, budget_s)
     rows = []
     for format, backend in backends.items():
@@ -289,9 +280,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", choices=list(SIZES), default="mid")
-    parser.add_argument(
-        "--tokens", type=_counts, help=f"of {TOKENS}, or others; default: all, on a CPU to 512"
-    )
+    parser.add_argument("--tokens", type=_counts, help=f"of {TOKENS}, or others; default: all, on a CPU to 512")
     parser.add_argument("--routing", type=_names(ROUTINGS), default=tuple(ROUTINGS))
     parser.add_argument("--formats", type=_names(formats), help="of our weights")
     parser.add_argument("--layers", type=int, default=4, help="that weights rotate over")

@@ -116,9 +116,7 @@ def main() -> int:
             f"in step {step['median']:.2f} s, in turn {turn['median']:.2f} s, "
             f"{speedup['median']:.2f} x ({speedup['p10']:.2f} to {speedup['p90']:.2f})"
         )
-    result = reporting.result(
-        "text", size=options.size, weights=model.weights, device=options.device, rows=rows
-    )
+    result = reporting.result("text", size=options.size, weights=model.weights, device=options.device, rows=rows)
     if not options.no_save:
         name = f"text-{options.size}-{model.weights}"
         print(f"kept in {reporting.keep(name, result, options.out)}")

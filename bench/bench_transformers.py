@@ -45,9 +45,7 @@ def random_block(size: tuple[int, int, int, int]) -> nn.Module:
     from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
     E, K, H, I = size
-    config = Qwen3MoeConfig(
-        hidden_size=H, moe_intermediate_size=I, num_experts=E, num_experts_per_tok=K
-    )
+    config = Qwen3MoeConfig(hidden_size=H, moe_intermediate_size=I, num_experts=E, num_experts_per_tok=K)
     with torch.device("meta"):
         block = Qwen3MoeSparseMoeBlock(config)
     block = block.to(torch.bfloat16).to_empty(device="cpu").requires_grad_(False)
@@ -66,15 +64,12 @@ def using(block: nn.Module, implementation: str) -> nn.Module:
     return twin
 
 
-def point(
-    blocks: dict[str, nn.Module], tokens: int, rounds: int, budget_s: float
-) -> dict[str, Any]:
+def point(blocks: dict[str, nn.Module], tokens: int, rounds: int, budget_s: float) -> dict[str, Any]:
     """One number of tokens: microseconds per way, and the ratios to every way of transformers."""
     first = next(iter(blocks.values()))
     _, width, H = first.experts.gate_up_proj.shape
     sets = [
-        torch.randn(1, tokens, H, generator=torch.Generator().manual_seed(i)).to(torch.bfloat16)
-        for i in range(SETS)
+        torch.randn(1, tokens, H, generator=torch.Generator().manual_seed(i)).to(torch.bfloat16) for i in range(SETS)
     ]
     K = first.gate.top_k
     slot_bytes = 3 * H * (width // 2) * 2
@@ -102,9 +97,7 @@ def _times(measured: Comparison, nbytes: float) -> dict[str, Any]:
     return {
         "us": {n: _scaled(measured.time_s(n).scaled(1e6)) for n in measured.samples},
         "gbs_bf16": nbytes / measured.time_s("mingcore").median / 1e9,
-        "speedup": {
-            n: {other: _scaled(measured.speedup(n, over=other)) for other in theirs} for n in ours
-        },
+        "speedup": {n: {other: _scaled(measured.speedup(n, over=other)) for other in theirs} for n in ours},
     }
 
 
@@ -171,9 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"T={T}: done", file=sys.stderr, flush=True)
     dims = dict(zip(("E", "K", "H", "I"), SIZES[options.size]))
     content = reporting.result(
-        "transformers", size=options.size, dims=dims, threads=count,
-        transformers=transformers.__version__, rows=rows,
-    )  # fmt: skip
+        "transformers", size=options.size, dims=dims, threads=count, transformers=transformers.__version__, rows=rows
+    )
     name = f"transformers-{options.size}-cpu"
     if options.add:
         content = added(reporting.kept(name, options.keep), content)
@@ -189,8 +181,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=list(SIZES), default="qwen3")
     parser.add_argument("--tokens", type=_counts, default=[1, 512])
-    parser.add_argument("--formats", type=lambda text: text.split(","), default=["bf16", "int8"],
-                        help=f"of {', '.join(known)}; bf16 is always among them")  # fmt: skip
+    parser.add_argument(
+        "--formats",
+        type=lambda text: text.split(","),
+        default=["bf16", "int8"],
+        help=f"of {', '.join(known)}; bf16 is always among them",
+    )
     parser.add_argument("--budget", type=float, default=2.0, help="seconds per case")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--quick", action="store_true", help="few rounds: does it all run")

@@ -134,9 +134,7 @@ def _attention_prefill(kw: dict[str, Any]) -> Iterator[tuple[str, Call]]:
         mask, causal = (t <= t[:, None]) & (t > t[:, None] - window), False
 
     def plain() -> Tensor:
-        out = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, scale=kw["scale"], enable_gqa=True
-        )
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=kw["scale"], enable_gqa=True)
         return out.transpose(1, 2)
 
     yield "SDPA", plain

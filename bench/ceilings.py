@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     content = reporting.result("ceilings", device="cpu", n=n, ceilings={"cpu": found}, gemms=gemms)
     rows = [("read", "", found["read_gbs"], "GB/s"), ("copy", "", found["copy_gbs"], "GB/s")]
     rows += [
-        (f"{n}³ {kind}", way, rate["best"], "TFLOP/s")
-        for kind, by_way in gemms.items()
-        for way, rate in by_way.items()
+        (f"{n}³ {kind}", way, rate["best"], "TFLOP/s") for kind, by_way in gemms.items() for way, rate in by_way.items()
     ]
     print(reporting.table(("ceiling", "way", "best", "unit"), rows))
     if options.keep:

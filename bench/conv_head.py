@@ -46,10 +46,7 @@ class Head:
 
     def _overlap_add(self) -> Calls:
         args = (self.frames, self.window, HOP, self.state, not self.streaming)
-        found: Calls = {
-            "ours": lambda: ops.overlap_add(*args)[0],
-            "F.fold": lambda: self.folded(self.frames),
-        }
+        found: Calls = {"ours": lambda: ops.overlap_add(*args)[0], "F.fold": lambda: self.folded(self.frames)}
         compiled = torch.compile(self.folded)
         found["F.fold, compiled"] = lambda: compiled(self.frames)
         return found
@@ -61,9 +58,7 @@ class Head:
             "irfft, F.fold": lambda: self.folded(torch.fft.irfft(self.spectrum(), n=N_FFT)),
         }
         if not self.streaming:  # centred: it begins 160 samples later and ends earlier
-            found["torch.istft"] = lambda: torch.istft(
-                self.spectrum().transpose(1, 2), N_FFT, HOP, window=self.window
-            )
+            found["torch.istft"] = lambda: torch.istft(self.spectrum().transpose(1, 2), N_FFT, HOP, window=self.window)
         return found
 
     def _frame_embed(self) -> Calls:

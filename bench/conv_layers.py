@@ -73,13 +73,7 @@ LAYERS = [
 class Built:
     """One layer at one size: `ours()` and `torch()` on the same random tensors."""
 
-    def __init__(
-        self,
-        layer: Layer,
-        size: Size,
-        device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ):
+    def __init__(self, layer: Layer, size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32):
         self.layer, self.streaming = layer, size.seconds is None
         torch.manual_seed(0)
         c, L = layer, layer.length(size)
@@ -113,9 +107,15 @@ class Built:
         kw = {"state": self.state, **self.options}
         if kind == "unit":
             y, _ = ops.causal_conv1d(
-                x, self.packed, self.bias, activation_before="snake", snake_before=self.pairs[0],
-                activation="snake", snake=self.pairs[1], **kw,
-            )  # fmt: skip
+                x,
+                self.packed,
+                self.bias,
+                activation_before="snake",
+                snake_before=self.pairs[0],
+                activation="snake",
+                snake=self.pairs[1],
+                **kw,
+            )
             return ops.causal_conv1d(y, self.packed_mix, self.mix_bias, residual=x)[0]
         if kind == "mixer":
             return ops.causal_conv1d(x, self.packed, self.bias, residual=x, **kw)[0]
@@ -125,9 +125,7 @@ class Built:
             end = "tanh" if self.layer.codec == "vox" else None
             return self.op(x, self.packed, self.bias, activation=end, **act, **kw)[0]
         act = {"activation_before": "snake", "snake_before": self.pairs[0]}
-        return self.op(
-            x, self.packed, self.bias, **(act if self.layer.codec == "vox" else {}), **kw
-        )[0]
+        return self.op(x, self.packed, self.bias, **(act if self.layer.codec == "vox" else {}), **kw)[0]
 
     def torch(self) -> Tensor:
         return self.plain(self.x, self.context)

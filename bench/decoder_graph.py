@@ -26,10 +26,7 @@ from mingcore.testing.timing import events_interleaved, graph_interleaved, inter
 
 PATCH = 5  # latents
 # The first is what the automatic choice gives where every kernel is verified.
-ORDERS = {
-    "cuda": ("cuda,triton,reference", "triton,reference", "reference"),
-    "cpu": ("cpu,reference", "reference"),
-}
+ORDERS = {"cuda": ("cuda,triton,reference", "triton,reference", "reference"), "cpu": ("cpu,reference", "reference")}
 WARM, PATCHES = 8, 4  # patches until the window is full; those compared afterwards
 FACTOR, FLOOR = 2.0, 1e-4  # of the reference backend's error, and what is always allowed
 
@@ -96,9 +93,7 @@ def captured(stream: Stream) -> Callable[[], None]:
     return graph.replay
 
 
-def errors(
-    stream: Stream, step: Callable[[], None], patches: list[Tensor], exact: list[Tensor]
-) -> list[float]:
+def errors(stream: Stream, step: Callable[[], None], patches: list[Tensor], exact: list[Tensor]) -> list[float]:
     """Of each patch, relative to the exact one."""
     return [relative_l2(stream.run(z, step), e) for z, e in zip(patches, exact, strict=True)]
 
@@ -121,8 +116,7 @@ def step_bytes(stream: Stream) -> int:
     vectors += [linear.bias for linear in linears if linear.bias is not None]
     kv = state.backbone
     cache = sum(
-        k[:, : w - 1 + PATCH].nbytes + v[:, : w - 1 + PATCH].nbytes
-        for k, v, w in zip(kv.keys, kv.values, kv.windows)
+        k[:, : w - 1 + PATCH].nbytes + v[:, : w - 1 + PATCH].nbytes for k, v, w in zip(kv.keys, kv.values, kv.windows)
     )
     other = (*vectors, stream.latents, state.overlap.numerator, stream.samples)
     return sum(linear.weight.nbytes for linear in linears) + cache + sum(t.nbytes for t in other)
@@ -164,10 +158,17 @@ def measure(
         backends = sorted(set("+".join(by_op.values()).split("+")))
         right.append(stream)
         rows[order] = {
-            "op": "decode", "size": options.size, "dtype": "bf16", "device": device,
-            "order": order, "backend": "+".join(backends), "served": by_op,
-            "error": max(got), "reference_error": max(allowed), "nbytes": step_bytes(stream),
-        }  # fmt: skip
+            "op": "decode",
+            "size": options.size,
+            "dtype": "bf16",
+            "device": device,
+            "order": order,
+            "backend": "+".join(backends),
+            "served": by_op,
+            "error": max(got),
+            "reference_error": max(allowed),
+            "nbytes": step_bytes(stream),
+        }
     read_gbs = ceilings(device, quick=options.quick).read_gbs
     ours = [stream for stream in right if stream.order != "reference"]
     for group, capturable in ((ours, True), (right[len(ours) :], False)):
@@ -176,11 +177,7 @@ def measure(
 
 
 def _time(
-    streams: list[Stream],
-    rows: dict[str, dict[str, Any]],
-    options: argparse.Namespace,
-    read_gbs: float,
-    graph: bool,
+    streams: list[Stream], rows: dict[str, dict[str, Any]], options: argparse.Namespace, read_gbs: float, graph: bool
 ) -> None:
     """Fill in the rows: ms of a step in a graph, in turns, or else of one from Python."""
     steps = {stream.order: stream.step for stream in streams}
@@ -197,10 +194,15 @@ def _time(
         took, row = measured.time_s(order).scaled(1e3), rows[order]
         gbs = row["nbytes"] / took.median / 1e6
         rows[order] = {
-            **row, "graph": graph, "ms": took.median, "ms_p10": took.low, "ms_p90": took.high,
-            "no_graph_ms": 1e3 * plain.time_s(order).median, "gbs": gbs,
+            **row,
+            "graph": graph,
+            "ms": took.median,
+            "ms_p10": took.low,
+            "ms_p90": took.high,
+            "no_graph_ms": 1e3 * plain.time_s(order).median,
+            "gbs": gbs,
             "read_share": gbs / read_gbs,
-        }  # fmt: skip
+        }
 
 
 def main(tensors: dict[str, Tensor], config: dict, options: argparse.Namespace) -> int:
@@ -209,9 +211,13 @@ def main(tensors: dict[str, Tensor], config: dict, options: argparse.Namespace) 
         rows, wrong = measure(tensors, config, options)
         ceiling = ceilings(options.device, quick=options.quick)
     content = reporting.result(
-        "decoder", size=options.size, device=options.device, rows=rows, wrong=wrong,
+        "decoder",
+        size=options.size,
+        device=options.device,
+        rows=rows,
+        wrong=wrong,
         ceilings={options.device: ceiling.as_dict()},
-    )  # fmt: skip
+    )
     print(table(rows))
     for row in rows:
         print(f"{row['order']}: {', '.join(f'{op} {by}' for op, by in row['served'].items())}")
@@ -226,8 +232,17 @@ def main(tensors: dict[str, Tensor], config: dict, options: argparse.Namespace) 
 def table(rows: list[dict[str, Any]]) -> str:
     head = ("backends", "graph", "ms", "p10", "p90", "ms from Python", "GB/s", "% read", "error")
     cells = [
-        (r["order"], r["graph"], r["ms"], r["ms_p10"], r["ms_p90"], r["no_graph_ms"], r["gbs"],
-         round(100 * r["read_share"]), f"{r['error']:.1e}")
+        (
+            r["order"],
+            r["graph"],
+            r["ms"],
+            r["ms_p10"],
+            r["ms_p90"],
+            r["no_graph_ms"],
+            r["gbs"],
+            round(100 * r["read_share"]),
+            f"{r['error']:.1e}",
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     return reporting.table(head, cells)

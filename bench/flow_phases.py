@@ -49,9 +49,7 @@ def phases_ms(kw: dict[str, Any], budget_s: float, quick: bool = False) -> dict[
         return call
 
     def turned(block: int) -> Any:
-        return ops.qkv_rope(
-            wide, cos, sin, head.heads, head.heads, interleaved=True, rope_heads=head.rope_heads
-        )
+        return ops.qkv_rope(wide, cos, sin, head.heads, head.heads, interleaved=True, rope_heads=head.rope_heads)
 
     def other(block: int) -> Any:
         embedded = ops.linear(state.to(dtype), *head.linear(1))

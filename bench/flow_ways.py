@@ -26,9 +26,7 @@ SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 WAYS = ("eager", "hoisted", "prepacked", "compiled")
 
 
-def ways(
-    kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection[str]
-) -> Iterator[tuple[str, Way]]:
+def ways(kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection[str]) -> Iterator[tuple[str, Way]]:
     """The `wanted` of WAYS, in each dtype. "compiled": the hoisted step by torch.compile, its
     weights frozen on a CPU; that takes minutes."""
     for dtype in dtypes:
@@ -48,10 +46,13 @@ def eager_flow(head: PackedFlowHead, dtype: torch.dtype) -> EagerFlow:
     """The baseline's module with the weights of a head in rows."""
     H, D = head.hidden, head.hidden // head.heads
     config = {
-        "hidden_size": H, "depth": head.depth, "num_heads": head.heads,
-        "mlp_ratio": head.width / H, "pe_attn_head": head.rope_heads,
+        "hidden_size": H,
+        "depth": head.depth,
+        "num_heads": head.heads,
+        "mlp_ratio": head.width / H,
+        "pe_attn_head": head.rope_heads,
         "qk_norm": "rms_norm" if len(head.norms) == 5 else None,
-    }  # fmt: skip
+    }
     with torch.device("meta"):
         flow = EagerFlow(config, head.cond_size, head.channels)
     state = {"rotary_embed.inv_freq": 10000.0 ** -(torch.arange(0, D, 2) / D)}
@@ -73,9 +74,7 @@ def eager_flow(head: PackedFlowHead, dtype: torch.dtype) -> EagerFlow:
         put(f"{block}.attn.to_out.0", head.matrices[3][i], head.biases[3][i])
         put(f"{block}.mlp.ff.0.0", head.matrices[4][i], head.biases[4][i])
         put(f"{block}.mlp.ff.2", head.matrices[5][i], head.biases[5][i])
-        state[f"{block}.norm1.weight"], state[f"{block}.norm2.weight"] = (
-            head.norms[0][i], head.norms[1][i],
-        )  # fmt: skip
+        state[f"{block}.norm1.weight"], state[f"{block}.norm2.weight"] = (head.norms[0][i], head.norms[1][i])
         if len(head.norms) == 5:
             state[f"{block}.attn.q_norm.weight"] = head.norms[3][i]
             state[f"{block}.attn.k_norm.weight"] = head.norms[4][i]
@@ -106,9 +105,7 @@ class Eager:
 class Hoisted(nn.Module):
     """The same numbers with as little work as PyTorch's own operators allow."""
 
-    def __init__(
-        self, kw: dict[str, Any], dtype: torch.dtype, prepack: bool, compiled: bool = False
-    ):
+    def __init__(self, kw: dict[str, Any], dtype: torch.dtype, prepack: bool, compiled: bool = False):
         super().__init__()
         head, self.kw, self.dtype = kw["head"], kw, dtype
         B, P = kw["noise"].shape[1:3]

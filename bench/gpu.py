@@ -35,11 +35,31 @@ E2E_S = 90.0
 SANITIZER_S = 30.0
 SKIPPED = 77  # a part's status where it cannot be run here; what it printed last says why
 # the real shape in bf16, weights drawn on the GPU; what there is no time for it leaves out itself
-REAL = ["ming-uniaudio-16b", "--dtype", "bf16", "--batches", "1,32,64,4,8,16", "--patches", "10",
-        "--limit", str(E2E_S - 25)]  # fmt: skip
+REAL = [
+    "ming-uniaudio-16b",
+    "--dtype",
+    "bf16",
+    "--batches",
+    "1,32,64,4,8,16",
+    "--patches",
+    "10",
+    "--limit",
+    str(E2E_S - 25),
+]
 LOG_BYTES = 4 << 20
-PYTEST = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(ROOT),
-          "-p", "no:cacheprovider", "--import-mode=importlib", "-q"]  # fmt: skip
+PYTEST = [
+    sys.executable,
+    "-m",
+    "pytest",
+    "-c",
+    os.devnull,
+    "--rootdir",
+    str(ROOT),
+    "-p",
+    "no:cacheprovider",
+    "--import-mode=importlib",
+    "-q",
+]
 VERIFY = """
 import sys
 from mingcore.ops import verify
@@ -90,9 +110,15 @@ class Part:
         }
         began = time.monotonic()
         process = subprocess.Popen(
-            self.command, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-        )  # fmt: skip
+            self.command,
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
         try:
             self.output, _ = process.communicate(timeout=limit)
             good = process.returncode in self.ok_codes
@@ -140,21 +166,11 @@ def parts(dry: bool) -> list[Part]:
             Part("gpu tests", [*tests, "--collect-only"], 60, ok_codes=(0, 5)),
             Part("probes", [*probes, "--compile-only", "90a"], 60),
             Part("moe", [*moe, "--size", "tiny", "--tokens", "1,5", "--quick"], 60),
-            Part(
-                "flow", [*flow, "--size", "tiny", "--batches", "1", "--tokens", "11", "--quick"], 60
-            ),
-            Part(
-                "conv",
-                [*conv, "--layers", "mixer_32,out_32", "--sizes", "patch", "--budget", "0.05"],
-                60,
-            ),
+            Part("flow", [*flow, "--size", "tiny", "--batches", "1", "--tokens", "11", "--quick"], 60),
+            Part("conv", [*conv, "--layers", "mixer_32,out_32", "--sizes", "patch", "--budget", "0.05"], 60),
             Part("decoder", [*decoder, "--size", "tiny", "--quick", "--budget", "0.05"], 60),
             Part("ops", ops, 60),
-            Part(
-                "end to end",
-                [*end_to_end, "tiny", "--batches", "1,2", "--seconds", "0.3", "--patches", "2"],
-                60,
-            ),
+            Part("end to end", [*end_to_end, "tiny", "--batches", "1,2", "--seconds", "0.3", "--patches", "2"], 60),
             Part("sanitizer", [*sanitizer, "40", "--kernels", "silu_mul:cpu,linear:cpu"], 60),
         ]
     build = [python, "setup.py", "-q", "build_ext", "--inplace"]
@@ -194,16 +210,10 @@ def has_gpu() -> str | None:
     return None
 
 
-def leave(
-    folder: Path, records: Path, done: list[Part], content: dict[str, Any], report: str
-) -> list[Path]:
+def leave(folder: Path, records: Path, done: list[Part], content: dict[str, Any], report: str) -> list[Path]:
     """Write the files, the records of `records` as one archive among them; returns them."""
     log = "\n".join(f"===== {p.name}: {p.status}\n{p.output}" for p in done)
-    texts = {
-        "report.txt": report + "\n",
-        "gpu.json": json.dumps(content, indent=1) + "\n",
-        "log.txt": log[-LOG_BYTES:],
-    }
+    texts = {"report.txt": report + "\n", "gpu.json": json.dumps(content, indent=1) + "\n", "log.txt": log[-LOG_BYTES:]}
     for name, text in texts.items():
         (folder / name).write_text(text)
     files = [folder / name for name in texts]
@@ -219,9 +229,7 @@ def leave(
 def summarise(done: list[Part], found: dict[str, dict[str, Any]], seconds: float) -> str:
     """The table: parts, then the bars of the design."""
     blocks = [
-        reporting.table(
-            ("part", "result", "s"), [(p.name, p.status, round(p.seconds)) for p in done]
-        ),
+        reporting.table(("part", "result", "s"), [(p.name, p.status, round(p.seconds)) for p in done]),
         bars.table(bars.judge(found)),
         f"{seconds:.0f} s in all",
     ]

@@ -153,9 +153,7 @@ def measured(tries: int = TRIES) -> dict[str, dict[str, Any]]:
     return found
 
 
-def judge(
-    kept: dict[str, Any], deadline: float = math.inf, slow: str = "SLOWER"
-) -> list[tuple[str, str, str, str]]:
+def judge(kept: dict[str, Any], deadline: float = math.inf, slow: str = "SLOWER") -> list[tuple[str, str, str, str]]:
     """(what, found, kept, verdict) for every case and every kernel's instructions, until
     `deadline`, by time.monotonic. `slow`: the verdict on a ratio above its limit."""
     judged = []
@@ -176,9 +174,7 @@ def judge(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", action="store_true", help="measure anew and write guard.json")
-    parser.add_argument(
-        "--folder", type=Path, help="of guard.json; default: this machine's results"
-    )
+    parser.add_argument("--folder", type=Path, help="of guard.json; default: this machine's results")
     parser.add_argument("--ci", action="store_true", help=f"at most {CI_SECONDS:.0f} s")
     options = parser.parse_args(arguments)
     folder = options.folder or reporting.RESULTS / machine.slug()

@@ -79,19 +79,31 @@ def _linear_int8_dyn(cpu: Any) -> Call:
 def _moe_mlp(cpu: Any) -> Call:
     """Four tokens of 128 at two of eight experts of width 64 each, and a shared one of 128."""
     given = (
-        array(4, 128), array(8, 4, 128, 32), array(8, 4, 64, 32), array(4, 2),
-        array(4, 2, code=INT32, values=(0, 3, 5, 3, 7)), array(8, 128, 32), array(4, 128, 32),
-        [None] * 4, array(4, 128),
-    )  # fmt: skip
+        array(4, 128),
+        array(8, 4, 128, 32),
+        array(8, 4, 64, 32),
+        array(4, 2),
+        array(4, 2, code=INT32, values=(0, 3, 5, 3, 7)),
+        array(8, 128, 32),
+        array(4, 128, 32),
+        [None] * 4,
+        array(4, 128),
+    )
     return lambda: cpu.moe_mlp(*given, "panels", 1)
 
 
 def _moe_mlp_int8(cpu: Any) -> Call:
     given = (
-        array(1, 128), array(8, 4, 128, 32, code=INT8), array(8, 4, 64, 32, code=INT8),
-        array(1, 4), array(1, 4, code=INT32, values=(0, 3, 5, 7)), None, None,
-        [array(8, 128), array(8, 128), None, None], array(1, 128),
-    )  # fmt: skip
+        array(1, 128),
+        array(8, 4, 128, 32, code=INT8),
+        array(8, 4, 64, 32, code=INT8),
+        array(1, 4),
+        array(1, 4, code=INT32, values=(0, 3, 5, 7)),
+        None,
+        None,
+        [array(8, 128), array(8, 128), None, None],
+        array(1, 128),
+    )
     return lambda: cpu.moe_mlp(*given, "panels", 1)
 
 
@@ -112,9 +124,20 @@ def _flow_sample(cpu: Any) -> Call:
     norms = [array(L, H), array(L, H), array(H)]
     angles = [array(1 + N + P, H // heads // 2) for _ in range(2)]
     given = (
-        array(1, H), array(1, N, C), array(2, 1, P, C), array(1), array(E, H), array(E),
-        array(E, 1), b"\1" * E, *angles, matrices, biases, norms, [],
-    )  # fmt: skip
+        array(1, H),
+        array(1, N, C),
+        array(2, 1, P, C),
+        array(1),
+        array(E, H),
+        array(E),
+        array(E, 1),
+        b"\1" * E,
+        *angles,
+        matrices,
+        biases,
+        norms,
+        [],
+    )
     out = array(1, P, C)
     return lambda: cpu.flow_sample(*given, heads, heads, True, out, 1)
 
@@ -124,20 +147,44 @@ def _causal_conv(cpu: Any) -> Call:
     B, C, L, taps, dilation = 1, 64, 20, 7, 3
     context, context_out = (array(B, C, (taps - 1) * dilation) for _ in range(2))
     given = (
-        array(B, C, L), array(1, C // 32, C * taps, 32), array(C), array(B, C, L), context,
-        context_out, _stream(B, 100), array(B, C, L), (1, taps, 1, dilation, 1, 0, 0, 0),
-        "snake", array(C), array(C), "none", None, None,
-    )  # fmt: skip
+        array(B, C, L),
+        array(1, C // 32, C * taps, 32),
+        array(C),
+        array(B, C, L),
+        context,
+        context_out,
+        _stream(B, 100),
+        array(B, C, L),
+        (1, taps, 1, dilation, 1, 0, 0, 0),
+        "snake",
+        array(C),
+        array(C),
+        "none",
+        None,
+        None,
+    )
     return lambda: cpu.causal_conv(*given, True, 1)
 
 
 def _causal_conv_depthwise(cpu: Any) -> Call:
     B, C, L, taps = 1, 64, 160, 7
     given = (
-        array(B, C, L), array(C, 1, taps), array(C), None, array(B, C, taps - 1),
-        array(B, C, taps - 1), _stream(B, 100), array(B, C, L), (C, taps, 1, 1, 1, 0, 0, 0),
-        "none", None, None, "silu", None, None,
-    )  # fmt: skip
+        array(B, C, L),
+        array(C, 1, taps),
+        array(C),
+        None,
+        array(B, C, taps - 1),
+        array(B, C, taps - 1),
+        _stream(B, 100),
+        array(B, C, L),
+        (C, taps, 1, 1, 1, 0, 0, 0),
+        "none",
+        None,
+        None,
+        "silu",
+        None,
+        None,
+    )
     return lambda: cpu.causal_conv(*given, False, 1)
 
 
@@ -145,10 +192,22 @@ def _causal_conv_transpose(cpu: Any) -> Call:
     """64 channels to 32, twice as many samples: two taps of each phase."""
     B, C, N, L, taps, up = 1, 64, 32, 20, 2, 2
     given = (
-        array(B, C, L), array(1, N * up // 32, C * taps, 32), array(N), None,
-        array(B, C, taps - 1), array(B, C, taps - 1), _stream(B, 100), array(B, N, up * L),
-        (1, taps, 1, 1, up, taps - 1, 0, 0), "none", None, None, "none", None, None,
-    )  # fmt: skip
+        array(B, C, L),
+        array(1, N * up // 32, C * taps, 32),
+        array(N),
+        None,
+        array(B, C, taps - 1),
+        array(B, C, taps - 1),
+        _stream(B, 100),
+        array(B, N, up * L),
+        (1, taps, 1, 1, up, taps - 1, 0, 0),
+        "none",
+        None,
+        None,
+        "none",
+        None,
+        None,
+    )
     return lambda: cpu.causal_conv(*given, True, 1)
 
 
@@ -168,10 +227,20 @@ def _spectrum_head(cpu: Any) -> Call:
         points //= r
         twiddles += 2 * (r - 1) * points
     given = (
-        array(1, T, H), array(-(-(F + 2) // 32), H, 32), array(F + 2), "panels", array(F), hop,
-        array(1, F - hop), array(1, F - hop), _stream(1, 100), array(1, T * hop), radices,
-        array(twiddles), array(2, F // 2),
-    )  # fmt: skip
+        array(1, T, H),
+        array(-(-(F + 2) // 32), H, 32),
+        array(F + 2),
+        "panels",
+        array(F),
+        hop,
+        array(1, F - hop),
+        array(1, F - hop),
+        _stream(1, 100),
+        array(1, T * hop),
+        radices,
+        array(twiddles),
+        array(2, F // 2),
+    )
     return lambda: cpu.spectrum_head(*given, 1)
 
 
@@ -199,12 +268,7 @@ def _qkv_rope(cpu: Any) -> Call:
 
 
 def _rope(cpu: Any) -> Call:
-    x, cos, sin, out = (
-        array(2, 11, 16, 64),
-        array(1, 11, 32),
-        array(1, 11, 32),
-        array(2, 11, 16, 64),
-    )
+    x, cos, sin, out = (array(2, 11, 16, 64), array(1, 11, 32), array(1, 11, 32), array(2, 11, 16, 64))
     return lambda: cpu.rope(x, cos, sin, True, 8, out, 1)
 
 

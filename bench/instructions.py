@@ -37,9 +37,7 @@ def available() -> bool:
     return shutil.which("valgrind") is not None
 
 
-def counted(
-    names: Sequence[str] = tuple(KERNELS), repeat_every: int = 0, deadline: float = math.inf
-) -> dict[str, Any]:
+def counted(names: Sequence[str] = tuple(KERNELS), repeat_every: int = 0, deadline: float = math.inf) -> dict[str, Any]:
     """Instructions of one call of each kernel, with what they depend on. `repeat_every`: so many
     calls are followed by one more that is not counted as a call, as if the kernel did more work.
     Kernels that cannot be counted until `deadline`, by time.monotonic, are left out, as is what is
@@ -59,9 +57,7 @@ def compiler() -> str:
     return f"gcc {said[0].decode()}" if said else "unknown"
 
 
-def judge(
-    kept: dict[str, Any] | None, limit: float, deadline: float = math.inf
-) -> list[tuple[str, str, str, str]]:
+def judge(kept: dict[str, Any] | None, limit: float, deadline: float = math.inf) -> list[tuple[str, str, str, str]]:
     """(what, found, kept, verdict) of every kernel that was counted before."""
     if kept is None or not available():
         return [("instructions", "-", "-", "not counted: no valgrind here, or nothing kept")]
@@ -88,10 +84,13 @@ def _executed(names: Sequence[str], repeat_every: int, deadline: float) -> dict[
         command += [f"--log-file={folder}/%p", sys.executable, "-S", "-s"]
         command += [str(Path(__file__).resolve()), "--run", str(repeat_every), *names]
         run = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             env={"PATH": os.environ["PATH"], "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1"},
             start_new_session=True,
-        )  # fmt: skip
+        )
         try:
             said, error = run.communicate(timeout=left)
         except subprocess.TimeoutExpired:

@@ -15,21 +15,11 @@ from mingcore.ops._core.layouts import tensors_in
 from mingcore.testing.compare import check_op, max_relative, run
 from mingcore.testing.cost import Cost, cost
 from mingcore.testing.roofline import ceilings
-from mingcore.testing.timing import (
-    Comparison,
-    events_interleaved,
-    graph_interleaved,
-    interleaved,
-    rotate,
-    sets_for,
-)
+from mingcore.testing.timing import Comparison, events_interleaved, graph_interleaved, interleaved, rotate, sets_for
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-HEAD = (
-    "op", "case", "dtype", "backend", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best",
-    "best other",
-)  # fmt: skip
+HEAD = ("op", "case", "dtype", "backend", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best", "best other")
 
 
 @dataclass(frozen=True)
@@ -64,9 +54,18 @@ class Row:
     def cells(self) -> tuple[Any, ...]:
         share = round(100 * self.read_share)
         return (
-            self.op, self.case, self.dtype, self.backend, self.cache, self.us, self.gbs, share,
-            self.tflops, self.speedup, self.best,
-        )  # fmt: skip
+            self.op,
+            self.case,
+            self.dtype,
+            self.backend,
+            self.cache,
+            self.us,
+            self.gbs,
+            share,
+            self.tflops,
+            self.speedup,
+            self.best,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -134,9 +133,7 @@ def _room(device: str) -> int:
     return (8 << 30) if device == "cuda" else (1 << 30)
 
 
-def _another(
-    case: Case, dtype: torch.dtype, device: str, first: dict[str, Any], seed: int
-) -> dict[str, Any]:
+def _another(case: Case, dtype: torch.dtype, device: str, first: dict[str, Any], seed: int) -> dict[str, Any]:
     """Another input set; expert weights are shared, since other tokens choose other experts."""
     if case.op != "moe_mlp":
         return case.make(device, dtype, seed)
@@ -164,11 +161,7 @@ def _capturable(calls: dict[str, Callable]) -> dict[str, Callable]:
 
 
 def make_row(
-    head: tuple[str, str, str, str, str, str],
-    work: Cost,
-    read_gbs: float,
-    measured: Comparison,
-    ours: str = "ours",
+    head: tuple[str, str, str, str, str, str], work: Cost, read_gbs: float, measured: Comparison, ours: str = "ours"
 ) -> Row:
     """A row of what was measured; `head` is op, case, dtype, device, backend and cache mode.
 

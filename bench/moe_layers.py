@@ -56,11 +56,7 @@ def one(size: Size, T: int, g: torch.Generator) -> Tensor:
     return torch.randperm(size.E, generator=g)[: size.K].expand(T, -1)
 
 
-ROUTINGS: dict[str, Callable[[Size, int, torch.Generator], Tensor]] = {
-    "balanced": balanced,
-    "zipf": zipf,
-    "one": one,
-}
+ROUTINGS: dict[str, Callable[[Size, int, torch.Generator], Tensor]] = {"balanced": balanced, "zipf": zipf, "one": one}
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,15 @@ def compile_probe(name: str, arch: str, folder: Path) -> bytes:
         raise RuntimeError("probes: nvcc is neither on PATH nor in /usr/local/cuda/bin")
     target = folder / f"{name}.cubin"
     command = [
-        compiler, "-O3", "-std=c++17", "-cubin", f"-gencode=arch=compute_{arch},code=sm_{arch}",
-        "-o", str(target), str(ROOT / "bench" / "probes" / f"{name}.cu"),
-    ]  # fmt: skip
+        compiler,
+        "-O3",
+        "-std=c++17",
+        "-cubin",
+        f"-gencode=arch=compute_{arch},code=sm_{arch}",
+        "-o",
+        str(target),
+        str(ROOT / "bench" / "probes" / f"{name}.cu"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if done.returncode:
         raise RuntimeError(f"probes: {name}.cu for sm_{arch}: {done.stderr.strip()}")
@@ -111,11 +117,7 @@ class Kernels:
                 types.append(ctypes.c_void_p if is_tensor else ctypes.c_uint64)
             stream = torch.cuda.current_stream().cuda_stream
             parameters = (tuple(values), tuple(types)) if values else 0
-            self._ok(
-                driver.cuLaunchKernel(
-                    function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, 0
-                )
-            )
+            self._ok(driver.cuLaunchKernel(function, blocks, 1, 1, threads, 1, 1, shared_bytes, stream, parameters, 0))
 
         return launch
 
@@ -139,9 +141,7 @@ def reads(kernels: Kernels, nbytes: int) -> dict[str, Any]:
         if out.item() != expected:
             raise RuntimeError(f"probes: read_{name} read something else than what is there")
     measured = graph_interleaved(calls, rounds=9)
-    found: dict[str, Any] = {
-        f"read_{name}_gbs": nbytes / min(measured.samples[name]) / 1e9 for name in calls
-    }
+    found: dict[str, Any] = {f"read_{name}_gbs": nbytes / min(measured.samples[name]) / 1e9 for name in calls}
     sizes = [s << 20 for s in (8, 16, 24, 32, 40, 48, 64, 96, 128, 256) if s << 20 <= nbytes]
     found["read_by_size_gbs"] = {
         str(size >> 20): size / _graph_s(lambda n=size: calls["loads"](n)) / 1e9 for size in sizes
@@ -173,10 +173,7 @@ def exchanges(kernels: Kernels) -> dict[str, Any]:
 
         arguments = (blocks or full, threads, words)
         _timed_s(name, launch, arguments, ROUNDS)
-        many, none = (
-            median(_timed_s(name, launch, arguments, rounds) for _ in range(7))
-            for rounds in (ROUNDS, 0)
-        )
+        many, none = (median(_timed_s(name, launch, arguments, rounds) for _ in range(7)) for rounds in (ROUNDS, 0))
         found[f"{name}_us"] = (many - none) / ROUNDS * 1e6
     return found
 
@@ -205,20 +202,14 @@ def show(found: dict[str, Any]) -> None:
         for key in ("read_loads_gbs", "read_bulk_gbs")
         if key in found
     ]
-    rows += [
-        ("read, torch sum", ceiling["read_gbs"], "GB/s"),
-        ("copy", ceiling["copy_gbs"], "GB/s"),
-    ]
+    rows += [("read, torch sum", ceiling["read_gbs"], "GB/s"), ("copy", ceiling["copy_gbs"], "GB/s")]
     rows += [(f"read of {mb} MB again", v, "GB/s") for mb, v in found["read_by_size_gbs"].items()]
     rows += [(f"matrix product {n}", v, "TFLOP/s") for n, v in ceiling["gemm_tflops"].items()]
     rows += [
         ("empty kernel in a graph, 1 block", found["launch_in_graph_us"], "us"),
         ("empty kernel in a graph, all blocks", found["full_launch_in_graph_us"], "us"),
     ]
-    rows += [
-        (what, found[f"{name}_us"], "us") for name, (_, _, what) in EXCHANGES.items()
-        if f"{name}_us" in found
-    ]  # fmt: skip
+    rows += [(what, found[f"{name}_us"], "us") for name, (_, _, what) in EXCHANGES.items() if f"{name}_us" in found]
     print(reporting.table(("probe", "value", "unit"), rows))
 
 

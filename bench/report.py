@@ -121,8 +121,7 @@ def missing(found: dict[str, dict], rows: list[dict], judged: list[bars.Judged])
     bare = sorted({row["op"] for row in rows} - counted)
     if bare:
         said.append(
-            f"share of the ceilings of {', '.join(bare)}: whole networks; their bytes and "
-            "operations are not counted"
+            f"share of the ceilings of {', '.join(bare)}: whole networks; their bytes and operations are not counted"
         )
     some = sum(row["share"] is None and row["op"] in counted for row in rows)
     if some:

@@ -40,10 +40,7 @@ def page(content: dict[str, Any]) -> str:
     ]
     links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name, _ in sections)
     head = f"<h1>{escape(title)}</h1>{_machine(where)}<p>{REPOSITORY_NOTE}</p><nav>{links}</nav>"
-    body = "".join(
-        f'<section id="{key}"><h2>{escape(name)}</h2>{text}</section>'
-        for key, name, text in sections
-    )
+    body = "".join(f'<section id="{key}"><h2>{escape(name)}</h2>{text}</section>' for key, name, text in sections)
     template = TEMPLATE.read_text(encoding="utf-8")
     return template.replace("{{title}}", escape(title)).replace("{{body}}", head + body)
 
@@ -52,7 +49,7 @@ def table(key: str, head: Sequence[str], rows: Sequence[Sequence[Any]], words: i
     """A table that sorts; the first `words` columns are text. A cell is a value, or a pair of what
     is shown and what it sorts by."""
     heads = "".join(
-        f'<th scope="col" aria-sort="none"{_side(i, words)}><button type="button">{escape(h)}</button></th>'  # noqa: E501
+        f'<th scope="col" aria-sort="none"{_side(i, words)}><button type="button">{escape(h)}</button></th>'
         for i, h in enumerate(head)
     )
     lines = []
@@ -103,13 +100,18 @@ def _bars(bars: list[dict[str, Any]]) -> str:
 def _ceilings(ceilings: dict[str, Any] | None) -> str:
     if ceilings is None:
         return "<p>Not measured: <code>python bench/ceilings.py</code>.</p>"
-    rows = [("read", ceilings["read_gbs"], "GB/s", "streaming read of bfloat16 with FMA"),
-            ("copy", ceilings["copy_gbs"], "GB/s", "read and written")]  # fmt: skip
+    rows = [
+        ("read", ceilings["read_gbs"], "GB/s", "streaming read of bfloat16 with FMA"),
+        ("copy", ceilings["copy_gbs"], "GB/s", "read and written"),
+    ]
     rows += [
         (f"{kind} product", gemm["tflops"], "TFLOP/s", f"a large one, fastest way: {gemm['way']}")
         for kind, gemm in ceilings["gemms"].items()
-    ]  # fmt: skip
-    return "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, int8 weights to the bfloat16 one.</p>" + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)  # noqa: E501  # fmt: skip
+    ]
+    return (
+        "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, int8 weights to the bfloat16 one.</p>"
+        + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)
+    )
 
 
 def _roofline(content: dict[str, Any]) -> str:
@@ -133,27 +135,27 @@ def _end_to_end(results: list[dict[str, Any]]) -> str:
     for result in results:
         for side in ("ours", "eager"):
             stages = result[side]["stages_ms"]
-            bars.append((f"{_weights(result)}: {side}".replace(", ours ", " → "),
-                         {stage: stages[stage]["median"] for stage in STAGES},
-                         result[side]["patch_ms"]["median"]))  # fmt: skip
-        parts = {stage: [result[s]["stages_ms"][stage]["median"] for s in ("ours", "eager")]
-                 for stage in STAGES}  # fmt: skip
+            bars.append(
+                (
+                    f"{_weights(result)}: {side}".replace(", ours ", " → "),
+                    {stage: stages[stage]["median"] for stage in STAGES},
+                    result[side]["patch_ms"]["median"],
+                )
+            )
+        parts = {stage: [result[s]["stages_ms"][stage]["median"] for s in ("ours", "eager")] for stage in STAGES}
         parts["patch"] = [result[side]["patch_ms"]["median"] for side in ("ours", "eager")]
         ratios = {**result["speedup_by_stage"], "patch": result["speedup"]}
         floors = result.get("floors")
         least = _floor_columns(floors) if floors else {}
         if floors:
             shown = {stage: floors["stages"][stage]["floor_ms"] for stage in STAGES}
-            bars.insert(-1, (f"{_weights(result)}: floor".replace(", ours ", " → "), shown,
-                             floors["patch_ms"]))  # fmt: skip
+            bars.insert(-1, (f"{_weights(result)}: floor".replace(", ours ", " → "), shown, floors["patch_ms"]))
         for stage, (ours, eager) in parts.items():
             ratio, columns = ratios[stage], least.get(stage, (None, None, "-"))
-            rows.append((_weights(result), stage, ours, eager, ratio["median"], ratio["p10"],
-                         ratio["p90"], *columns))  # fmt: skip
+            rows.append((_weights(result), stage, ours, eager, ratio["median"], ratio["p10"], ratio["p90"], *columns))
         ours, eager = (result[side]["prompt_ms"] for side in ("ours", "eager"))
         rows.append((_weights(result), "prompt", ours, eager, eager / ours, *[None] * 4, "-"))
-    head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90", "floor ms", "× floor",
-            "limit")  # fmt: skip
+    head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90", "floor ms", "× floor", "limit")
     note = f"<p>One patch is 100 ms of sound. Eager is a port of the reference's structure in ordinary PyTorch. Prompt: {escape(results[0]['prompt'])}.</p>"  # noqa: E501
     note += "".join(_floor_note(result) for result in results if "floors" in result)
     return note + report_svg.stacked(bars, STAGES, PATCH_MS) + table("t-e2e", head, rows, words=2)
@@ -169,9 +171,7 @@ def _floor_columns(floors: dict[str, Any]) -> dict[str, tuple]:
 def _floor_note(result: dict[str, Any]) -> str:
     """What a result's floors are made of."""
     floors = result["floors"]
-    rates = ", ".join(
-        f"{kind} {p['tflops']:.2f} TFLOP/s ({p['way']})" for kind, p in floors["products"].items()
-    )
+    rates = ", ".join(f"{kind} {p['tflops']:.2f} TFLOP/s ({p['way']})" for kind, p in floors["products"].items())
     kept = "from memory" if floors["cold"] else "in the cache: bytes do not count"
     said = (
         f"Floors, {_weights(result)}: bytes over a read of {floors['read_gbs']:.0f} GB/s or "
@@ -222,14 +222,43 @@ def _phases(rows: list[dict[str, Any]]) -> str:
 
 def _rows(section: str, rows: list[dict[str, Any]]) -> str:
     key = f"t-{section.replace(' ', '-')}"
-    head = ("case", "op", "dtype", "cache", "µs", "GB/s", "% read", "TFLOP/s", "% GEMM", "% roof",
-            "limit", "×", "p10", "p90", "best other way")  # fmt: skip
+    head = (
+        "case",
+        "op",
+        "dtype",
+        "cache",
+        "µs",
+        "GB/s",
+        "% read",
+        "TFLOP/s",
+        "% GEMM",
+        "% roof",
+        "limit",
+        "×",
+        "p10",
+        "p90",
+        "best other way",
+    )
     cells = [
-        (r["case"], r["op"], r["dtype"], r["cache"], r["us"], r["gbs"], _percent(r["read_share"]),
-         r["tflops"], _percent(r["gemm_share"]), _percent(r["share"]), r["bound"], r["speedup"],
-         r["speedup_p10"], r["speedup_p90"], r["best"])
+        (
+            r["case"],
+            r["op"],
+            r["dtype"],
+            r["cache"],
+            r["us"],
+            r["gbs"],
+            _percent(r["read_share"]),
+            r["tflops"],
+            _percent(r["gemm_share"]),
+            _percent(r["share"]),
+            r["bound"],
+            r["speedup"],
+            r["speedup_p10"],
+            r["speedup_p90"],
+            r["best"],
+        )
         for r in rows
-    ]  # fmt: skip
+    ]
     search = f'<label>Only rows with: <input type="search" data-table="{key}"></label>'
     return search + table(key, head, cells, words=4)
 
@@ -240,11 +269,8 @@ def _missing(lines: list[str]) -> str:
 
 def _sources(content: dict[str, Any]) -> str:
     rows = [
-        (s["file"], s["kind"], s["commit"] or "none", s["time_utc"], s["threads"],
-         s["versions"]["torch"])
+        (s["file"], s["kind"], s["commit"] or "none", s["time_utc"], s["threads"], s["versions"]["torch"])
         for s in content["sources"]
-    ]  # fmt: skip
+    ]
     note = "<p>A + behind a commit: the tree differed from it.</p>"
-    return note + table(
-        "t-sources", ("file", "kind", "commit", "time", "threads", "torch"), rows, words=4
-    )
+    return note + table("t-sources", ("file", "kind", "commit", "time", "threads", "torch"), rows, words=4)

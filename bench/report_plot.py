@@ -35,17 +35,21 @@ def write(content: dict[str, Any], folder: Path) -> list[Path]:
             continue
         knee = gemm["tflops"] / read
         label = f"{kind} product: {gemm['tflops']:.2f} TFLOP/s ({gemm['way']})"
-        axes.plot([low, knee, max(high, knee)], [low * read, *[gemm["tflops"]] * 2], style,
-                  color="#444", lw=1.2, label=label)  # fmt: skip
+        axes.plot(
+            [low, knee, max(high, knee)], [low * read, *[gemm["tflops"]] * 2], style, color="#444", lw=1.2, label=label
+        )
     for colour, section in zip(COLOURS, sorted({r["section"] for r in rows})):
         mine = [r for r in rows if r["section"] == section]
-        axes.scatter([r["intensity"] for r in mine], [r["tflops"] for r in mine], s=16, alpha=0.75,
-                     color=colour, label=section)  # fmt: skip
+        axes.scatter(
+            [r["intensity"] for r in mine], [r["tflops"] for r in mine], s=16, alpha=0.75, color=colour, label=section
+        )
     axes.set(
-        xscale="log", yscale="log", xlabel="operations per byte (FLOP/B)", ylabel="TFLOP/s",
-        title=f"{content['machine']['cpu']}, {ceilings['threads']} threads; read "
-        f"{ceilings['read_gbs']:.0f} GB/s",
-    )  # fmt: skip
+        xscale="log",
+        yscale="log",
+        xlabel="operations per byte (FLOP/B)",
+        ylabel="TFLOP/s",
+        title=f"{content['machine']['cpu']}, {ceilings['threads']} threads; read {ceilings['read_gbs']:.0f} GB/s",
+    )
     axes.grid(True, which="major", alpha=0.25)
     axes.legend(fontsize=8)
     paths = [folder / "roofline.png", folder / "roofline.svg"]

@@ -86,10 +86,7 @@ def _measured(result: Result) -> list[Row]:
     """Rows of measure.Row: the ops, the experts, the flow sampler."""
     keys = ("op", "case", "dtype", "device", "backend", "cache", "us", "us_p10", "us_p90", "nbytes")
     keys += ("flops", "speedup", "speedup_p10", "speedup_p90", "best", "others_us", "others_x")
-    return [
-        {key: row[key] for key in keys} | {"phases_ms": row.get("phases_ms")}
-        for row in result["rows"]
-    ]
+    return [{key: row[key] for key in keys} | {"phases_ms": row.get("phases_ms")} for row in result["rows"]]
 
 
 def _conv(result: Result) -> list[Row]:
@@ -121,29 +118,44 @@ def _conv(result: Result) -> list[Row]:
     return rows
 
 
-def _whole(
-    case: str, dtype: str, ms: dict[str, float | None], ratio: dict[str, float], best: str
-) -> Row:
+def _whole(case: str, dtype: str, ms: dict[str, float | None], ratio: dict[str, float], best: str) -> Row:
     """A whole network: several ops, whose bytes and operations nobody counted."""
-    us, us_p10, us_p90 = (
-        None if ms[name] is None else 1e3 * ms[name] for name in ("median", "p10", "p90")
-    )
+    us, us_p10, us_p90 = (None if ms[name] is None else 1e3 * ms[name] for name in ("median", "p10", "p90"))
     return {
-        "op": "codec", "case": case, "dtype": dtype, "device": "cpu", "backend": "cpu",
-        "cache": "in order", "us": us, "us_p10": us_p10, "us_p90": us_p90, "nbytes": None,
-        "flops": None, "speedup": ratio["median"], "speedup_p10": ratio["p10"],
-        "speedup_p90": ratio["p90"], "best": best, "others_us": {},
-        "others_x": {best: ratio["median"]}, "phases_ms": None,
-    }  # fmt: skip
+        "op": "codec",
+        "case": case,
+        "dtype": dtype,
+        "device": "cpu",
+        "backend": "cpu",
+        "cache": "in order",
+        "us": us,
+        "us_p10": us_p10,
+        "us_p90": us_p90,
+        "nbytes": None,
+        "flops": None,
+        "speedup": ratio["median"],
+        "speedup_p10": ratio["p10"],
+        "speedup_p90": ratio["p90"],
+        "best": best,
+        "others_us": {},
+        "others_x": {best: ratio["median"]},
+        "phases_ms": None,
+    }
 
 
 def _decoder(result: Result) -> list[Row]:
     eager = "eager fp32"
     return [
-        _whole(f"AudioVAE {result['size']}: decode patch", row["way"].removeprefix("ours "),
-               row["ms"], row["faster"], eager)
-        for row in result["rows"] if row.get("way", "").startswith("ours ")
-    ]  # fmt: skip
+        _whole(
+            f"AudioVAE {result['size']}: decode patch",
+            row["way"].removeprefix("ours "),
+            row["ms"],
+            row["faster"],
+            eager,
+        )
+        for row in result["rows"]
+        if row.get("way", "").startswith("ours ")
+    ]
 
 
 def _conv_vae(result: Result) -> list[Row]:
@@ -177,15 +189,26 @@ def _transformers(result: Result) -> list[Row]:
             products = 6 * row["tokens"] * sizes["K"] * sizes["H"] * sizes["I"]
             rows.append(
                 {
-                    "op": "moe_mlp", "case": f"{result['size']} t{row['tokens']}", "dtype": dtype,
-                    "device": "cpu", "backend": "cpu", "cache": "in order", "us": us["median"],
-                    "us_p10": us["p10"], "us_p90": us["p90"], "nbytes": read, "flops": products,
-                    "speedup": ratio["median"], "speedup_p10": ratio["p10"],
-                    "speedup_p90": ratio["p90"], "best": best, "others_us": others,
+                    "op": "moe_mlp",
+                    "case": f"{result['size']} t{row['tokens']}",
+                    "dtype": dtype,
+                    "device": "cpu",
+                    "backend": "cpu",
+                    "cache": "in order",
+                    "us": us["median"],
+                    "us_p10": us["p10"],
+                    "us_p90": us["p90"],
+                    "nbytes": read,
+                    "flops": products,
+                    "speedup": ratio["median"],
+                    "speedup_p10": ratio["p10"],
+                    "speedup_p90": ratio["p90"],
+                    "best": best,
+                    "others_us": others,
                     "others_x": {other: ratio["median"] for other, ratio in ratios.items()},
                     "phases_ms": None,
                 }
-            )  # fmt: skip
+            )
     return rows
 
 

@@ -8,13 +8,7 @@ from html import escape
 from typing import Any
 
 WIDTH = 760
-SHAPES = {
-    "fp32": "circle",
-    "bf16": "square",
-    "fp16": "triangle",
-    "int8": "diamond",
-    "int8_dyn": "cross",
-}
+SHAPES = {"fp32": "circle", "bf16": "square", "fp16": "triangle", "int8": "diamond", "int8_dyn": "cross"}
 
 
 def roofline(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
@@ -46,8 +40,7 @@ def roofline(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
         parts.append(_text(left - 8, py(value) + 5, f"{value:g}", "end"))
     parts.append(_text((left + WIDTH) / 2, height - 8, "operations per byte", "middle"))
     parts.append(
-        f'<text class="t" transform="translate(16 {height / 2}) rotate(-90)" '
-        'text-anchor="middle">TFLOP/s</text>'
+        f'<text class="t" transform="translate(16 {height / 2}) rotate(-90)" text-anchor="middle">TFLOP/s</text>'
     )
     start = max(x0, y0 / read)
     for i, (kind, roof) in enumerate(sorted(roofs.items(), key=lambda item: item[1])):
@@ -77,9 +70,7 @@ def roofline(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
 
 
 def stacked(
-    bars: Sequence[tuple[str, dict[str, float], float]],
-    names: Sequence[str],
-    mark: float | None = None,
+    bars: Sequence[tuple[str, dict[str, float], float]], names: Sequence[str], mark: float | None = None
 ) -> str:
     """Horizontal bars of parts in ms, one after the other, with the whole in ms behind them;
     `mark` draws a line at so many ms."""
@@ -144,9 +135,21 @@ def _shape(kind: str, x: float, y: float) -> str:
         "square": ((-4, -4), (4, -4), (4, 4), (-4, 4)),
         "triangle": ((0, -r), (r, 4), (-r, 4)),
         "diamond": ((0, -6), (6, 0), (0, 6), (-6, 0)),
-        "cross": ((-5, -2), (-2, -2), (-2, -5), (2, -5), (2, -2), (5, -2), (5, 2), (2, 2), (2, 5),
-                  (-2, 5), (-2, 2), (-5, 2)),
-    }[kind]  # fmt: skip
+        "cross": (
+            (-5, -2),
+            (-2, -2),
+            (-2, -5),
+            (2, -5),
+            (2, -2),
+            (5, -2),
+            (5, 2),
+            (2, 2),
+            (2, 5),
+            (-2, 5),
+            (-2, 2),
+            (-5, 2),
+        ),
+    }[kind]
     points = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
     return f'<polygon points="{points}"/>'
 

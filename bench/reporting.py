@@ -18,9 +18,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
     lines = []
     for row in cells:
-        first, *rest = (
-            c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))
-        )
+        first, *rest = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths)))
         lines.append("  ".join((first, *rest)).rstrip())
     lines.insert(1, "-" * max(len(line) for line in lines))
     return "\n".join(lines)
@@ -61,9 +59,7 @@ def kept(name: str, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def joined(
-    before: dict[str, Any] | None, content: dict[str, Any], keys: Sequence[str]
-) -> dict[str, Any]:
+def joined(before: dict[str, Any] | None, content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     """A result with the rows of an earlier part of the same series, but for those with equal `keys`
     that it has itself. SystemExit when the machines, threads or commits differ."""
     if before is None:

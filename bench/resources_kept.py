@@ -35,9 +35,7 @@ class Taken:
     local: bool = False
 
 
-def faults(
-    found: Iterable[Taken], kept: Mapping[str, Taken], renew: str, *, exact: bool = False
-) -> list[str]:
+def faults(found: Iterable[Taken], kept: Mapping[str, Taken], renew: str, *, exact: bool = False) -> list[str]:
     """What is worse than what was kept, by name, or just other where `exact`; then the last line
     says how to renew the file, if it is meant."""
     said = []

@@ -102,9 +102,7 @@ def compiled(op: Op) -> list[dict]:
         said = ""
         for mode in ([], ["all"]):
             command = [sys.executable, str(SCRIPTS / op.script), "compile", *mode]
-            done = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, env=environment, check=True
-            )
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
             said += done.stdout
     return parsed(said)
 
@@ -121,9 +119,7 @@ def taken(line: Mapping[str, Any]) -> resources_kept.Taken:
     blocks = " ".join("-" if n is None else str(n) for n in line["blocks"])
     name = f"sm_{line['sm']} {line['kernel']} {types}, blocks {blocks}, launch {line['launch']}"
     spilled = line["usage"]["STACK"] + line["usage"]["LOCAL"]
-    return resources_kept.Taken(
-        name, line["usage"]["REG"], line["shared"], spilled, tuple(line["products"])
-    )
+    return resources_kept.Taken(name, line["usage"]["REG"], line["shared"], spilled, tuple(line["products"]))
 
 
 def faults(op: str, lines: Iterable[Mapping[str, Any]], *, exact: bool = False) -> list[str] | None:
@@ -148,9 +144,7 @@ def keep(op: str, binaries: Sequence[Mapping[str, Any]], complete: bool) -> None
     launches = [{name: each[name] for name in names} for each in binaries]
     launches.sort(key=lambda each: (each["sm"], each["kernel"], taken(each).name))
     content = resources_kept.read(KEPT)
-    content[op] = {
-        "triton": binaries[0]["triton"], "complete": complete, "launches": launches,
-    }  # fmt: skip
+    content[op] = {"triton": binaries[0]["triton"], "complete": complete, "launches": launches}
     resources_kept.write(KEPT, dict(sorted(content.items())))
 
 
@@ -193,9 +187,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("op", choices=(*OPS, "all"))
     parser.add_argument("--keep", action="store_true", help="write the report")
-    parser.add_argument(
-        "--lines", type=Path, nargs="+", help="of compile tests, instead of compiling"
-    )
+    parser.add_argument("--lines", type=Path, nargs="+", help="of compile tests, instead of compiling")
     options = parser.parse_args()
     if options.op == "all" and options.lines:
         parser.error("--lines are of one op")

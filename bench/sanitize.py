@@ -53,9 +53,14 @@ def checked(name: str, program: str, names: Sequence[str], device: str, limit_s:
     command = [program, "--tool", name, "--error-exitcode", "9", "--print-limit", "20"]
     command += [sys.executable, str(Path(__file__).resolve()), "--device", device, "--run", *names]
     run = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, start_new_session=True,
-    )  # fmt: skip
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"},
+        start_new_session=True,
+    )
     stopped = False
     try:
         said, _ = run.communicate(timeout=limit_s)
@@ -75,10 +80,13 @@ def checked(name: str, program: str, names: Sequence[str], device: str, limit_s:
     errors = totals[-1] if totals else sum("Invalid" in c or "hazard" in c for c in complaints)
     broke = not stopped and run.returncode not in (0, 9)
     return {
-        "tool": name, "errors": errors, "ran": ran, "stopped": stopped,
+        "tool": name,
+        "errors": errors,
+        "ran": ran,
+        "stopped": stopped,
         "failed": f"status {run.returncode}: {lines[-1] if lines else ''}" if broke else None,
         "said": complaints[:40] if errors else [],
-    }  # fmt: skip
+    }
 
 
 def run(names: Sequence[str], device: str) -> None:
@@ -129,8 +137,14 @@ def main(arguments: list[str] | None = None) -> int:
     for each in found:
         state = each["failed"] or (each["errors"] and "errors") or "clean"
         short = len(each["ran"]) < len(names)
-        rows.append((each["tool"], f"{len(each['ran'])} of {len(names)}", each["errors"],
-                     state + " as far as it came" * (short and state == "clean")))  # fmt: skip
+        rows.append(
+            (
+                each["tool"],
+                f"{len(each['ran'])} of {len(names)}",
+                each["errors"],
+                state + " as far as it came" * (short and state == "clean"),
+            )
+        )
         print("\n".join(each["said"]))
     print(reporting.table(("tool", "kernels", "errors", "verdict"), rows))
     reporting.last_line(reporting.result("sanitizer", kernels=names, tools=found))

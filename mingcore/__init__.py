@@ -11,14 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .api import MingAudio, RoundTrip, Speech, Transcript, Voice
     from .api.aio import AsyncMingAudio
-    from .errors import (
-        BackendError,
-        CheckpointError,
-        ClosedError,
-        InputError,
-        MingError,
-        NotEnoughMemory,
-    )
+    from .errors import BackendError, CheckpointError, ClosedError, InputError, MingError, NotEnoughMemory
 
 _HOME = {
     "AsyncMingAudio": ".api.aio",

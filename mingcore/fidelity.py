@@ -112,8 +112,5 @@ def power_db(samples: np.ndarray, sample_rate: int) -> np.ndarray:
 def _pair(reference: Any, estimate: Any) -> tuple[np.ndarray, np.ndarray]:
     s, e = np.asarray(reference, np.float64), np.asarray(estimate, np.float64)
     if s.ndim != 1 or s.size == 0 or s.shape != e.shape:
-        raise InputError(
-            f"estimate: both sounds must be [L], of one length, got {list(s.shape)} and "
-            f"{list(e.shape)}"
-        )
+        raise InputError(f"estimate: both sounds must be [L], of one length, got {list(s.shape)} and {list(e.shape)}")
     return s, e

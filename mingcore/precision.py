@@ -118,9 +118,7 @@ def measure(
         inputs=inputs.source,
         patches=wanted["latents"].shape[0],
         tokens=wanted["logits"].shape[0],
-        encoding=None
-        if inputs.samples is None
-        else relative(found["encoding"], wanted["encoding"]),
+        encoding=None if inputs.samples is None else relative(found["encoding"], wanted["encoding"]),
         velocity=max(map(relative, found["velocity"], wanted["velocity"])),
         stop=float((found["stop"] - wanted["stop"]).abs().max()),
         **{name: relative(found[name], wanted[name]) for name in names},
@@ -186,10 +184,7 @@ def _random_prompts(vocabulary: int, patches: int, seed: int) -> tuple[Prompt, P
     drawn = torch.randint(vocabulary, (2, 64), generator=torch.Generator().manual_seed(seed))
     a, b = drawn.tolist()
     place = [0] * patches
-    return (
-        Prompt((*a, *place), ((len(a), patches),)),
-        Prompt((*a[:16], *place, *b), ((16, patches),)),
-    )
+    return (Prompt((*a, *place), ((len(a), patches),)), Prompt((*a[:16], *place, *b), ((16, patches),)))
 
 
 def _run(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str, Any]:
@@ -219,9 +214,7 @@ def _run(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str
     return {name: _host(value) for name, value in out.items()}
 
 
-def _velocity(
-    model, t: float, condition: Tensor, history: Tensor, noise: Tensor, data: Tensor
-) -> Tensor:
+def _velocity(model, t: float, condition: Tensor, history: Tensor, noise: Tensor, data: Tensor) -> Tensor:
     """On the straight path from noise to data, where a trained head is meant to be asked."""
     x = (1 - t) * noise + t * data
     times = torch.full((len(x),), t, device=x.device)
@@ -305,13 +298,7 @@ def measure_context(
         heard = [_heard(model, latents, state)[:, -half.shape[1] // frames :] for state in states]
         alone = _heard(model, half, AS_REFERENCE.state(model, count))
     sizes = [state.nbytes for state in states]
-    return ContextCost(
-        count / frames / 10,
-        relative(heard[1], heard[0]),
-        relative(heard[0], alone),
-        sizes[1],
-        sizes[0],
-    )
+    return ContextCost(count / frames / 10, relative(heard[1], heard[0]), relative(heard[0], alone), sizes[1], sizes[0])
 
 
 def _heard(model, latents: Tensor, state: Any) -> Tensor:

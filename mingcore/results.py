@@ -91,8 +91,7 @@ class Voice:
         latents = self.latents
         if latents.ndim != 2 or latents.dtype != np.float32 or latents.shape[0] == 0:
             raise InputError(
-                "voice: latents must be [frames, channels] float32, "
-                f"got {list(latents.shape)} {latents.dtype}"
+                f"voice: latents must be [frames, channels] float32, got {list(latents.shape)} {latents.dtype}"
             )
         if not np.isfinite(latents).all():
             raise InputError("voice: latents hold NaN or infinity")
@@ -101,11 +100,7 @@ class Voice:
         """Writes a safetensors file, at once or not at all. Raises InputError if it cannot."""
         from safetensors.numpy import save
 
-        metadata = {
-            "format": VOICE_FORMAT,
-            "transcript": self.transcript,
-            "checkpoint": self.checkpoint,
-        }
+        metadata = {"format": VOICE_FORMAT, "transcript": self.transcript, "checkpoint": self.checkpoint}
         data = save({"latents": np.ascontiguousarray(self.latents)}, metadata)
         path = Path(path)
         partial = path.with_name(f".mingcore.{os.getpid()}.{os.urandom(4).hex()}.part")

@@ -82,9 +82,15 @@ class Codec:
 
     def names(self) -> list[str]:
         """Of the parameters that are learned here: the semantic module has its own stage."""
-        parts = ("encoder.fc", "encoder.encoder.layers.", "encoder.encoder.norm.",
-                 "decoder.fc1.", "decoder.decoder.layers.", "decoder.decoder.norm.",
-                 "decoder.head.out.")  # fmt: skip
+        parts = (
+            "encoder.fc",
+            "encoder.encoder.layers.",
+            "encoder.encoder.norm.",
+            "decoder.fc1.",
+            "decoder.decoder.layers.",
+            "decoder.decoder.norm.",
+            "decoder.head.out.",
+        )
         return [n for n, _ in self.audio.named_parameters() if n.startswith(parts)]
 
     def __call__(self, samples: Tensor) -> tuple[Tensor, Tensor]:

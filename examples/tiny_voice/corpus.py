@@ -32,10 +32,47 @@ COUNT = 36000
 LOUDNESS = 0.1  # root mean square of every utterance
 MARGIN = RATE * 6 // 100  # silence kept before and after
 PHONES = (
-    "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f", "g",
-    "hh", "ih", "iy", "k", "l", "m", "n", "ng", "ow", "oy", "p", "pau", "r", "s", "sh", "t", "th",
-    "uh", "uw", "v", "w", "y", "z", "zh",
-)  # fmt: skip
+    "aa",
+    "ae",
+    "ah",
+    "ao",
+    "aw",
+    "ax",
+    "ay",
+    "b",
+    "ch",
+    "d",
+    "dh",
+    "eh",
+    "er",
+    "ey",
+    "f",
+    "g",
+    "hh",
+    "ih",
+    "iy",
+    "k",
+    "l",
+    "m",
+    "n",
+    "ng",
+    "ow",
+    "oy",
+    "p",
+    "pau",
+    "r",
+    "s",
+    "sh",
+    "t",
+    "th",
+    "uh",
+    "uw",
+    "v",
+    "w",
+    "y",
+    "z",
+    "zh",
+)
 SILENCE = "pau"
 HELD_OUT = 64  # utterances at the end, which are not learned
 
@@ -66,9 +103,7 @@ def spoken(text: str, voice: str, stretch: float) -> tuple[np.ndarray, list[Phon
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "speech.wav"
         command = ["flite", "-voice", voice, "--setf", f"duration_stretch={stretch}", "-psdur"]
-        done = subprocess.run(
-            [*command, "-t", text, "-o", str(path)], check=True, capture_output=True, text=True
-        )
+        done = subprocess.run([*command, "-t", text, "-o", str(path)], check=True, capture_output=True, text=True)
         with wave.open(str(path)) as file:
             if file.getframerate() != RATE:
                 raise ValueError(f"flite's voice {voice} speaks at {file.getframerate()} Hz")
@@ -105,9 +140,7 @@ def words_before(text: str, names: Sequence[str]) -> list[int]:
 def plan(count: int, seed: int = 0) -> list[Utterance]:
     """What is said by whom, not yet spoken."""
     rng = random.Random(seed)
-    return [
-        Utterance(random_text(rng), rng.choice(VOICES), rng.choice(STRETCHES)) for _ in range(count)
-    ]
+    return [Utterance(random_text(rng), rng.choice(VOICES), rng.choice(STRETCHES)) for _ in range(count)]
 
 
 def make(folder: Path, count: int) -> None:

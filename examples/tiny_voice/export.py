@@ -75,10 +75,7 @@ def tensors(out: Path) -> tuple[dict[str, torch.Tensor], dict]:
     found = {n: t for n, t in ming.state_dict().items() if n in wanted}
     if missing := set(wanted) - set(found):
         raise KeyError(f"the model lacks {sorted(missing)[:3]}")
-    return {
-        n: t.float() if n.endswith(KEEPS) else t.to(torch.bfloat16).contiguous()
-        for n, t in found.items()
-    }, mapping
+    return {n: t.float() if n.endswith(KEEPS) else t.to(torch.bfloat16).contiguous() for n, t in found.items()}, mapping
 
 
 def make(out: Path, folder: Path) -> None:

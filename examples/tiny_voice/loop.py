@@ -62,10 +62,7 @@ class Run:
         self.parameters, self.weights = parameters, weights
         matrices = [p for p in parameters.values() if p.dim() > 1]
         vectors = [p for p in parameters.values() if p.dim() <= 1]
-        groups = [
-            {"params": matrices, "weight_decay": 0.02},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
+        groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
         self.optimiser = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98))
         self.averages = {n: p.detach().clone() for n, p in parameters.items()}
         self.step, self.spent, self.log = 0, 0.0, []
@@ -97,9 +94,7 @@ class Run:
             self.spent = time.time() - begin
             last = self.step == self.args.steps
             if last or self.step % LOG_STEPS == 0:
-                row: dict = {
-                    name: round(sum(r[name] for r in recent) / len(recent), 4) for name in recent[0]
-                }
+                row: dict = {name: round(sum(r[name] for r in recent) / len(recent), 4) for name in recent[0]}
                 row |= {"step": self.step, "minutes": round(self.spent / 60, 1)}
                 if last or self.step % VALIDATE_STEPS == 0:
                     row["validation"] = self._validate(validate)

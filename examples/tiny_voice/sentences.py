@@ -4,33 +4,71 @@ from __future__ import annotations
 
 import random
 
-DIGITS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine",
-)  # fmt: skip
+DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 ADJECTIVES = (
-    "red", "blue", "green", "white", "black", "big", "small", "old", "new", "good", "happy",
-    "quiet", "warm", "cold",
-)  # fmt: skip
+    "red",
+    "blue",
+    "green",
+    "white",
+    "black",
+    "big",
+    "small",
+    "old",
+    "new",
+    "good",
+    "happy",
+    "quiet",
+    "warm",
+    "cold",
+)
 NOUNS = (
-    "cat", "dog", "bird", "horse", "house", "door", "window", "car", "book", "boy", "girl", "man",
-    "woman", "friend", "garden", "river", "tree", "table", "letter", "song",
-)  # fmt: skip
-PEOPLE = (
-    "the boy", "the girl", "the man", "the woman", "my friend", "my mother", "your father",
-    "the teacher",
-)  # fmt: skip
-ACTIONS = (
-    "sees", "likes", "wants", "finds", "opens", "knows", "remembers", "follows", "paints",
-    "watches",
-)  # fmt: skip
+    "cat",
+    "dog",
+    "bird",
+    "horse",
+    "house",
+    "door",
+    "window",
+    "car",
+    "book",
+    "boy",
+    "girl",
+    "man",
+    "woman",
+    "friend",
+    "garden",
+    "river",
+    "tree",
+    "table",
+    "letter",
+    "song",
+)
+PEOPLE = ("the boy", "the girl", "the man", "the woman", "my friend", "my mother", "your father", "the teacher")
+ACTIONS = ("sees", "likes", "wants", "finds", "opens", "knows", "remembers", "follows", "paints", "watches")
 PLACES = (
-    "in the house", "near the river", "under the tree", "at home", "on the table",
-    "behind the door", "in the garden", "at school", "by the window", "in the city",
-)  # fmt: skip
+    "in the house",
+    "near the river",
+    "under the tree",
+    "at home",
+    "on the table",
+    "behind the door",
+    "in the garden",
+    "at school",
+    "by the window",
+    "in the city",
+)
 TIMES = (
-    "today", "tomorrow", "now", "again", "every day", "in the morning", "at night", "on monday",
-    "on sunday", "this evening",
-)  # fmt: skip
+    "today",
+    "tomorrow",
+    "now",
+    "again",
+    "every day",
+    "in the morning",
+    "at night",
+    "on monday",
+    "on sunday",
+    "this evening",
+)
 FIXED = (
     "hello",
     "good morning",

@@ -6,15 +6,7 @@ import random
 
 import torch
 from sentences import text
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    trainers,
-)
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mingcore.testing.eager import EagerMing
 
@@ -23,14 +15,32 @@ VOCAB = 512
 FIRST_SPECIAL = VOCAB - 32
 LANGUAGES = ("English", "Chinese")
 PROMPTS = (
-    "HUMAN", "ASSISTANT", "Please translate the text to speech.\n",
+    "HUMAN",
+    "ASSISTANT",
+    "Please translate the text to speech.\n",
     "Please recognize the language of this speech and transcribe it. Format: oral.",
-)  # fmt: skip
+)
 SPECIAL = (
-    "<|endoftext|>", "<role>", "</role>", "<end_of_audio>", "<audioPatch>", "<audio>", "</audio>",
-    "<gen_audio>", "<edit>", "</edit>", "<prompt>", "</prompt>", "<answer>", "</answer>",
-    "<cot_text>", "</cot_text>", "<imagePatch>", "<image>", "</image>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "<role>",
+    "</role>",
+    "<end_of_audio>",
+    "<audioPatch>",
+    "<audio>",
+    "</audio>",
+    "<gen_audio>",
+    "<edit>",
+    "</edit>",
+    "<prompt>",
+    "</prompt>",
+    "<answer>",
+    "</answer>",
+    "<cot_text>",
+    "</cot_text>",
+    "<imagePatch>",
+    "<image>",
+    "</image>",
+)
 
 
 def config(eos: int) -> dict:
@@ -97,16 +107,12 @@ def config(eos: int) -> dict:
         },
         "audio_tokenizer_config": {
             "patch_size": -1,
-            "enc_kwargs": {
-                "backbone": backbone(3), "input_dim": 320, "hop_size": 320, "latent_dim": 64,
-            },
-            "semantic_module_kwargs": {
-                "whisper_encoder": {"n_state": 128, "n_head": 2, "n_layer": 1}
-            },
+            "enc_kwargs": {"backbone": backbone(3), "input_dim": 320, "hop_size": 320, "latent_dim": 64},
+            "semantic_module_kwargs": {"whisper_encoder": {"n_state": 128, "n_head": 2, "n_layer": 1}},
             "dec_kwargs": {"backbone": backbone(4), "output_dim": 320, "latent_dim": 64},
         },
         "ditar_config": {"hidden_size": 128, "depth": 4, "num_heads": 2, "mlp_ratio": 4.0},
-    }  # fmt: skip
+    }
 
 
 def tokenizer() -> Tokenizer:
@@ -122,9 +128,7 @@ def tokenizer() -> Tokenizer:
     model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     model.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=FIRST_SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=FIRST_SPECIAL, initial_alphabet=alphabet, show_progress=False)
     model.train_from_iterator(corpus, trainer)
     model.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     model.add_tokens([AddedToken(f"{name}\t", normalized=False) for name in LANGUAGES])

@@ -26,13 +26,7 @@ from loop import Run, only, options, start_from
 from settings import new_model, tokenizer
 from torch import Tensor
 
-from mingcore.text.prompts import (
-    ASR_INSTRUCTION,
-    Audio,
-    Tokenizer,
-    tts_prompt,
-    understanding_prompt,
-)
+from mingcore.text.prompts import ASR_INSTRUCTION, Audio, Tokenizer, tts_prompt, understanding_prompt
 
 P = 5  # frames of a patch
 SILENT_PATCHES = 5  # learned after the end, where the stop head says stop
@@ -48,10 +42,7 @@ OWN_ROWS = 3  # examples of a step that are said anew by the model itself
 OWN_STEPS = 5  # Euler steps for that
 OWN_KEPT = 384
 # phones and words: where in the text it is; balance: spreads the tokens over the experts
-WEIGHTS = {
-    "flow": 1.0, "guess": 0.5, "phones": 0.2, "words": 0.1, "stop": 0.1, "text": 0.2,
-    "balance": 0.01,
-}  # fmt: skip
+WEIGHTS = {"flow": 1.0, "guess": 0.5, "phones": 0.2, "words": 0.1, "stop": 0.1, "text": 0.2, "balance": 0.01}
 
 
 def latents_of(ming, corpus: Corpus, path: Path) -> list[tuple[Tensor, int]]:
@@ -107,9 +98,7 @@ class Tasks:
     def speak(self) -> Example:
         voices, shares = list(self.by_voice), [SHARES[voice] for voice, _ in self.by_voice]
         (voice,) = self.rng.choices(voices, shares)
-        a = min(
-            self.rng.choices(self.by_voice[voice], k=3), key=lambda i: self.corpus.index[i].length
-        )
+        a = min(self.rng.choices(self.by_voice[voice], k=3), key=lambda i: self.corpus.index[i].length)
         b = self.rng.choice(self.by_voice[voice])
         (za, na), (zb, nb) = self.latents[a], self.latents[b]
         reference = za[: na * P].view(-1, P, za.shape[-1])
@@ -147,13 +136,9 @@ class Tasks:
         n = -(-self.corpus.index[i].length // HOP) // P
         heard = z[: n * P].view(-1, P, z.shape[-1])
         prompt = understanding_prompt(self.tokenizer, [ASR_INSTRUCTION, Audio(n)])
-        answer = self.tokenizer.encode("English\t") + self.tokenizer.encode(
-            self.corpus.index[i].text
-        )
+        answer = self.tokenizer.encode("English\t") + self.tokenizer.encode(self.corpus.index[i].text)
         answer.append(self.tokenizer.special("<|endoftext|>", "recognition"))
-        return Example(
-            list(prompt.ids) + answer, prompt.spans[0][0], heard, heard[:0], 0, len(answer)
-        )
+        return Example(list(prompt.ids) + answer, prompt.spans[0][0], heard, heard[:0], 0, len(answer))
 
 
 class Trainer:
@@ -166,9 +151,7 @@ class Trainer:
         # text, and not only the sound so far, however few patches the flow head takes.
         hidden = ming.model.model.word_embeddings.embedding_dim
         widths = {"guess": P * 64, "phones": AHEAD * P * len(PHONES), "words": P * 2 * WORDS}
-        self.heads = torch.nn.ModuleDict(
-            {name: torch.nn.Linear(hidden, width) for name, width in widths.items()}
-        )
+        self.heads = torch.nn.ModuleDict({name: torch.nn.Linear(hidden, width) for name, width in widths.items()})
         self.own: list[Example] = []
         self.logits: list[Tensor] = []
         for name, module in ming.model.named_modules():
@@ -177,13 +160,14 @@ class Trainer:
 
     def names(self) -> list[str]:
         """Of the parameters that are learned: the codec stays as it is."""
-        fixed = ("audio.encoder.", "audio.decoder.decoder.", "audio.decoder.head.",
-                 "audio.decoder.fc1.", "audio.decoder.fc3.")  # fmt: skip
-        return [
-            n
-            for n, _ in self.ming.named_parameters()
-            if not n.startswith(fixed) and "image_gate" not in n
-        ]
+        fixed = (
+            "audio.encoder.",
+            "audio.decoder.decoder.",
+            "audio.decoder.head.",
+            "audio.decoder.fc1.",
+            "audio.decoder.fc3.",
+        )
+        return [n for n, _ in self.ming.named_parameters() if not n.startswith(fixed) and "image_gate" not in n]
 
     def embed(self, batch: list[Example]) -> tuple[Tensor, Tensor]:
         """Embeddings [B, T, H] of ids, heard and spoken patches; which positions are heard."""
@@ -202,9 +186,7 @@ class Trainer:
         for i, e in enumerate(batch):
             words = ming.model.model.word_embeddings(torch.tensor(e.ids))
             n, m, at = len(e.heard), len(e.spoken), e.heard_at
-            rows.append(
-                torch.cat((words[:at], projected[i, :n], words[at + n :], projected[i, n : n + m]))
-            )
+            rows.append(torch.cat((words[:at], projected[i, :n], words[at + n :], projected[i, n : n + m])))
             mask = torch.zeros(len(rows[-1]), dtype=torch.bool)
             mask[at : at + n] = True
             masks.append(mask)
@@ -271,9 +253,7 @@ class Trainer:
     def write(self, batch: list[Example]) -> dict[str, Tensor]:
         embeds, heard = self.embed(batch)
         _, logits = self.ming.model(embeds, {}, audio_mask=heard)
-        picked = [
-            logits[i, len(e.ids) - e.answer - 1 : len(e.ids) - 1] for i, e in enumerate(batch)
-        ]
+        picked = [logits[i, len(e.ids) - e.answer - 1 : len(e.ids) - 1] for i, e in enumerate(batch)]
         wanted = [torch.tensor(e.ids[-e.answer :]) for e in batch]
         return {"text": F.cross_entropy(torch.cat(picked), torch.cat(wanted))}
 
@@ -311,8 +291,7 @@ def main() -> None:
         return found | {"balance": trainer.balance()}
 
     run.train(
-        lambda: losses(tasks, args.batch, args.batch // 2),
-        lambda: losses(Tasks(corpus, latents, 0, held_out), 32),
+        lambda: losses(tasks, args.batch, args.batch // 2), lambda: losses(Tasks(corpus, latents, 0, held_out), 32)
     )
 
 

@@ -80,11 +80,7 @@ def _entry(op, targets, path, root, compiler, codes) -> dict[str, Any]:
 
 
 def compile_all(
-    targets: Sequence[Target],
-    root: Path,
-    jobs: int,
-    compiler: str,
-    tick: Callable[[], None] = lambda: None,
+    targets: Sequence[Target], root: Path, jobs: int, compiler: str, tick: Callable[[], None] = lambda: None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Entries of every op, and of those without code for some target the reason."""
     found, left = {}, {}

@@ -59,9 +59,7 @@ def read(folder: str | Path) -> dict[str, Any]:
         raise KernelBundleError(f"kernels: {path} cannot be read: {error}") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
-        raise KernelBundleError(
-            f"kernels: {path} has format {found}, this version of mingcore reads {FORMAT}"
-        )
+        raise KernelBundleError(f"kernels: {path} has format {found}, this version of mingcore reads {FORMAT}")
     if manifest.get(_SEAL) != _seal(manifest):
         raise KernelBundleError(f"kernels: {path} was changed after it was written")
     return manifest
@@ -89,6 +87,5 @@ def check_sources(manifest: Mapping[str, Any], now: Mapping[str, str]) -> None:
     if other:
         more = f" and {len(other) - 3} more" if len(other) > 3 else ""
         raise KernelBundleError(
-            f"kernels: the bundle is stale: {', '.join(other[:3])}{more} changed since; "
-            "run mingcore compile again"
+            f"kernels: the bundle is stale: {', '.join(other[:3])}{more} changed since; run mingcore compile again"
         )

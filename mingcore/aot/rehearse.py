@@ -81,9 +81,7 @@ class Subject:
         try:
             config = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(
-                f"model: {path} has no config.json that can be read: {error}"
-            ) from None
+            raise InputError(f"model: {path} has no config.json that can be read: {error}") from None
         if path.is_dir():
             found = {name: (i.dtype, i.shape) for name, i in read_headers(path).items()}
             return cls(str(path), config, found)
@@ -142,13 +140,7 @@ def build(subject: Subject, *, dtype: torch.dtype | None, weights: str | None) -
     """The model on the meta device, in the formats that it would have on a GPU."""
     config, kept = MingConfig.from_json(subject.config), formats(dtype, weights)
     ledger = _Ledger(LoadReport())
-    view = Weights(
-        _Shapes(subject.headers, subject.name),
-        device=META,
-        formats=kept,
-        dry=False,
-        ledger=ledger,
-    )
+    view = Weights(_Shapes(subject.headers, subject.name), device=META, formats=kept, dry=False, ledger=ledger)
     with torch.no_grad():
         parts = build_parts(view, config)
     missing = [name for name in ledger.used if name not in subject.headers]
@@ -261,9 +253,7 @@ def _contexts(model: MingModel, limits: Limits) -> None:
                 cache.attend(new, positions)
 
 
-def _context_sizes(
-    T: int, heads: int, q: torch.Tensor, format: str | None
-) -> Iterator[tuple[int | None, int]]:
+def _context_sizes(T: int, heads: int, q: torch.Tensor, format: str | None) -> Iterator[tuple[int | None, int]]:
     """(window, slots): one of each number of shares that T queries may be cut into, the slots of a
     ring at an even and at an odd number, as strides are looked at; the first `_WRITTEN` differ in
     what a write sees."""

@@ -54,10 +54,7 @@ class Served:
         }
 
     def __str__(self) -> str:
-        return (
-            f"kernels from {self.folder}: {self.loaded} of Triton, {self.cuda} ops of CUDA, "
-            f"{self.compiled} compiled"
-        )
+        return f"kernels from {self.folder}: {self.loaded} of Triton, {self.cuda} ops of CUDA, {self.compiled} compiled"
 
 
 _served: Served | None = None
@@ -90,14 +87,7 @@ def target_of(device: torch.device) -> Target:
     return Target(10 * p.major + p.minor, p.multi_processor_count)
 
 
-def check(
-    folder: Path,
-    target: Target,
-    *,
-    model_fingerprint: str,
-    weights: str,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def check(folder: Path, target: Target, *, model_fingerprint: str, weights: str, dtype: torch.dtype) -> dict[str, Any]:
     """A bundle's manifest, if it fits this machine and model in every way; else
     KernelBundleError."""
     reason = identity.why_not()
@@ -118,8 +108,7 @@ def check(
         )
     if found["model_fingerprint"] != model_fingerprint:
         raise KernelBundleError(
-            f"kernels: {folder} was made for the shapes of {found['model']}, which this "
-            "checkpoint's are not"
+            f"kernels: {folder} was made for the shapes of {found['model']}, which this checkpoint's are not"
         )
     wanted = {"weights": weights, "dtype": str(dtype)}
     for name, value in wanted.items():
@@ -162,9 +151,7 @@ def install(folder: Path, found: Mapping[str, Any], target: Target) -> Served:
         if _served is not None:
             if (_served.folder, _served.target) == (folder, target):
                 return _served
-            raise KernelBundleError(
-                f"kernels: this process uses {_served.folder} for {_served.target} already"
-            )
+            raise KernelBundleError(f"kernels: this process uses {_served.folder} for {_served.target} already")
         entries = [entry for entry in found["triton"] if entry["target"] == str(target)]
         _preload(entries, folder / "triton" / target.slug)
         binaries = {

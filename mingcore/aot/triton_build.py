@@ -62,11 +62,7 @@ def compile_one(launch: Launch, target: Target, root: Path) -> dict[str, Any]:
     """Compile one kernel into the bundle -> its entry in the manifest."""
     folder = root / "triton" / target.slug
     made = type("Made", (Folder,), {"root": folder})
-    with (
-        acting_as(NoDriver(target.capability)),
-        knobs.cache.scope(),
-        knobs.compilation.scope(),
-    ):
+    with acting_as(NoDriver(target.capability)), knobs.cache.scope(), knobs.compilation.scope():
         knobs.cache.manager_class = made
         knobs.compilation.store_binary_only = True
         kernel = kernel_of(launch).preload(launch.specialization)
@@ -120,10 +116,7 @@ def _task(task: tuple[Launch, Target, Path]) -> dict[str, Any]:
 
 
 def compile_all(
-    tasks: Sequence[tuple[Launch, Target]],
-    root: Path,
-    jobs: int,
-    tick: Callable[[], None] = lambda: None,
+    tasks: Sequence[tuple[Launch, Target]], root: Path, jobs: int, tick: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
     """Entries of all kernels, in the order of `tasks`; in `jobs` processes where that is more than
     one. `tick` is called as each is done."""

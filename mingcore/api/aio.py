@@ -47,9 +47,7 @@ class AsyncMingAudio:
         self.ming = ming
         self.ahead = whole_number("ahead", ahead, 1, 100_000)
         self._open = asyncio.Semaphore(whole_number("requests", requests, 1, 1_000_000))
-        engine = Engine(
-            ming.model, slots, seconds=slot_seconds, batch_invariant=bool(batch_invariant)
-        )
+        engine = Engine(ming.model, slots, seconds=slot_seconds, batch_invariant=bool(batch_invariant))
         self._worker = Worker(engine)
         # what is checked and read before a request starts must not hold up the loop
         self._front = ThreadPoolExecutor(1, "mingcore-front")
@@ -81,21 +79,13 @@ class AsyncMingAudio:
         """`MingAudio.tts_stream`; what is wrong with the request is raised by the first chunk."""
         return Stream(self, lambda: self.ming.speech_request(text, voice, **options), self.ahead)
 
-    async def transcribe(
-        self, audio: Any, instruction: str | None = None, **options: Any
-    ) -> Transcript:
+    async def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
         """`MingAudio.transcribe`."""
-        return whole(
-            await self._all(lambda: self.ming.understand_request(audio, instruction, **options))
-        )
+        return whole(await self._all(lambda: self.ming.understand_request(audio, instruction, **options)))
 
-    def transcribe_stream(
-        self, audio: Any, instruction: str | None = None, **options: Any
-    ) -> Stream:
+    def transcribe_stream(self, audio: Any, instruction: str | None = None, **options: Any) -> Stream:
         """`MingAudio.transcribe_stream`."""
-        return Stream(
-            self, lambda: self.ming.understand_request(audio, instruction, **options), self.ahead
-        )
+        return Stream(self, lambda: self.ming.understand_request(audio, instruction, **options), self.ahead)
 
     async def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`MingAudio.edit`."""
@@ -103,9 +93,7 @@ class AsyncMingAudio:
 
     def edit_stream(self, audio: Any, instruction: str, **options: Any) -> Stream:
         """`MingAudio.edit_stream`."""
-        return Stream(
-            self, lambda: self.ming.edit_request(audio, instruction, **options), self.ahead
-        )
+        return Stream(self, lambda: self.ming.edit_request(audio, instruction, **options), self.ahead)
 
     async def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:
         """`MingAudio.voice`."""

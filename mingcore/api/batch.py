@@ -65,8 +65,7 @@ def together(
         raise InputError(f"errors: must be raise or return, got {errors!r}")
     if isinstance(requests, (str, bytes, Mapping)) or not isinstance(requests, Iterable):
         subject = TASKS[task][0]
-        raise InputError(f"requests: must be a list, each {subject} or a mapping with it, "
-                         f"got {requests!r}")  # fmt: skip
+        raise InputError(f"requests: must be a list, each {subject} or a mapping with it, got {requests!r}")
     slots = check_slots(slots)
     work: list[Request | InputError] = []
     for index, request in enumerate(requests):
@@ -84,9 +83,7 @@ def _request(ming, task: str, index: int, request: Any, options: dict[str, Any])
     if isinstance(request, str) or (subject == "audio" and not isinstance(request, Mapping)):
         request = {subject: request}
     if not isinstance(request, Mapping) or subject not in request:
-        raise InputError(
-            f"requests[{index}]: must be {subject} or a mapping with it, got {request}"
-        )
+        raise InputError(f"requests[{index}]: must be {subject} or a mapping with it, got {request}")
     try:
         return getattr(ming, make)(**{**options, **request})
     except InputError as error:

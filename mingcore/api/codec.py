@@ -52,12 +52,7 @@ class Codec:
         return to_numpy(mean[0])
 
     def encode_stream(
-        self,
-        chunks: Iterable[Any],
-        sample_rate: int | None = None,
-        *,
-        sample: bool = False,
-        seed: int | None = None,
+        self, chunks: Iterable[Any], sample_rate: int | None = None, *, sample: bool = False, seed: int | None = None
     ) -> Iterator[np.ndarray]:
         """Latents [t, 64] float32, t ≥ 1, of consecutive chunks of samples, as they come.
 
@@ -72,9 +67,7 @@ class Codec:
         noise = SeededNoise(draw_seed(seed), self.device) if sample else None
         return self._encode_pieces(pieces, noise)
 
-    def _encode_pieces(
-        self, pieces: Iterator[np.ndarray], noise: SeededNoise | None
-    ) -> Iterator[np.ndarray]:
+    def _encode_pieces(self, pieces: Iterator[np.ndarray], noise: SeededNoise | None) -> Iterator[np.ndarray]:
         vae, nothing = self.model.vae, np.zeros(0, np.float32)
         state = vae.new_encoder_state(1)
         # the end is a chunk of its own, so that none waits for the next
@@ -114,9 +107,7 @@ class Codec:
         middle = time.perf_counter()
         again = self.decode(latents).samples[: samples.size]
         end = time.perf_counter()
-        return RoundTrip(
-            samples, again, self.sample_rate, len(latents), middle - start, end - middle
-        )
+        return RoundTrip(samples, again, self.sample_rate, len(latents), middle - start, end - middle)
 
     def _decode_pieces(self, pieces: Iterator[tuple[Tensor, bool]], state: Any) -> Iterator[Speech]:
         meter, begun = Meter(self.device), False

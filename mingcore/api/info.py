@@ -152,10 +152,7 @@ def _headers(folder: Path) -> dict[str, Header]:
     from ..model.headers import DTYPES, read_headers
 
     names = {dtype: name for name, dtype in DTYPES.items()}
-    return {
-        name: Header(names[info.dtype], info.shape, info.file.name)
-        for name, info in read_headers(folder).items()
-    }
+    return {name: Header(names[info.dtype], info.shape, info.file.name) for name, info in read_headers(folder).items()}
 
 
 def _config(path: Path) -> Mapping[str, Any]:
@@ -187,9 +184,7 @@ def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], lis
         if folder is not None:
             return _read_folder(folder, f"hub: {repo} (cached)")
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"checkpoint {repo!r}: no folder, no bundled name, and as a hub id: {reason}"
-        ) from None
+        raise InputError(f"checkpoint {repo!r}: no folder, no bundled name, and as a hub id: {reason}") from None
     headers = {
         name: Header(tensor.dtype, tuple(tensor.shape), file)
         for file, part in metadata.files_metadata.items()

@@ -98,9 +98,7 @@ class MingAudio(Codec):
         """Speaks `text`: everything that `tts_stream` gives, in one; the same options."""
         return whole(self.tts_stream(text, voice, **options))
 
-    def tts_stream(
-        self, text: str, voice: Voice | str | Path | None = None, **options: Any
-    ) -> Iterator[Speech]:
+    def tts_stream(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Iterator[Speech]:
         """Speaks `text` in chunks of about 100 ms, each as soon as it is made.
 
         The options are those of `speech_request`. All chunks share one `stats`. Closing the
@@ -108,9 +106,7 @@ class MingAudio(Codec):
         """
         return results(self.model, self.speech_request(text, voice, **options))
 
-    def tts_batch(
-        self, requests: Sequence[str | Mapping[str, Any]], *, slots: int = 8, **options: Any
-    ) -> list[Speech]:
+    def tts_batch(self, requests: Sequence[str | Mapping[str, Any]], *, slots: int = 8, **options: Any) -> list[Speech]:
         """Speaks many texts, up to `slots` at a time in step: each as `tts` alone would.
 
         A request is a text, or a mapping of the arguments of `tts`; `options` are those of all,
@@ -177,9 +173,7 @@ class MingAudio(Codec):
         """What `audio` says, or the answer to `instruction`; the options of `transcribe_stream`."""
         return whole(self.transcribe_stream(audio, instruction, **options))
 
-    def transcribe_stream(
-        self, audio: Any, instruction: str | None = None, **options: Any
-    ) -> Iterator[Transcript]:
+    def transcribe_stream(self, audio: Any, instruction: str | None = None, **options: Any) -> Iterator[Transcript]:
         """Text about `audio` in pieces, none with half a character; the last one may be empty.
 
         The options are those of `understand_request`. Closing the iterator frees the request's
@@ -187,9 +181,7 @@ class MingAudio(Codec):
         """
         return results(self.model, self.understand_request(audio, instruction, **options))
 
-    def transcribe_batch(
-        self, requests: Sequence[Any], *, slots: int = 8, **options: Any
-    ) -> list[Transcript]:
+    def transcribe_batch(self, requests: Sequence[Any], *, slots: int = 8, **options: Any) -> list[Transcript]:
         """Text about many recordings, up to `slots` at a time in step: each as `transcribe` alone.
 
         A request is audio, or a mapping of the arguments of `transcribe`; `options` as in
@@ -234,9 +226,7 @@ class MingAudio(Codec):
         """
         return results(self.model, self.edit_request(audio, instruction, **options))
 
-    def edit_batch(
-        self, requests: Sequence[Any], *, slots: int = 8, **options: Any
-    ) -> list[Speech]:
+    def edit_batch(self, requests: Sequence[Any], *, slots: int = 8, **options: Any) -> list[Speech]:
         """Many edits, up to `slots` at a time in step: each as `edit` alone would.
 
         A request is a mapping of the arguments of `edit`, or audio, with `instruction` among the
@@ -279,9 +269,7 @@ class MingAudio(Codec):
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
-        return EditRequest(
-            samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context
-        )
+        return EditRequest(samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context)
 
     @property
     def _patch_samples(self) -> int:
@@ -296,8 +284,7 @@ class MingAudio(Codec):
         voice = self._resolve_voice(voice)
         if voice.checkpoint and self._fingerprint and voice.checkpoint != self._fingerprint:
             raise InputError(
-                f"voice: was made with another checkpoint ({voice.checkpoint}), "
-                f"this one is {self._fingerprint}"
+                f"voice: was made with another checkpoint ({voice.checkpoint}), this one is {self._fingerprint}"
             )
         latents = self._latents("voice", voice.latents)
         return generate.whole_patches(self.model, latents), voice.transcript

@@ -105,16 +105,11 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
     if samples.ndim == 1:
         return np.ascontiguousarray(samples)
     if samples.ndim != 2:
-        raise InputError(
-            f"{name}: samples must be [L], [L, channels] or [channels, L], "
-            f"got {list(samples.shape)}"
-        )
+        raise InputError(f"{name}: samples must be [L], [L, channels] or [channels, L], got {list(samples.shape)}")
     axis = int(np.argmin(samples.shape))
     channels = samples.shape[axis]
     if channels > MAX_CHANNELS:
-        raise InputError(
-            f"{name}: samples must have at most {MAX_CHANNELS} channels, got {list(samples.shape)}"
-        )
+        raise InputError(f"{name}: samples must have at most {MAX_CHANNELS} channels, got {list(samples.shape)}")
     if channels == 0:
         return np.zeros(0, np.float32)
     return samples.mean(axis=axis, dtype=np.float32)
@@ -137,8 +132,7 @@ def _from_file(source: Any, name: str) -> tuple[np.ndarray, int]:
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
         raise InputError(
-            f"{label}: not an audio file that libsndfile reads "
-            f"({str(error.error_string).rstrip('.')})"
+            f"{label}: not an audio file that libsndfile reads ({str(error.error_string).rstrip('.')})"
         ) from None
     finally:
         if isinstance(source, str | os.PathLike):
@@ -174,8 +168,7 @@ def _open(source: Any, name: str) -> tuple[BinaryIO, str]:
             raise InputError(f"{name}: the file object must be opened in binary mode")
         return BytesIO(data), f"{name} {getattr(source, 'name', '(file object)')!r}"
     raise InputError(
-        f"{name}: must be a path, a binary file object, bytes or (samples, rate), "
-        f"got {type(source).__name__}"
+        f"{name}: must be a path, a binary file object, bytes or (samples, rate), got {type(source).__name__}"
     )
 
 
@@ -196,9 +189,7 @@ def _note_clipping(samples: np.ndarray, name: str) -> None:
     starts = np.flatnonzero(np.diff(np.concatenate(([False], full, [False])).astype(np.int8)))
     runs = starts[1::2] - starts[::2]
     if (runs >= CLIP_RUN).any():
-        logger.warning(
-            "%s: clipped, %d peaks are cut flat at full scale", name, int((runs >= CLIP_RUN).sum())
-        )
+        logger.warning("%s: clipped, %d peaks are cut flat at full scale", name, int((runs >= CLIP_RUN).sum()))
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
@@ -218,10 +209,7 @@ def output_format(target: Any, format: str | None = None) -> str:
     if isinstance(target, str | os.PathLike) and str(target) != "-":
         suffix = Path(target).suffix.lower()
         if suffix not in SUFFIXES:
-            raise InputError(
-                f"output {str(target)!r}: must end in {', '.join(SUFFIXES)} "
-                "unless a format is given"
-            )
+            raise InputError(f"output {str(target)!r}: must end in {', '.join(SUFFIXES)} unless a format is given")
         return SUFFIXES[suffix]
     return "wav"
 
@@ -278,14 +266,7 @@ class AudioWriter:
     a stream as it comes; wav and flac need their length in the header and go at the end.
     """
 
-    def __init__(
-        self,
-        target: Any,
-        sample_rate: int = 16000,
-        *,
-        format: str | None = None,
-        subtype: str = "int16",
-    ):
+    def __init__(self, target: Any, sample_rate: int = 16000, *, format: str | None = None, subtype: str = "int16"):
         self.container = output_format(target, format)
         _check_subtype(self.container, subtype)
         self.subtype = subtype
@@ -297,9 +278,7 @@ class AudioWriter:
         elif hasattr(target, "write"):
             self._stream = target
         else:
-            raise InputError(
-                f"output: must be a path, '-' or a binary file object, got {type(target).__name__}"
-            )
+            raise InputError(f"output: must be a path, '-' or a binary file object, got {type(target).__name__}")
         self._buffer = None
         if self.container != "pcm" and self._stream is not None:
             self._buffer = BytesIO()
@@ -322,9 +301,7 @@ class AudioWriter:
             try:
                 self._stream = self._device = path.open("wb")
             except OSError as error:
-                raise InputError(
-                    f"output {str(path)!r}: cannot be written ({error.strerror})"
-                ) from None
+                raise InputError(f"output {str(path)!r}: cannot be written ({error.strerror})") from None
         else:
             self._file, self._partial = _create_partial(path)
 
@@ -382,12 +359,7 @@ class AudioWriter:
 
 
 def write_audio(
-    target: Any,
-    samples: Any,
-    sample_rate: int = 16000,
-    *,
-    format: str | None = None,
-    subtype: str = "int16",
+    target: Any, samples: Any, sample_rate: int = 16000, *, format: str | None = None, subtype: str = "int16"
 ) -> None:
     """Writes mono samples [L] as wav, flac or headerless pcm; 16-bit, or 32-bit float.
 

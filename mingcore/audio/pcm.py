@@ -63,9 +63,7 @@ class Layout:
         return frames.mean(axis=1, dtype=np.float32)
 
 
-def read_raw(
-    pipe: BinaryIO, format: str, rate: int, channels: int = 1, name: str = NAME
-) -> Iterator[np.ndarray]:
+def read_raw(pipe: BinaryIO, format: str, rate: int, channels: int = 1, name: str = NAME) -> Iterator[np.ndarray]:
     """Mono samples [l] float32, as they come, of headerless interleaved ones.
 
     `format`: "s16le" or "f32le"; `rate` in Hz. Raises InputError for another format, rate or number

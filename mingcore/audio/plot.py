@@ -33,17 +33,20 @@ def spectrograms(trip: RoundTrip) -> bytes:
     extent = (0.0, trip.seconds, 0.0, trip.sample_rate / 2000)
     for axis, name, spectrum in zip(axes, sounds, spectra, strict=True):
         image = axis.imshow(
-            spectrum.T, origin="lower", aspect="auto", cmap="magma", extent=extent,
-            vmin=max(loudest + FLOOR_DB, FLOOR_DB), vmax=max(loudest, FLOOR_DB + 1),
+            spectrum.T,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            extent=extent,
+            vmin=max(loudest + FLOOR_DB, FLOOR_DB),
+            vmax=max(loudest, FLOOR_DB + 1),
             interpolation="nearest",
-        )  # fmt: skip
+        )
         axis.set_title(name, loc="left")
         axis.set_ylabel("kHz")
     axes[-1].set_xlabel("seconds")
     figure.colorbar(image, ax=axes, label="dB; a sine at full scale is 0")
-    figure.suptitle(
-        f"log-spectral distance {trip.log_spectral_distance:.1f} dB, SI-SNR {trip.si_snr:.1f} dB"
-    )
+    figure.suptitle(f"log-spectral distance {trip.log_spectral_distance:.1f} dB, SI-SNR {trip.si_snr:.1f} dB")
     file = BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return file.getvalue()

@@ -121,9 +121,7 @@ def _kind(named: Mapping[str, Any], device: str) -> str:
     return "bf16" if torch.bfloat16 in floats else "fp16" if torch.float16 in floats else "fp32"
 
 
-def floors(
-    done: Mapping[str, Work], rates: Rates, ours: Mapping[str, Any], weights: str
-) -> dict[str, Any]:
+def floors(done: Mapping[str, Work], rates: Rates, ours: Mapping[str, Any], weights: str) -> dict[str, Any]:
     """The least ms of every stage and of their sum, how many times as much was measured (`ours`: a
     side of lockstep.compare), and what that is made of, JSON-ready."""
     touched = sum(work.touched for work in done.values())
@@ -136,22 +134,29 @@ def floors(
         by_flops = _flops_ms(work, rates)
         least, measured = max(by_bytes, by_flops), ours["stages_ms"][name]["median"]
         stages[name] = {
-            "nbytes": work.nbytes, "touched_bytes": work.touched, "from_memory_bytes": nbytes,
-            "flops": dict(work.flops), "bytes_ms": by_bytes, "flops_ms": by_flops,
-            "floor_ms": least, "bound": "bytes" if by_bytes >= by_flops else "operations",
+            "nbytes": work.nbytes,
+            "touched_bytes": work.touched,
+            "from_memory_bytes": nbytes,
+            "flops": dict(work.flops),
+            "bytes_ms": by_bytes,
+            "flops_ms": by_flops,
+            "floor_ms": least,
+            "bound": "bytes" if by_bytes >= by_flops else "operations",
             "times": measured / least if least else None,
-        }  # fmt: skip
+        }
     whole, measured = sum(s["floor_ms"] for s in stages.values()), ours["patch_ms"]["median"]
     found = {
-        "read_gbs": rates.read_gbs, "products": rates.products, "cache_bytes": rates.cache_bytes,
-        "touched_bytes": touched, "cold": cold, "stages": stages,
-        "patch_ms": whole, "times": measured / whole if whole else None,
-    }  # fmt: skip
+        "read_gbs": rates.read_gbs,
+        "products": rates.products,
+        "cache_bytes": rates.cache_bytes,
+        "touched_bytes": touched,
+        "cold": cold,
+        "stages": stages,
+        "patch_ms": whole,
+        "times": measured / whole if whole else None,
+    }
     if weights in ("bf16", "int8") and any("fp32" in work.flops for work in done.values()):
-        least = sum(
-            max(stages[name]["bytes_ms"], _flops_ms(work, rates, fp32="bf16"))
-            for name, work in done.items()
-        )
+        least = sum(max(stages[name]["bytes_ms"], _flops_ms(work, rates, fp32="bf16")) for name, work in done.items())
         found["in_bf16"] = {"patch_ms": least, "times": measured / least if least else None}
     return found
 
@@ -159,8 +164,4 @@ def floors(
 def _flops_ms(work: Work, rates: Rates, fp32: str = "fp32") -> float:
     """Of kinds whose rate was measured. fp32: the kind that float32's products are held to."""
     kinds = {fp32 if kind == "fp32" else kind: flops for kind, flops in work.flops.items()}
-    return sum(
-        flops / rates.products[kind]["tflops"] * 1e-9
-        for kind, flops in kinds.items()
-        if kind in rates.products
-    )
+    return sum(flops / rates.products[kind]["tflops"] * 1e-9 for kind, flops in kinds.items() if kind in rates.products)

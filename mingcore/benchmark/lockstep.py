@@ -108,9 +108,7 @@ class Baseline:
         self.latents = self.samples = self._hidden = self._history = None
 
     def start(self) -> None:
-        eager, requests = self.eager, [
-            new_request(self.model, row, self._patches) for row in range(self.batch)
-        ]  # fmt: skip
+        eager, requests = self.eager, [new_request(self.model, row, self._patches) for row in range(self.batch)]
         self._semantic, self._cache, self._decoder = {}, {}, DecoderState()
         prompt = Speaking(self.model, requests[0]).next().prompt
         device = requests[0].latents.device
@@ -160,10 +158,7 @@ class Run:
     def as_dict(self, warm: int, seconds: float) -> dict[str, Any]:
         kept = self.stages[warm:]
         patch = Spread.of([sum(stages) for stages in kept])
-        stages = {
-            name: Spread.of(values).scaled(1e3).as_dict()
-            for name, values in zip(STAGES, zip(*kept))
-        }
+        stages = {name: Spread.of(values).scaled(1e3).as_dict() for name, values in zip(STAGES, zip(*kept))}
         return {
             "stages_ms": stages,
             "patch_ms": patch.scaled(1e3).as_dict(),
@@ -218,14 +213,8 @@ def compare(
     seconds = patch_seconds(config)
     found: dict[str, Any] = {name: run.as_dict(warm, seconds) for name, run in runs.items()}
     if eager is not None:
-        a, b = (
-            [[sum(stages), *stages] for stages in runs[side].stages[warm:]]
-            for side in ("ours", "eager")
-        )
-        ratios = [
-            Spread.of([slow / fast for slow, fast in zip(x, y)]).as_dict()
-            for x, y in zip(zip(*b), zip(*a))
-        ]
+        a, b = ([[sum(stages), *stages] for stages in runs[side].stages[warm:]] for side in ("ours", "eager"))
+        ratios = [Spread.of([slow / fast for slow, fast in zip(x, y)]).as_dict() for x, y in zip(zip(*b), zip(*a))]
         found["speedup"], *stages = ratios
         found["speedup_by_stage"] = dict(zip(STAGES, stages))
     return found

@@ -103,14 +103,15 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
         say(f"{row['batch']} at once, by stages")
         try:
             row["stages"] = lockstep.compare(
-                model, eager, row["batch"], patches=patches,
+                model,
+                eager,
+                row["batch"],
+                patches=patches,
                 limit=lockstep.LIMITS[model.weights if settings.weights else NAMES[subject.dtype]],
                 budget_s=time_left() / (len(rows) - i),
-            )  # fmt: skip
+            )
             if least is not None:
-                row["stages"]["floors"] = floors(
-                    work(model, row["batch"]), least, row["stages"]["ours"], model.weights
-                )
+                row["stages"]["floors"] = floors(work(model, row["batch"]), least, row["stages"]["ours"], model.weights)
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"stages of {row['batch']} at once: {str(error).splitlines()[0]}")
     prompt = serving.new_request(model, 0, 1)

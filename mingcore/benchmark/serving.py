@@ -56,10 +56,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     """p50, p95, p99 and the largest, by the next rank up; and how many there were."""
     ordered = sorted(values)
     at = {q: ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)] for q in (95, 99)}
-    return {
-        "p50": median(ordered), "p95": at[95], "p99": at[99], "max": ordered[-1],
-        "count": len(ordered),
-    }  # fmt: skip
+    return {"p50": median(ordered), "p95": at[95], "p99": at[99], "max": ordered[-1], "count": len(ordered)}
 
 
 def new_request(model, seed: int, patches: int) -> SpeechRequest:
@@ -70,9 +67,8 @@ def new_request(model, seed: int, patches: int) -> SpeechRequest:
     latents = torch.randn(1, frames, config.latent_dim, generator=generator)
     seconds = patches * patch_seconds(config)
     return SpeechRequest(
-        ((TEXT, seconds),), latents.to(model.llm.device), TRANSCRIPT, FlowParams(), seed,
-        seconds, seconds,
-    )  # fmt: skip
+        ((TEXT, seconds),), latents.to(model.llm.device), TRANSCRIPT, FlowParams(), seed, seconds, seconds
+    )
 
 
 def first_audio(model, rounds: int) -> dict[str, Any]:

@@ -59,11 +59,7 @@ class Subject:
 
     @classmethod
     def of(
-        cls,
-        checkpoint: str | None,
-        random_weights: str | None,
-        device: torch.device,
-        dtype: torch.dtype | None,
+        cls, checkpoint: str | None, random_weights: str | None, device: torch.device, dtype: torch.dtype | None
     ) -> Subject:
         """Raises InputError for names that nobody knows."""
         if dtype is None:
@@ -74,9 +70,7 @@ class Subject:
         if checkpoint is not None:
             raise InputError("--random-weights: takes the place of a checkpoint; name only one")
         if random_weights not in SHAPES:
-            raise InputError(
-                f"--random-weights: must be one of {', '.join(SHAPES)}, got {random_weights!r}"
-            )
+            raise InputError(f"--random-weights: must be one of {', '.join(SHAPES)}, got {random_weights!r}")
         return cls(random_weights, device, dtype, None)
 
     @property
@@ -93,9 +87,13 @@ class Subject:
             return load(self.folder, self.device, self.dtype, weights=weights)
         config = MingConfig.from_json(model_config(SHAPES[self.name]))
         return from_source(
-            RandomTensors(self.name, self.dtype), config, Tokenizer.from_folder(locate("tiny")),
-            device=self.device, dtype=self.dtype, weights=weights,
-        )  # fmt: skip
+            RandomTensors(self.name, self.dtype),
+            config,
+            Tokenizer.from_folder(locate("tiny")),
+            device=self.device,
+            dtype=self.dtype,
+            weights=weights,
+        )
 
     def load_baseline(self) -> EagerMing:
         """`testing/eager`, beside what is in memory already. Raises NotEnoughMemory."""

@@ -13,24 +13,15 @@ from .options import Backend, Device, Dtype, Json, Quiet, Weights
 
 
 def bench(
-    checkpoint: Annotated[
-        str | None, typer.Argument(help="bundled name, folder or hub id; by default tiny")
-    ] = None,
+    checkpoint: Annotated[str | None, typer.Argument(help="bundled name, folder or hub id; by default tiny")] = None,
     random_weights: Annotated[
-        str | None,
-        typer.Option(help="instead: ming-uniaudio-16b, mid or tiny, its weights drawn here"),
+        str | None, typer.Option(help="instead: ming-uniaudio-16b, mid or tiny, its weights drawn here")
     ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", "-b", help="requests at once; repeat it")
-    ] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", "-b", help="requests at once; repeat it")] = None,
     seconds: Annotated[float | None, typer.Option(help="of sound that each request speaks")] = None,
     patches: Annotated[int | None, typer.Option(help="timed by stage and of the baseline")] = None,
-    baseline: Annotated[
-        bool, typer.Option(help="time the reference's structure in plain PyTorch as well")
-    ] = True,
-    limit: Annotated[
-        float | None, typer.Option(help="seconds after which nothing more is begun")
-    ] = None,
+    baseline: Annotated[bool, typer.Option(help="time the reference's structure in plain PyTorch as well")] = True,
+    limit: Annotated[float | None, typer.Option(help="seconds after which nothing more is begun")] = None,
     plot: Annotated[Path | None, typer.Option(help="a chart of the stages, PNG")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="the result as JSON")] = None,
     device: Device = None,

@@ -26,8 +26,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         f"{result['size']}{', random weights' * result['random_weights']}, {result['weights']}, on "
         f"{gpu['name'] if gpu and result['device'] != 'cpu' else where['cpu']}; "
         f"prompt: {result['prompt']}",
-        f"first audio of a request alone: {first['p50']:.1f} ms, p95 {first['p95']:.1f} ms, of "
-        f"{first['count']}",
+        f"first audio of a request alone: {first['p50']:.1f} ms, p95 {first['p95']:.1f} ms, of {first['count']}",
     ]
     if "speedup" in result:
         ratio = result["speedup"]
@@ -44,14 +43,11 @@ def _floors(result: Mapping[str, Any]) -> str:
     """What the stages must cost at least, and what that is made of."""
     found = result["floors"]
     rates = ", ".join(
-        f"{kind} {product['tflops']:.2f} TFLOP/s ({product['way']})"
-        for kind, product in found["products"].items()
+        f"{kind} {product['tflops']:.2f} TFLOP/s ({product['way']})" for kind, product in found["products"].items()
     )
     where = "from memory" if found["cold"] else "in the cache, so that bytes do not count"
     bound = ", ".join(
-        f"{name} {stage['times']:.2f} ({stage['bound']})"
-        for name, stage in found["stages"].items()
-        if stage["times"]
+        f"{name} {stage['times']:.2f} ({stage['bound']})" for name, stage in found["stages"].items() if stage["times"]
     )
     other = found.get("in_bf16")
     return (
@@ -59,8 +55,7 @@ def _floors(result: Mapping[str, Any]) -> str:
         f"{bound}; read {found['read_gbs']:.0f} GB/s, products {rates}; a patch touches "
         f"{size(round(found['touched_bytes']))}, {where}"
         + (
-            f"; were products with narrow weights bfloat16's, {other['times']:.2f} times "
-            f"{other['patch_ms']:.1f} ms"
+            f"; were products with narrow weights bfloat16's, {other['times']:.2f} times {other['patch_ms']:.1f} ms"
             if other and other["times"]
             else ""
         )
@@ -78,17 +73,31 @@ def console() -> Any:
 def _served(result: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
-    names = ("at once", "first audio", "patch p50", "p95", "p99", "RTF", "longest gap", "late",
-             "sound s/s", "peak memory")  # fmt: skip
+    names = (
+        "at once",
+        "first audio",
+        "patch p50",
+        "p95",
+        "p99",
+        "RTF",
+        "longest gap",
+        "late",
+        "sound s/s",
+        "peak memory",
+    )
     table = Table(*(_column(name) for name in names), box=None)
     for row in result["batches"]:
         patch, peak = row["patch_ms"], row["peak_memory_bytes"]
         table.add_row(
-            str(row["batch"]), f"{row['first_audio_ms']['p50']:.0f} ms",
+            str(row["batch"]),
+            f"{row['first_audio_ms']['p50']:.0f} ms",
             *(f"{patch[p]:.1f}" for p in ("p50", "p95", "p99")),
-            f"{row['real_time_factor']:.3f}", f"{row['gap_ms']['max']:.0f}", str(row["underruns"]),
-            f"{row['throughput']:.2f}", "-" if peak is None else size(peak),
-        )  # fmt: skip
+            f"{row['real_time_factor']:.3f}",
+            f"{row['gap_ms']['max']:.0f}",
+            str(row["underruns"]),
+            f"{row['throughput']:.2f}",
+            "-" if peak is None else size(peak),
+        )
     return table
 
 
@@ -99,17 +108,21 @@ def _stages(result: Mapping[str, Any]) -> Any:
     for batch, side, found in _sides(result):
         ratio = found.get("speedup")
         table.add_row(
-            str(batch), side,
+            str(batch),
+            side,
             *(f"{found[side]['stages_ms'][stage]['median']:.2f}" for stage in STAGES),
             f"{found[side]['patch_ms']['median']:.1f}",
             f"{ratio['median']:.2f}" if ratio and side == "ours" else "",
-        )  # fmt: skip
+        )
         if side == "ours" and "floors" in found:
             least = found["floors"]
             table.add_row(
-                "", "floor", *(f"{least['stages'][stage]['floor_ms']:.2f}" for stage in STAGES),
-                f"{least['patch_ms']:.1f}", "",
-            )  # fmt: skip
+                "",
+                "floor",
+                *(f"{least['stages'][stage]['floor_ms']:.2f}" for stage in STAGES),
+                f"{least['patch_ms']:.1f}",
+                "",
+            )
     return table
 
 
@@ -122,9 +135,11 @@ def _column(name: str) -> Any:
 def _sides(result: Mapping[str, Any]) -> list[tuple[int, str, Mapping[str, Any]]]:
     return [
         (row["batch"], side, row["stages"])
-        for row in result["batches"] if "stages" in row
-        for side in ("ours", "eager") if side in row["stages"]
-    ]  # fmt: skip
+        for row in result["batches"]
+        if "stages" in row
+        for side in ("ours", "eager")
+        if side in row["stages"]
+    ]
 
 
 def chart(result: Mapping[str, Any]) -> bytes:

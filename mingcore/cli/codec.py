@@ -54,13 +54,10 @@ def encode(
     from . import pipes as piping
 
     target = piping.output(audio, out, "latents.safetensors")
-    with loaded(
-        model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights
-    ) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights) as ming:
         frames = piping.encode(
-            ming, audio, target, format=format, rate=rate, channels=channels, sample=sample,
-            seed=seed,
-        )  # fmt: skip
+            ming, audio, target, format=format, rate=rate, channels=channels, sample=sample, seed=seed
+        )
         width = ming.model.config.latent_dim
     if as_json:
         data = {"out": target, "frames": frames, "channels": width}
@@ -91,9 +88,7 @@ def decode(
 
     target = piping.output(latents, out, "decoded.wav")
     frames = None if latents == "-" else load_latents(latents)
-    with loaded(
-        model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights
-    ) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights) as ming:
         if frames is not None:
             result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
         else:
@@ -104,12 +99,8 @@ def decode(
 def roundtrip(
     audio: Audio,
     model: Model = "tiny",
-    out: Annotated[
-        str | None, typer.Option("--out", "-o", help="also write the reconstruction to this file")
-    ] = None,
-    plot: Annotated[
-        str | None, typer.Option(help="a PNG of both spectrograms; needs mingcore[plot]")
-    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="also write the reconstruction to this file")] = None,
+    plot: Annotated[str | None, typer.Option(help="a PNG of both spectrograms; needs mingcore[plot]")] = None,
     sample: Sample = False,
     seed: Seed = None,
     format: Format = None,
@@ -133,9 +124,7 @@ def roundtrip(
         check_writable(plot, "pcm")
     if out == "-":
         raise InputError("output: standard output has the report; name a file")
-    with loaded(
-        model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights
-    ) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights) as ming:
         trip = ming.roundtrip(audio, sample=sample, seed=seed)
     if out is not None:
         write_audio(out, trip.reconstruction, trip.sample_rate, format=format, subtype=subtype)

@@ -14,9 +14,7 @@ from .options import Dtype, Json, Quiet, Weights
 
 
 def compile_kernels(
-    model: Annotated[
-        str, typer.Argument(help="checkpoint: bundled name, folder or hub id; or a config.json")
-    ] = "tiny",
+    model: Annotated[str, typer.Argument(help="checkpoint: bundled name, folder or hub id; or a config.json")] = "tiny",
     arch: Annotated[
         str, typer.Option(help="GPUs, with multiprocessors where not the usual: sm_90a,sm_80:104")
     ] = "sm_90a",
@@ -54,9 +52,16 @@ def compile_kernels(
     path = Path(model)
     subject = Subject.of(path if path.suffix == ".json" else locate(model))
     made = build(
-        subject, targets, out, limits=Limits(rows, tokens, tuple(map(int, counts))), dtype=dtype,
-        weights=weights, jobs=jobs, cuda_compiler=cuda_compiler, told=_teller(quiet or as_json),
-    )  # fmt: skip
+        subject,
+        targets,
+        out,
+        limits=Limits(rows, tokens, tuple(map(int, counts))),
+        dtype=dtype,
+        weights=weights,
+        jobs=jobs,
+        cuda_compiler=cuda_compiler,
+        told=_teller(quiet or as_json),
+    )
     if as_json:
         terminal.emit(made.as_dict())
         return

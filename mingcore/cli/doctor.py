@@ -12,9 +12,18 @@ from typing import Any
 from .. import __version__, env
 
 _PACKAGES = (
-    "torch", "triton", "cuda-bindings", "flash-attn", "numpy", "safetensors",
-    "tokenizers", "huggingface_hub", "soundfile", "soxr", "wetext",
-)  # fmt: skip
+    "torch",
+    "triton",
+    "cuda-bindings",
+    "flash-attn",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "soundfile",
+    "soxr",
+    "wetext",
+)
 MISSING, NO_GPU = "not written", "no GPU"
 
 
@@ -43,9 +52,7 @@ def examine() -> dict[str, Any]:
         "ops": ops,
         "cache": str(env.cache_dir()),
         "environment": {
-            name: os.environ[name]
-            for name in ("MINGCORE_BACKEND", "MINGCORE_CACHE")
-            if name in os.environ
+            name: os.environ[name] for name in ("MINGCORE_BACKEND", "MINGCORE_CACHE") if name in os.environ
         },
         "advice": _advice(packages, cpu, gpus, ops),
     }
@@ -61,11 +68,7 @@ def _version(name: str) -> str | None:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    facts: dict[str, Any] = {
-        "name": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+    facts: dict[str, Any] = {"name": _cpu_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     try:
         from .. import _cpu as native
     except ImportError as error:

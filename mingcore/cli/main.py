@@ -69,16 +69,13 @@ def tts(
     model: Model = "tiny",
     out: Out = "speech.wav",
     voice: Annotated[
-        str | None,
-        typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`"),
+        str | None, typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`")
     ] = None,
     transcript: Annotated[str, typer.Option(help="what the recording of --voice says")] = "",
     stream: Stream = False,
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
-    keep_context: Annotated[
-        bool, typer.Option("--keep-context", help="go on hearing itself over segments")
-    ] = False,
+    keep_context: Annotated[bool, typer.Option("--keep-context", help="go on hearing itself over segments")] = False,
     seed: Seed = None,
     steps: Steps = 10,
     guidance: Guidance = 2.0,
@@ -101,16 +98,7 @@ def tts(
     words = terminal.read_text(text)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
-        model,
-        device,
-        dtype,
-        backend,
-        quiet or as_json,
-        target,
-        container,
-        subtype,
-        weights=weights,
-        kernels=kernels,
+        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights, kernels=kernels
     ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
@@ -121,11 +109,21 @@ def tts(
             raise InputError("--transcript: belongs to a recording given by --voice")
         with terminal.progress("speaking", quiet, max_seconds) as progress:
             chunks = ming.tts_stream(
-                words, speaker, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
-                min_seconds=min_seconds, max_seconds=max_seconds, normalize=normalize,
-                language=language, keep_context=keep_context, context_seconds=context_seconds,
-                context_format=context_format, progress=progress,
-            )  # fmt: skip
+                words,
+                speaker,
+                seed=seed,
+                steps=steps,
+                guidance=guidance,
+                temperature=temperature,
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+                normalize=normalize,
+                language=language,
+                keep_context=keep_context,
+                context_seconds=context_seconds,
+                context_format=context_format,
+                progress=progress,
+            )
             result = save(chunks, ming.sample_rate, target, container, subtype)
     report(result, target, as_json, quiet)
 
@@ -150,14 +148,11 @@ def asr(
     quiet: Quiet = False,
 ) -> None:
     """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
-    with loaded(
-        model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels
-    ) as ming:
+    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels) as ming:
         parts = []
         for part in ming.transcribe_stream(
-            audio, instruction, language=language, max_new_tokens=max_tokens,
-            temperature=temperature, seed=seed,
-        ):  # fmt: skip
+            audio, instruction, language=language, max_new_tokens=max_tokens, temperature=temperature, seed=seed
+        ):
             parts.append(part)
             if not as_json:
                 print(part.text, end="", flush=True)
@@ -217,11 +212,20 @@ def edit(
     ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(
-                audio, wish, seed=seed, steps=steps, guidance=guidance, temperature=temperature,
-                min_seconds=min_seconds, max_seconds=max_seconds, max_new_tokens=max_tokens,
-                reasoning=reasoning, context_seconds=context_seconds,
-                context_format=context_format, progress=progress,
-            )  # fmt: skip
+                audio,
+                wish,
+                seed=seed,
+                steps=steps,
+                guidance=guidance,
+                temperature=temperature,
+                min_seconds=min_seconds,
+                max_seconds=max_seconds,
+                max_new_tokens=max_tokens,
+                reasoning=reasoning,
+                context_seconds=context_seconds,
+                context_format=context_format,
+                progress=progress,
+            )
             result = save(chunks, ming.sample_rate, target, container, subtype)
     report(result, target, as_json, quiet)
 
@@ -235,13 +239,9 @@ app.command()(bench_command.bench)
 @app.command()
 def info(
     checkpoint: Checkpoint = "tiny",
-    plan: Annotated[
-        bool, typer.Option("--plan", help="what it would take of memory, instead")
-    ] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="what it would take of memory, instead")] = False,
     batch: Annotated[list[int] | None, typer.Option(help="with --plan: requests at once")] = None,
-    minutes: Annotated[
-        list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")
-    ] = None,
+    minutes: Annotated[list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")] = None,
     context_seconds: ContextSeconds = None,
     context_format: ContextFormat = None,
     weights: Weights = None,
@@ -255,10 +255,15 @@ def info(
 
     if plan:
         made = facts.plan(
-            checkpoint, device=device, dtype=dtype, weights=weights,
-            batches=batch or (1, 8, 64), minutes=minutes or (1, 10, 60),
-            context_seconds=context_seconds, context_format=context_format,
-        )  # fmt: skip
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+            batches=batch or (1, 8, 64),
+            minutes=minutes or (1, 10, 60),
+            context_seconds=context_seconds,
+            context_format=context_format,
+        )
         if as_json:
             terminal.emit(made.as_dict())
         else:
@@ -274,12 +279,8 @@ def info(
 @app.command()
 def precision(
     checkpoint: Checkpoint = "tiny",
-    weights: Annotated[
-        str, typer.Option(help="the format to look at: fp16, bf16, int8, int8_dyn or fp8")
-    ] = "int8",
-    audio: Annotated[
-        str | None, typer.Option(help="a recording; by default the checkpoint's voice")
-    ] = None,
+    weights: Annotated[str, typer.Option(help="the format to look at: fp16, bf16, int8, int8_dyn or fp8")] = "int8",
+    audio: Annotated[str | None, typer.Option(help="a recording; by default the checkpoint's voice")] = None,
     text: Annotated[str | None, typer.Option(help="what the recording says")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -321,9 +322,7 @@ def verify(
     ops: Annotated[list[str] | None, typer.Argument(help="which; by default all")] = None,
     backend: Annotated[str | None, typer.Option(help="triton or cuda; by default both")] = None,
     timeout: Annotated[float, typer.Option(help="seconds for the whole run")] = 600.0,
-    folder: Annotated[
-        Path | None, typer.Option(help="where records go; by default the user's cache")
-    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="where records go; by default the user's cache")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -352,8 +351,7 @@ def verify(
 
 @app.callback(invoke_without_command=True)
 def top(
-    context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="print the version")] = False
 ) -> None:
     if version:
         print(f"mingcore {__version__}")

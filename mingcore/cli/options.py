@@ -17,51 +17,32 @@ if TYPE_CHECKING:
 
 Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input')]
 Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")
-]
+Model = Annotated[str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")]
 Checkpoint = Annotated[str, typer.Argument(help="bundled name, folder or hub id")]
 Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
-Format = Annotated[
-    str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")
-]
+Format = Annotated[str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")]
 Subtype = Annotated[str, typer.Option(help="int16 or float32 samples")]
 Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sound")]
 Steps = Annotated[int, typer.Option(help="Euler steps per patch")]
 Guidance = Annotated[float, typer.Option(help="classifier-free guidance; 0 halves the work")]
 Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
 FilterOut = Annotated[
-    str | None,
-    typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"'),
+    str | None, typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"')
 ]
-Stream = Annotated[
-    bool, typer.Option("--stream", help="raw pcm to standard output while it is made")
-]
-Sample = Annotated[
-    bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")
-]
+Stream = Annotated[bool, typer.Option("--stream", help="raw pcm to standard output while it is made")]
+Sample = Annotated[bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")]
 MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
 MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
 MaxSeconds = Annotated[float | None, typer.Option(help="end at the latest after")]
 Language = Annotated[str | None, typer.Option(help="zh or en; detected when not given")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU if there is one")]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")
-]
-Weights = Annotated[
-    str | None,
-    typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8"),
-]
-Kernels = Annotated[
-    str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")
-]
+Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")]
+Weights = Annotated[str | None, typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8")]
+Kernels = Annotated[str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")]
 Backend = Annotated[
-    str | None,
-    typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order"),
+    str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order")
 ]
-ContextSeconds = Annotated[
-    float | None, typer.Option(help="of sound that the model hears of itself at most; else all")
-]
+ContextSeconds = Annotated[float | None, typer.Option(help="of sound that the model hears of itself at most; else all")]
 ContextFormat = Annotated[str | None, typer.Option(help="int8: what it hears is kept in 8 bits")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
@@ -95,9 +76,7 @@ def loaded(
     if target is not None:
         check_writable(target, container, subtype)
     with use_backend(backend) if backend is not None else nullcontext():
-        ming = MingAudio.from_pretrained(
-            model, device=device, dtype=dtype, weights=weights, kernels=kernels
-        )
+        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype, weights=weights, kernels=kernels)
         yield ming
     warning = None if ming.folder is None else facts.card_warning(ming.folder, task)
     if warning:
@@ -130,9 +109,7 @@ def measured(
         return measure(folder, weights, device=device, dtype=dtype, samples=samples, text=text)
 
 
-def save(
-    chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str
-) -> dict[str, Any]:
+def save(chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str) -> dict[str, Any]:
     """Writes chunks of speech as they come; {"out", "seconds", "text", "stats"}."""
     from ..audio.files import AudioWriter
 

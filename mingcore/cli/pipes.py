@@ -34,9 +34,7 @@ class _Whole(BytesIO):
     name = "standard input"
 
 
-def live_sound(
-    audio: str, format: str | None, rate: int, channels: int
-) -> tuple[Iterator[np.ndarray], int] | Any:
+def live_sound(audio: str, format: str | None, rate: int, channels: int) -> tuple[Iterator[np.ndarray], int] | Any:
     """(chunks of mono samples as they come, their rate), or else what `MingAudio.encode` takes.
 
     `format`: of headerless samples in `audio`; None: a WAV stream on standard input comes as it
@@ -65,14 +63,7 @@ def _raw_file(path: str, format: str, rate: int, channels: int) -> Iterator[np.n
 
 
 def encode(
-    ming: MingAudio,
-    audio: str,
-    target: str,
-    *,
-    format: str | None,
-    rate: int,
-    channels: int,
-    **options: Any,
+    ming: MingAudio, audio: str, target: str, *, format: str | None, rate: int, channels: int, **options: Any
 ) -> int:
     """Writes the latents of `audio` to a file or, for "-", standard output; how many frames.
 
@@ -117,12 +108,7 @@ def write_piece(latents: np.ndarray) -> None:
     sys.stdout.buffer.flush()
 
 
-def decode(
-    ming: MingAudio,
-    target: str,
-    format: str | None,
-    subtype: str,
-) -> dict[str, Any]:
+def decode(ming: MingAudio, target: str, format: str | None, subtype: str) -> dict[str, Any]:
     """What `options.save` says of the sound of the latents on standard input, written as it comes.
 
     WAV on standard output has no length in its header.

@@ -10,20 +10,7 @@ import typer
 
 from ..errors import InputError
 from . import terminal
-from .options import (
-    Backend,
-    Device,
-    Dtype,
-    Guidance,
-    Json,
-    MaxTokens,
-    Model,
-    Quiet,
-    Seed,
-    Steps,
-    Weights,
-    loaded,
-)
+from .options import Backend, Device, Dtype, Guidance, Json, MaxTokens, Model, Quiet, Seed, Steps, Weights, loaded
 
 if TYPE_CHECKING:
     from ..api.ming_audio import MingAudio
@@ -34,9 +21,7 @@ SENTENCE = "One two three four five."
 
 
 def profile(
-    request: Annotated[
-        str | None, typer.Argument(help="tts: a text; asr: an audio file", metavar="TEXT|AUDIO")
-    ] = None,
+    request: Annotated[str | None, typer.Argument(help="tts: a text; asr: an audio file", metavar="TEXT|AUDIO")] = None,
     task: Annotated[str, typer.Option(help="tts or asr")] = "tts",
     model: Model = "tiny",
     out: Annotated[

@@ -59,20 +59,14 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
     """Prints what `doctor.examine` found."""
     console = Console(highlight=False)
     cpu = facts["cpu"]
-    console.print(
-        f"[bold]mingcore {facts['mingcore']}[/], Python {facts['python']}, {facts['platform']}"
-    )
+    console.print(f"[bold]mingcore {facts['mingcore']}[/], Python {facts['python']}, {facts['platform']}")
     native = f"kernels for {cpu['isa']}" if cpu["isa"] else "no native kernels"
     console.print(f"CPU: {cpu['name']}, {cpu['cores']} cores, {cpu['threads']} threads, {native}")
     for gpu in facts["gpus"]:
-        console.print(
-            f"GPU: {gpu['name']}, {gpu['architecture']}, {size(gpu['memory'])}, CUDA {gpu['cuda']}"
-        )
+        console.print(f"GPU: {gpu['name']}, {gpu['architecture']}, {size(gpu['memory'])}, CUDA {gpu['cuda']}")
     if not facts["gpus"]:
         console.print("GPU: none that PyTorch can use")
-    packages = (
-        f"{name} {version or '[dim]missing[/]'}" for name, version in facts["packages"].items()
-    )
+    packages = (f"{name} {version or '[dim]missing[/]'}" for name, version in facts["packages"].items())
     console.print("packages: " + ", ".join(packages))
     for name, value in facts["environment"].items():
         console.print(f"{name}={value}")

@@ -26,9 +26,7 @@ def as_device(device: str | torch.device | None) -> torch.device:
     if not known:
         raise InputError(f"device: must be cpu, cuda or a GPU such as cuda:1, got {str(device)!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"device: {device} is not here, there are {torch.cuda.device_count()} GPUs"
-        )
+        raise InputError(f"device: {device} is not here, there are {torch.cuda.device_count()} GPUs")
     return device
 
 

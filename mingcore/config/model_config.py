@@ -66,18 +66,15 @@ class LLMConfig:
             positive("llm_config", self, "moe_intermediate_size", "top_k")
             require(
                 self.top_k <= self.num_experts,
-                f"llm_config.num_experts_per_tok ({self.top_k}) exceeds num_experts "
-                f"({self.num_experts})",
+                f"llm_config.num_experts_per_tok ({self.top_k}) exceeds num_experts ({self.num_experts})",
             )
             require(
                 self.num_shared_experts >= 0,
-                f"llm_config.num_shared_experts must not be negative, got "
-                f"{self.num_shared_experts}",
+                f"llm_config.num_shared_experts must not be negative, got {self.num_shared_experts}",
             )
         if self.moe_layers < self.num_layers:
             require(
-                self.intermediate_size > 0,
-                "llm_config.intermediate_size is required by the dense layers and missing",
+                self.intermediate_size > 0, "llm_config.intermediate_size is required by the dense layers and missing"
             )
 
     @property
@@ -175,10 +172,7 @@ class BackboneConfig:
             f"{self.name}.hidden_size ({self.hidden_size}) must be a multiple of "
             f"num_attention_heads ({self.num_heads})",
         )
-        require(
-            self.head_dim % 2 == 0,
-            f"{self.name}: the head dimension must be even for RoPE, got {self.head_dim}",
-        )
+        require(self.head_dim % 2 == 0, f"{self.name}: the head dimension must be even for RoPE, got {self.head_dim}")
         require(
             self.num_heads % self.num_kv_heads == 0,
             f"{self.name}.num_attention_heads ({self.num_heads}) must be a multiple of "
@@ -198,16 +192,10 @@ class BackboneConfig:
         layers = s.get("num_hidden_layers", int)
         act = s.get("hidden_act", str, "silu")
         require(act == "silu", f"{s.name}.hidden_act must be 'silu', got {act!r}")
-        require(
-            s.get("is_causal", bool, True),
-            f"{s.name}.is_causal must be true: the AudioVAE streams",
-        )
+        require(s.get("is_causal", bool, True), f"{s.name}.is_causal must be true: the AudioVAE streams")
         scaling = s.get("rope_scaling", Mapping, None)
         kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-        require(
-            not scaling or kind == "default",
-            f"{s.name}.rope_scaling must be null, got {dict(scaling or {})!r}",
-        )
+        require(not scaling or kind == "default", f"{s.name}.rope_scaling must be null, got {dict(scaling or {})!r}")
         config = cls(
             hidden_size=s.get("hidden_size", int),
             num_layers=layers,
@@ -286,9 +274,7 @@ class AudioConfig:
             (dec, "latent_dim", latent, f"{name}.enc_kwargs.latent_dim"),
         ):
             got = section.get(key, int)
-            require(
-                got == expected, f"{section.name}.{key} ({got}) must equal {other} ({expected})"
-            )
+            require(got == expected, f"{section.name}.{key} ({got}) must equal {other} ({expected})")
         patch = s.get("patch_size", int, -1)
         require(patch == -1, f"{name}.patch_size must be -1 (one latent per frame), got {patch}")
         config = cls(
@@ -321,23 +307,18 @@ class FlowConfig:
         if self.hidden_size is not None:
             require(
                 self.hidden_size % self.num_heads == 0,
-                f"ditar_config.hidden_size ({self.hidden_size}) must be a multiple of num_heads "
-                f"({self.num_heads})",
+                f"ditar_config.hidden_size ({self.hidden_size}) must be a multiple of num_heads ({self.num_heads})",
             )
         if self.pe_attn_head is not None:
             require(
                 0 < self.pe_attn_head <= self.num_heads,
-                f"ditar_config.pe_attn_head must be in 1..num_heads = {self.num_heads}, got "
-                f"{self.pe_attn_head}",
+                f"ditar_config.pe_attn_head must be in 1..num_heads = {self.num_heads}, got {self.pe_attn_head}",
             )
 
     @classmethod
     def from_json(cls, s: Section) -> FlowConfig:
         qk_norm = s.get("qk_norm", str, None)
-        require(
-            qk_norm in (None, "rms_norm"),
-            f"ditar_config.qk_norm must be null or 'rms_norm', got {qk_norm!r}",
-        )
+        require(qk_norm in (None, "rms_norm"), f"ditar_config.qk_norm must be null or 'rms_norm', got {qk_norm!r}")
         config = cls(
             num_heads=s.get("num_heads", int),
             hidden_size=s.get("hidden_size", int, None),

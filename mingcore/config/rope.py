@@ -36,13 +36,9 @@ class RopeConfig:
         require(self.head_dim % 2 == 0, f"head_dim must be even for RoPE, got {self.head_dim}")
         require(
             self.kind in ROPE_KINDS,
-            f"llm_config.rope_scaling.type must be one of {', '.join(ROPE_KINDS)}, "
-            f"got {self.kind!r}",
+            f"llm_config.rope_scaling.type must be one of {', '.join(ROPE_KINDS)}, got {self.kind!r}",
         )
-        require(
-            self.factor >= 1.0,
-            f"llm_config.rope_scaling.factor must be at least 1, got {self.factor}",
-        )
+        require(self.factor >= 1.0, f"llm_config.rope_scaling.factor must be at least 1, got {self.factor}")
         if self.kind == "3d":
             require(
                 sum(self.sections) == self.head_dim // 2 and len(self.sections) == 3,
@@ -51,9 +47,7 @@ class RopeConfig:
             )
 
     @classmethod
-    def from_json(
-        cls, values: Mapping | None, theta: float, head_dim: int, max_positions: int
-    ) -> RopeConfig:
+    def from_json(cls, values: Mapping | None, theta: float, head_dim: int, max_positions: int) -> RopeConfig:
         if not values:
             return cls(theta, head_dim, original_max_positions=max_positions)
         s = Section("llm_config.rope_scaling", values)
@@ -64,10 +58,7 @@ class RopeConfig:
             factor = s.get("factor", float)
         else:
             factor = s.get("factor", float, 1.0)
-            require(
-                factor == 1.0,
-                f"llm_config.rope_scaling.factor has no meaning for type {kind!r}, got {factor}",
-            )
+            require(factor == 1.0, f"llm_config.rope_scaling.factor has no meaning for type {kind!r}, got {factor}")
         rope = cls(
             theta=theta,
             head_dim=head_dim,

@@ -32,9 +32,7 @@ class Section:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise CheckpointError(
-                f"config: {self.name}.{key} must be of type {kind.__name__}, got {value!r}"
-            )
+            raise CheckpointError(f"config: {self.name}.{key} must be of type {kind.__name__}, got {value!r}")
         return value
 
     def sub(self, key: str) -> Section:

@@ -85,8 +85,7 @@ def pack(
     H = norms[2].shape[0]
     if H % config.heads or H // config.heads % 2:
         raise InputError(
-            f"flow head: heads must make even parts of H = {H} ({names['final_norm']}), got "
-            f"{config.heads}"
+            f"flow head: heads must make even parts of H = {H} ({names['final_norm']}), got {config.heads}"
         )
     _check_shapes(names, config, matrices, norms, time)
     if config.rope == "half":
@@ -134,17 +133,12 @@ def deviation(
         with torch.no_grad():
             theirs = velocity(x, times, condition, past)
         if theirs.shape != ours.shape:
-            raise InputError(
-                f"flow head: velocity must give [B, P, C] = {list(ours.shape)}, got "
-                f"{list(theirs.shape)}"
-            )
+            raise InputError(f"flow head: velocity must give [B, P, C] = {list(ours.shape)}, got {list(theirs.shape)}")
         worst = max(worst, float((ours - theirs).abs().max() / theirs.abs().max()))
     return worst
 
 
-def velocity_of(
-    head: PackedFlowHead, x: Tensor, t: float, condition: Tensor, history: Tensor
-) -> Tensor:
+def velocity_of(head: PackedFlowHead, x: Tensor, t: float, condition: Tensor, history: Tensor) -> Tensor:
     """A packed head's conditional velocity at time 0 <= t < 1: one step to t = 1, without noise."""
     schedule = ops.FlowSchedule.from_grid((t, 1.0), solver="euler")
     end = ops.flow_sample(head, schedule, condition, history, x.float()[None], 0.0)
@@ -165,9 +159,7 @@ def _check_names(names: Names, config: FlowHeadConfig) -> None:
     for part, value in names.items():
         each = [value] if isinstance(value, str) else list(value)
         if len(each) != 1 and (part != "qkv" or len(each) != 3):
-            raise InputError(
-                f"flow head: {part} must be one name{' or three' * (part == 'qkv')}, got {value!r}"
-            )
+            raise InputError(f"flow head: {part} must be one name{' or three' * (part == 'qkv')}, got {value!r}")
         if any((name.count("{}") != (part in _IN_BLOCKS)) for name in each):
             what = "one {} for the block's number" if part in _IN_BLOCKS else "no {}"
             raise InputError(f"flow head: {part} must have {what}, got {value!r}")
@@ -206,9 +198,7 @@ class _Reader:
         """[N, K] and [N]."""
         weight = self.take(f"{name}.weight")
         if weight.dim() != 2:
-            raise CheckpointError(
-                f"flow head: {name}.weight must be a matrix, got {list(weight.shape)}"
-            )
+            raise CheckpointError(f"flow head: {name}.weight must be a matrix, got {list(weight.shape)}")
         weight = weight.T if self.config.transposed else weight
         if f"{name}.bias" in self.tensors:
             return weight, self.take(f"{name}.bias")
@@ -218,9 +208,7 @@ class _Reader:
         found = [name] if blocks is None else [name.format(b) for b in blocks]
         for each in found:
             if f"{each}.bias" in self.tensors:
-                raise CheckpointError(
-                    f"flow head: {each}.bias: the sampler's norms are RMSNorm, which has no bias"
-                )
+                raise CheckpointError(f"flow head: {each}.bias: the sampler's norms are RMSNorm, which has no bias")
         weights = [self.take(f"{each}.weight") for each in found]
         self._equal(found, weights)
         if self.config.zero_centred_norms:
@@ -249,9 +237,7 @@ class _Reader:
             raise CheckpointError(f"flow head: missing {_listed(self.missing)}")
         patterns = tuple(ignore)
         left = [
-            name
-            for name in self.tensors
-            if name not in self.used and not any(fnmatchcase(name, p) for p in patterns)
+            name for name in self.tensors if name not in self.used and not any(fnmatchcase(name, p) for p in patterns)
         ]
         if left:
             raise CheckpointError(
@@ -265,9 +251,7 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def _stacked(
-    read: _Reader, part: str, name: str | Sequence[str], blocks: range
-) -> tuple[Tensor, Tensor]:
+def _stacked(read: _Reader, part: str, name: str | Sequence[str], blocks: range) -> tuple[Tensor, Tensor]:
     """A part's matrix and bias, with a leading L where it is the blocks'."""
     if part not in _IN_BLOCKS:
         return read.linear(name if isinstance(name, str) else name[0])

@@ -80,10 +80,17 @@ def load(
     config = MingConfig.from_folder(folder)
     source = FileTensors(read_headers(folder), str(folder))
     return from_source(
-        source, config, Tokenizer.from_folder(folder), device=device, dtype=dtype, weights=weights,
-        strict=strict, activation_dtype=activation_dtype, layers_on_demand=layers_on_demand,
+        source,
+        config,
+        Tokenizer.from_folder(folder),
+        device=device,
+        dtype=dtype,
+        weights=weights,
+        strict=strict,
+        activation_dtype=activation_dtype,
+        layers_on_demand=layers_on_demand,
         check_memory=check_memory,
-    )  # fmt: skip
+    )
 
 
 def from_source(

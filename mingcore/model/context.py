@@ -92,13 +92,11 @@ class ContextState(KVState):
             raise InputError(f"context: int8 needs heads of a multiple of 4, got {head_dim}")
         kinds = {"block": min(block, capacity), "device": device}
         made = cls.create(
-            batch, capacity, (window,) * layers, heads, head_dim,
-            dtype=dtype if format is None else torch.int8, **kinds,
-        )  # fmt: skip
+            batch, capacity, (window,) * layers, heads, head_dim, dtype=dtype if format is None else torch.int8, **kinds
+        )
         if format is not None:
             made.key_scales, made.value_scales = (
-                [torch.zeros(*t.shape[:3], 1, device=device) for t in side]
-                for side in (made.keys, made.values)
+                [torch.zeros(*t.shape[:3], 1, device=device) for t in side] for side in (made.keys, made.values)
             )
         return made
 

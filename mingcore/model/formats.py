@@ -49,10 +49,7 @@ class Formats:
 
 
 def resolve(
-    weights: str | None,
-    dtype: torch.dtype | None,
-    device: torch.device,
-    activation_dtype: torch.dtype | None = None,
+    weights: str | None, dtype: torch.dtype | None, device: torch.device, activation_dtype: torch.dtype | None = None
 ) -> Formats:
     """What `weights` and `dtype` mean on `device`, either of them None where it was not asked for.
 
@@ -71,9 +68,7 @@ def resolve(
         dtype = torch.bfloat16 if dtype is None else dtype
     elif weights is not None:
         if dtype not in (None, FORMATS[weights]):
-            raise InputError(
-                f"weights: {weights} and dtype {dtype} contradict each other; give one of them"
-            )
+            raise InputError(f"weights: {weights} and dtype {dtype} contradict each other; give one of them")
         dtype = FORMATS[weights]
     elif dtype is None:
         dtype = torch.float32 if on_cpu else torch.bfloat16

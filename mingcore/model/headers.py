@@ -70,8 +70,7 @@ def _read_shards(folder: Path) -> dict[str, TensorInfo]:
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder / INDEX} names {len(shards)} shards and {len(missing)} are missing: "
-            + ", ".join(missing[:4])
+            f"{folder / INDEX} names {len(shards)} shards and {len(missing)} are missing: " + ", ".join(missing[:4])
         )
     infos: dict[str, TensorInfo] = {}
     for shard in shards:
@@ -108,8 +107,7 @@ def _read_file(path: Path) -> dict[str, TensorInfo]:
         (length,) = struct.unpack("<Q", prefix)
         if length > size - 8:
             raise CheckpointError(
-                f"{path} is truncated or no safetensors file: its header claims {length} bytes, "
-                f"the file has {size}"
+                f"{path} is truncated or no safetensors file: its header claims {length} bytes, the file has {size}"
             )
         raw = file.read(length)
     try:
@@ -122,9 +120,7 @@ def _read_file(path: Path) -> dict[str, TensorInfo]:
     infos = {name: _info(path, name, entry, 8 + length) for name, entry in header.items()}
     end = max((info.offset + info.nbytes for info in infos.values()), default=8 + length)
     if end > size:
-        raise CheckpointError(
-            f"{path} is truncated: its tensors need {end} bytes, the file has {size}"
-        )
+        raise CheckpointError(f"{path} is truncated: its tensors need {end} bytes, the file has {size}")
     return infos
 
 

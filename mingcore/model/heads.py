@@ -31,8 +31,7 @@ class LinearPooling:
         """embedding [B, frames * n, Hs] -> [B, n, H]. Raises InputError unless whole patches."""
         if embedding.dim() != 3 or embedding.shape[1] % self.frames or embedding.shape[1] == 0:
             raise InputError(
-                f"pool: embedding must be [B, {self.frames} * n, {self.norm.shape[0]}], got "
-                f"{list(embedding.shape)}"
+                f"pool: embedding must be [B, {self.frames} * n, {self.norm.shape[0]}], got {list(embedding.shape)}"
             )
         normed = ops.rms_norm(embedding, self.norm, EPS)
         return self.linear(normed.unflatten(1, (-1, self.frames)).mean(dim=2))

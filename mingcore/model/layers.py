@@ -22,9 +22,7 @@ class Linear:
     def __init__(self, weight: ops.PackedLinear | Tensor, bias: Tensor | None):
         self.weight, self.bias = weight, bias
 
-    def __call__(
-        self, x: Tensor, *, activation: str | None = None, residual: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, *, activation: str | None = None, residual: Tensor | None = None) -> Tensor:
         return ops.linear(x, self.weight, self.bias, activation=activation, residual=residual)
 
 
@@ -87,9 +85,7 @@ class Attention:
         fresh: the cache is empty and no token is masked, so the new keys are all there is.
         """
         B, T, _ = x.shape
-        q, k, v = ops.qkv_rope(
-            self.qkv(x), *rope, self.heads, self.kv_heads, interleaved=self.interleaved
-        )
+        q, k, v = ops.qkv_rope(self.qkv(x), *rope, self.heads, self.kv_heads, interleaved=self.interleaved)
         window = self.window
         if isinstance(cache, ContextCache):
             window = cache.window

@@ -87,10 +87,7 @@ class Plan:
             "reserve_bytes": RESERVE,
             "available_bytes": None if memory is None else memory.available,
             "device_bytes": None if memory is None else memory.total,
-            "requests": [
-                asdict(r) | {"total_bytes": self.total(r), "fits": self.fits(r)}
-                for r in self.requests
-            ],
+            "requests": [asdict(r) | {"total_bytes": self.total(r), "fits": self.fits(r)} for r in self.requests],
         }
 
 
@@ -113,9 +110,7 @@ def make(
     from .checkpoint import build_parts
 
     formats = resolve(weights, dtype, device)
-    parts, ledger = rehearse(
-        source, lambda w: build_parts(w, config), device=device, formats=formats
-    )
+    parts, ledger = rehearse(source, lambda w: build_parts(w, config), device=device, formats=formats)
     if not ledger.report.clean:
         raise CheckpointError(f"{source.what} does not fit its config: {ledger.report.summary()}")
     sizes: Counter[tuple[str, str]] = Counter()
@@ -133,11 +128,7 @@ def make(
 
 
 def _requests(
-    parts: dict[str, Any],
-    config: MingConfig,
-    batch: int,
-    minutes: float,
-    context: Mapping[str, Any],
+    parts: dict[str, Any], config: MingConfig, batch: int, minutes: float, context: Mapping[str, Any]
 ) -> Requests:
     frames = max(1, round(60 * minutes * config.sample_rate / config.hop_samples))
     tokens = -(-frames // config.patch_frames) + PROMPT_TOKENS
@@ -168,12 +159,7 @@ def _workspace(config: MingConfig, batch: int, width: int) -> int:
 
 
 def check(
-    source: Source,
-    config: MingConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    weights: str | None,
+    source: Source, config: MingConfig, *, device: torch.device, dtype: torch.dtype | None, weights: str | None
 ) -> None:
     """Raises NotEnoughMemory where the weights and one request of a minute do not fit.
 
@@ -190,9 +176,7 @@ def check(
             smaller[format] = other
     fitting = [f for f, other in smaller.items() if other.fits(other.requests[0])]
     if fitting:
-        advice = " or ".join(
-            f"weights={f} ({_gb(smaller[f].total(smaller[f].requests[0]))})" for f in fitting
-        )
+        advice = " or ".join(f"weights={f} ({_gb(smaller[f].total(smaller[f].requests[0]))})" for f in fitting)
         advice = f"{advice} would fit"
     elif smaller:
         least = min(smaller, key=lambda f: smaller[f].weights_bytes)

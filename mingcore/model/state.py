@@ -155,9 +155,7 @@ class KVState:
 
     def _grow(self, needed: int) -> None:
         if self.fixed:
-            raise InputError(
-                f"state: {needed} tokens do not fit into rows of {self.capacity} that cannot grow"
-            )
+            raise InputError(f"state: {needed} tokens do not fit into rows of {self.capacity} that cannot grow")
         self._views = None
         for cache in self._sides():
             for layer, window in enumerate(self.windows):

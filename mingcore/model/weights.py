@@ -29,9 +29,7 @@ from .headers import read_headers
 from .layers import Linear
 from .sources import DictTensors, FileTensors, HeaderTensors
 
-__all__ = [
-    "DictTensors", "FileTensors", "LoadReport", "Source", "Weights", "assemble", "read_headers",
-]  # fmt: skip
+__all__ = ["DictTensors", "FileTensors", "LoadReport", "Source", "Weights", "assemble", "read_headers"]
 
 SHOWN = 8
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -60,10 +58,7 @@ class LoadReport:
                 f"{name} must be {list(expected)}, got {list(found)}"
                 for name, (expected, found) in self.mismatched.items()
             ),
-            *(
-                f"unexpected key {name} of shape {list(shape)}"
-                for name, shape in self.unexpected.items()
-            ),
+            *(f"unexpected key {name} of shape {list(shape)}" for name, shape in self.unexpected.items()),
         ]
 
     def summary(self) -> str:
@@ -91,14 +86,7 @@ class Weights:
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        device: torch.device,
-        formats: Formats,
-        dry: bool,
-        ledger: _Ledger,
-        prefix: str = "",
+        self, source: Source, *, device: torch.device, formats: Formats, dry: bool, ledger: _Ledger, prefix: str = ""
     ):
         self.source, self.device, self.formats, self.dry = source, device, formats, dry
         self._ledger, self.prefix = ledger, prefix
@@ -169,9 +157,7 @@ class Weights:
         if self.dry:
             self._ledger.sizes[f"{self.prefix}{name}.", format] += nbytes
 
-    def keeps_packed(
-        self, shape: Sequence[int], format: str, *, activation: str | None = None, name: str = ""
-    ) -> None:
+    def keeps_packed(self, shape: Sequence[int], format: str, *, activation: str | None = None, name: str = "") -> None:
         """The same of a matrix [N, K], or a stack of them, that an op packs."""
         *stack, n, k = shape
         size = packed_bytes(n, k, format, self.device.type, swiglu=activation == "swiglu")
@@ -185,9 +171,7 @@ class Weights:
             wide = torch.promote_types(wide, dtype)
         return wide if wide in _FLOATS[:3] else torch.float32
 
-    def fill(
-        self, name: str, dest: Tensor, *, index: int | None = None, count: int | None = None
-    ) -> None:
+    def fill(self, name: str, dest: Tensor, *, index: int | None = None, count: int | None = None) -> None:
         """Read a tensor into `dest`; its shape must be that of `dest`.
 
         index, count: `dest` is entry `index` of a tensor that stacks `count` of them.
@@ -202,8 +186,7 @@ class Weights:
         elif not self.source.fill(key, dest, index) and key not in self._ledger.report.not_finite:
             self._ledger.report.not_finite.append(key)
             warnings.warn(
-                f"{self.source.what}: {key} holds values that are not finite "
-                f"(NaN or infinity, as {dest.dtype})",
+                f"{self.source.what}: {key} holds values that are not finite (NaN or infinity, as {dest.dtype})",
                 stacklevel=2,
             )
 
@@ -225,8 +208,7 @@ class Weights:
             report.mismatched[key] = (expected, self.source.shape(key))
         if self.source.dtype(key) not in _FLOATS:
             raise CheckpointError(
-                f"{self.source.what}: {key} must hold float32, bfloat16 or float16, got "
-                f"{self.source.dtype(key)}"
+                f"{self.source.what}: {key} must hold float32, bfloat16 or float16, got {self.source.dtype(key)}"
             )
 
     def vector(self, name: str, n: int) -> Tensor:

@@ -12,14 +12,7 @@ from ._core.packing import PackedExperts, PackedLinear
 from ._core.registry import use_backend, why_not
 from .activation import silu_mul
 from .attention import attention_decode, attention_prefill, kv_write_
-from .conv import (
-    ConvState,
-    causal_conv1d,
-    causal_conv1d_,
-    causal_conv_transpose1d,
-    causal_conv_transpose1d_,
-    pack_conv,
-)
+from .conv import ConvState, causal_conv1d, causal_conv1d_, causal_conv_transpose1d, causal_conv_transpose1d_, pack_conv
 from .conv.packing import PackedConv
 from .flow import flow_sample, flow_step, flow_step_, pack_flow_head
 from .flow.packing import PackedFlowHead
@@ -29,14 +22,7 @@ from .moe import ExpertPacker, moe_mlp, pack_experts
 from .norm import add_rms_norm, layer_norm, rms_norm
 from .rotary import qkv_rope, rope
 from .routing import route_topk, sort_by_expert
-from .spectrum import (
-    OverlapState,
-    frame_embed,
-    overlap_add,
-    overlap_add_,
-    spectrum_head,
-    spectrum_head_,
-)
+from .spectrum import OverlapState, frame_embed, overlap_add, overlap_add_, spectrum_head, spectrum_head_
 
 __all__ = [
     "Evaluation",

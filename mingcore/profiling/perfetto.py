@@ -66,9 +66,14 @@ def _process(s: Slice) -> int:
 
 def _event(s: Slice) -> dict[str, Any]:
     event = {
-        "ph": "X", "name": s.name, "cat": s.kind, "pid": _process(s), "tid": _ORDER.index(s.stage),
-        "ts": round(s.start_us, 3), "dur": max(0.0, round(s.end_us, 3) - round(s.start_us, 3)),
-    }  # fmt: skip
+        "ph": "X",
+        "name": s.name,
+        "cat": s.kind,
+        "pid": _process(s),
+        "tid": _ORDER.index(s.stage),
+        "ts": round(s.start_us, 3),
+        "dur": max(0.0, round(s.end_us, 3) - round(s.start_us, 3)),
+    }
     if s.call is not None:
         call = {key: s.call[key] for key in ("backend", "nbytes", "flops")}
         event["args"] = {**call, "gbs": round(call["nbytes"] / s.us / 1e3, 3) if s.us else None}

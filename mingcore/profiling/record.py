@@ -142,9 +142,7 @@ class _Counter:
         return result
 
 
-def spent(
-    name: str, function: Callable, args: tuple, kwargs: dict, result: Any
-) -> tuple[Cost, dict[str, Any]]:
+def spent(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> tuple[Cost, dict[str, Any]]:
     """What a call of an op must cost at least, and its arguments by name."""
     given = signature(function).bind(*args, **kwargs)
     given.apply_defaults()

@@ -82,10 +82,10 @@ class Timeline:
         thread, begin = (request["pid"], request["tid"]), request["ts"]
         end = begin + request["dur"]
         mine = [
-            e for e in events
-            if e.get("cat") in _HOST and (e["pid"], e["tid"]) == thread and e is not request
-            and begin <= e["ts"] < end
-        ]  # fmt: skip
+            e
+            for e in events
+            if e.get("cat") in _HOST and (e["pid"], e["tid"]) == thread and e is not request and begin <= e["ts"] < end
+        ]
         host = tuple(_nested(sorted(mine, key=lambda e: (e["ts"], -e["dur"])), begin, end))
         return cls(request["dur"] / 1e6, host, tuple(_kernels(events, host, begin)))
 
@@ -96,10 +96,9 @@ class Timeline:
             raise MingError("profile: the request was not the same in two runs; give it a seed")
         counted = iter(calls)
         known = [
-            Slice(s.stage, s.kind, s.name, s.start_us, s.end_us, s.top, s.ours, next(counted))
-            if s.kind == "op" else s
+            Slice(s.stage, s.kind, s.name, s.start_us, s.end_us, s.top, s.ours, next(counted)) if s.kind == "op" else s
             for s in self.host
-        ]  # fmt: skip
+        ]
         return (*known, *self._between(), *self.kernels)
 
     def _between(self) -> Iterator[Slice]:
@@ -136,14 +135,13 @@ def _nested(events: Iterable[dict[str, Any]], begin: float, limit: float) -> Ite
         yield Slice(stage, kind, name, start - begin, end - begin, top)
 
 
-def _kernels(
-    events: Sequence[dict[str, Any]], host: Sequence[Slice], begin: float
-) -> Iterator[Slice]:
+def _kernels(events: Sequence[dict[str, Any]], host: Sequence[Slice], begin: float) -> Iterator[Slice]:
     """Kernels in the order in which they ran, each of the stage that launched it."""
     launched = {
         e["args"]["correlation"]: e["ts"] - begin
-        for e in events if e.get("cat") in _LAUNCHES and "correlation" in e.get("args", {})
-    }  # fmt: skip
+        for e in events
+        if e.get("cat") in _LAUNCHES and "correlation" in e.get("args", {})
+    }
     stages, ops = ([s for s in host if s.kind == kind and s.top] for kind in ("stage", "op"))
     for e in sorted((e for e in events if e.get("cat") in _KERNELS), key=lambda e: e["ts"]):
         at = launched.get(e.get("args", {}).get("correlation"))

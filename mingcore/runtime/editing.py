@@ -15,14 +15,7 @@ from ..results import Speech
 from ..text import prompts
 from . import generate
 from .noise import NoiseSource, noise_source
-from .params import (
-    AS_REFERENCE,
-    MIN_EDIT_PATCHES,
-    ContextParams,
-    FlowParams,
-    PatchLimits,
-    TextParams,
-)
+from .params import AS_REFERENCE, MIN_EDIT_PATCHES, ContextParams, FlowParams, PatchLimits, TextParams
 from .work import Progress, Segment, TextPlan, TextStream, delivered, new_meter, patch_seconds
 
 logger = logging.getLogger(__name__)
@@ -75,9 +68,7 @@ class Editing:
             expected_seconds=1.2 * seconds + 2,
         )
         patches = generate.patches_of(model, request.samples)
-        prompt = prompts.edit_prompt(
-            model.tokenizer, request.instruction, patches, reasoning=request.reasoning
-        )
+        prompt = prompts.edit_prompt(model.tokenizer, request.instruction, patches, reasoning=request.reasoning)
         self.stats.segments, self.stats.prompt_tokens = 1, len(prompt.ids)
         stops = (self._start, model.tokenizer.special(prompts.END_OF_TEXT, "editing"))
         params = request.params
@@ -85,11 +76,7 @@ class Editing:
         return Segment(prompt, limits, plan, patches * config.patch_frames)
 
     def filling(
-        self,
-        segment: Segment,
-        llm: Any = None,
-        semantic: Any = None,
-        reader: generate.Reader = generate.PLAIN,
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
     ) -> Iterator[int | generate.Context]:
         """See `work.Run`."""
         model, frames = self.model, self.model.config.patch_frames
@@ -102,9 +89,14 @@ class Editing:
             if isinstance(audio, int):
                 yield audio
         read = generate.reading(
-            model, segment.prompt, [audio.projected], audio_router=False,
-            expected_tokens=expected + segment.text.expected, state=llm, reader=reader,
-        )  # fmt: skip
+            model,
+            segment.prompt,
+            [audio.projected],
+            audio_router=False,
+            expected_tokens=expected + segment.text.expected,
+            state=llm,
+            reader=reader,
+        )
         for result in read:
             if isinstance(result, int):
                 yield result
@@ -123,9 +115,7 @@ class Editing:
             if text:
                 yield Speech(silence, self.model.config.sample_rate, self.stats, text)
         if last and token != self._start:
-            logger.warning(
-                "edit: the text ended without %s; sound follows anyway", prompts.GEN_AUDIO
-            )
+            logger.warning("edit: the text ended without %s; sound follows anyway", prompts.GEN_AUDIO)
 
     def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
         """See `work.Run`."""

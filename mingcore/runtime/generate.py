@@ -102,9 +102,7 @@ def whole_patches(model, latents: Tensor) -> Tensor:
     frames = model.config.patch_frames
     n = latents.shape[1] // frames
     if n == 0:
-        raise InputError(
-            f"audio: must hold at least one patch of {frames} frames, got {latents.shape[1]}"
-        )
+        raise InputError(f"audio: must hold at least one patch of {frames} frames, got {latents.shape[1]}")
     return latents[:, : n * frames]
 
 
@@ -141,9 +139,7 @@ def pieces(n: int) -> list[range]:
     return [range(start, end) for start, end in pairwise(ends)]
 
 
-def embed_audio(
-    model, latents: Tensor, *, expected_patches: int = 0, state: Any = None
-) -> EncodedAudio:
+def embed_audio(model, latents: Tensor, *, expected_patches: int = 0, state: Any = None) -> EncodedAudio:
     """latents [1,n·P,C] → the LLM's embeddings of them, by the semantic module from its start.
 
     `state`: the empty semantic state to fill; None makes one, for `expected_patches` more.
@@ -153,12 +149,7 @@ def embed_audio(
 
 @torch.no_grad()
 def hearing(
-    model,
-    latents: Tensor,
-    *,
-    expected_patches: int = 0,
-    state: Any = None,
-    reader: Reader = PLAIN,
+    model, latents: Tensor, *, expected_patches: int = 0, state: Any = None, reader: Reader = PLAIN
 ) -> Iterator[int | EncodedAudio]:
     """`embed_audio` piece by piece: before each, how many patches it has; at last the result."""
     T, frames = latents.shape[1], model.config.patch_frames
@@ -186,21 +177,13 @@ def embed_prompt(model, prompt: Prompt, audios: Sequence[Tensor]) -> Tensor:
         raise InputError(f"prompt: has {len(prompt.spans)} audio blocks, got {len(audios)} audios")
     for (start, patches), audio in zip(prompt.spans, audios):
         if audio.shape[1] != patches:
-            raise InputError(
-                f"prompt: the audio block has {patches} placeholders, got {audio.shape[1]} patches"
-            )
+            raise InputError(f"prompt: the audio block has {patches} placeholders, got {audio.shape[1]} patches")
         embeds[:, start : start + patches] = audio.to(embeds.dtype)
     return embeds
 
 
 def prefill(
-    model,
-    prompt: Prompt,
-    audios: Sequence[Tensor],
-    *,
-    audio_router: bool,
-    expected_tokens: int = 0,
-    state: Any = None,
+    model, prompt: Prompt, audios: Sequence[Tensor], *, audio_router: bool, expected_tokens: int = 0, state: Any = None
 ) -> tuple[Tensor, Any]:
     """Runs the prompt → (hidden [1,T,H] after the final norm, LLM state).
 
@@ -208,12 +191,7 @@ def prefill(
     text router (speech and editing). `state`: the empty state to fill; None makes one with room
     for `expected_tokens` that follow.
     """
-    return last(
-        reading(
-            model, prompt, audios, audio_router=audio_router, expected_tokens=expected_tokens,
-            state=state,
-        )
-    )  # fmt: skip
+    return last(reading(model, prompt, audios, audio_router=audio_router, expected_tokens=expected_tokens, state=state))
 
 
 @torch.no_grad()
@@ -245,13 +223,7 @@ def reading(
 
 @torch.no_grad()
 def speak(
-    model,
-    context: Context,
-    noise: NoiseSource,
-    flow: FlowParams,
-    limits: PatchLimits,
-    *,
-    decode: bool = True,
+    model, context: Context, noise: NoiseSource, flow: FlowParams, limits: PatchLimits, *, decode: bool = True
 ) -> Iterator[Patch]:
     """Patches until the model stops, from `limits.least` patches on, or `limits.most` is reached.
 
@@ -261,9 +233,7 @@ def speak(
     """
     frames, channels = model.config.patch_frames, model.config.latent_dim
     schedule, guided = flow.schedule, flow.guidance != 0
-    rows = Rows.over(
-        model, context.llm, context.semantic, decode=decode, hidden=context.hidden.clone()
-    )
+    rows = Rows.over(model, context.llm, context.semantic, decode=decode, hidden=context.hidden.clone())
     rows.begin(0, rows.hidden, context.history, limits, flow.guidance)
     # a GPU is kept busy while the host waits; a CPU gives the sound out first
     ahead = rows.hidden.is_cuda
@@ -287,9 +257,7 @@ def speak(
 
 
 @torch.no_grad()
-def write(
-    model, context: Context, plan: TextPlan, draws: Callable[[], Tensor | None]
-) -> Iterator[int]:
+def write(model, context: Context, plan: TextPlan, draws: Callable[[], Tensor | None]) -> Iterator[int]:
     """Token ids from `context.hidden` on, the stop token included; at most `plan.most`.
 
     draws: what `choose` takes for the next token. `context` follows: after each token is taken, its

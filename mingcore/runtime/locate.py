@@ -62,6 +62,4 @@ def locate(name_or_path: str | Path) -> Path:
         reason = "the hub cannot be reached and nothing is cached"
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    raise InputError(
-        f"checkpoint {str(name_or_path)!r}: no folder, no bundled name, and as a hub id: {reason}"
-    )
+    raise InputError(f"checkpoint {str(name_or_path)!r}: no folder, no bundled name, and as a hub id: {reason}")

@@ -91,18 +91,14 @@ class RequestNoise:
     """
 
     def __init__(
-        self,
-        seeds: int | Sequence[int],
-        device: torch.device | str = "cpu",
-        patches: Sequence[int] | None = None,
+        self, seeds: int | Sequence[int], device: torch.device | str = "cpu", patches: Sequence[int] | None = None
     ):
         self.seeds = (seeds,) if isinstance(seeds, int) else tuple(seeds)
         self.patches = [0] * len(self.seeds) if patches is None else list(patches)
         self.device = torch.device(device)
         if len(self.patches) != len(self.seeds):
             raise InputError(
-                f"RequestNoise: patches must be one for each of {len(self.seeds)} seeds, got "
-                f"{len(self.patches)}"
+                f"RequestNoise: patches must be one for each of {len(self.seeds)} seeds, got {len(self.patches)}"
             )
 
     def posterior(self, mean: Tensor) -> Tensor:
@@ -114,9 +110,7 @@ class RequestNoise:
     def patch(self, batch: int, frames: int, channels: int, steps: int) -> Tensor:
         """[steps + 1, batch, frames, channels] float32; the next patch of every request."""
         self._check(batch)
-        noise = torch.empty(
-            steps + 1, batch, frames, channels, pin_memory=self.device.type == "cuda"
-        )
+        noise = torch.empty(steps + 1, batch, frames, channels, pin_memory=self.device.type == "cuda")
         for b, (seed, index) in enumerate(zip(self.seeds, self.patches)):
             row = _philox(seed, index, _PATCH, (steps + 1, frames, channels))
             noise[:, b] = torch.from_numpy(row)

@@ -158,7 +158,5 @@ class TextParams:
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
-        set_field(
-            self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens, 1, 1_000_000)
-        )
+        set_field(self, "max_new_tokens", whole("max_new_tokens", self.max_new_tokens, 1, 1_000_000))
         set_field(self, "temperature", number("temperature", self.temperature, 0, 1000))

@@ -96,17 +96,20 @@ class BucketReader:
     def _hear(self, n: int, fresh: bool) -> Tensor:
         T, state = n * self._frames, self._fixed[1]
         embedding = self.model.vae.semantic.forward(
-            self._latents[:, :T], state.reserve(0), state.lengths, fresh=fresh,
-            mask=self._heard[:, :T],
-        )  # fmt: skip
+            self._latents[:, :T], state.reserve(0), state.lengths, fresh=fresh, mask=self._heard[:, :T]
+        )
         return self.model.pool(embedding)
 
     def _read(self, n: int, fresh: bool, routed: bool) -> Tensor:
         state = self._fixed[0]
         return self.model.llm.forward(
-            self._embeds[:, :n], state.reserve(0), state.lengths, fresh=fresh,
-            attention_mask=self._tokens[:, :n], audio_mask=self._audio[:, :n] if routed else None,
-        )  # fmt: skip
+            self._embeds[:, :n],
+            state.reserve(0),
+            state.lengths,
+            fresh=fresh,
+            attention_mask=self._tokens[:, :n],
+            audio_mask=self._audio[:, :n] if routed else None,
+        )
 
 
 def _bucket(n: int, sizes: tuple[int, ...]) -> int:

@@ -49,9 +49,7 @@ class Rows:
     text: TextRows | None = None
 
     @classmethod
-    def over(
-        cls, model, llm: KVState, semantic: KVState, *, decode: bool = True, hidden: Tensor
-    ) -> Rows:
+    def over(cls, model, llm: KVState, semantic: KVState, *, decode: bool = True, hidden: Tensor) -> Rows:
         """Rows over LLM and semantic states that are there, and the hidden states; none is open."""
         B, device = llm.batch, hidden.device
         patch = (model.config.patch_frames, model.config.latent_dim)
@@ -106,9 +104,7 @@ class Rows:
                 parts[name] = part.rows(start, stop) if name in _STATES else part[start:stop]
         return Rows(**parts)
 
-    def begin(
-        self, row: int, hidden: Tensor, history: Tensor, limits: PatchLimits, guidance: float
-    ) -> None:
+    def begin(self, row: int, hidden: Tensor, history: Tensor, limits: PatchLimits, guidance: float) -> None:
         """A run begins in `row`, whose LLM and semantic states are filled: hidden [1,H]."""
         if hidden is not self.hidden:
             self.hidden[row] = hidden[0]

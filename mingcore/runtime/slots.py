@@ -74,11 +74,7 @@ class Slots:
         patches = math.ceil(seconds / patch_seconds(model.config))
         self._frames = model.config.patch_frames
         self.rows = Rows.create(
-            model,
-            count,
-            tokens=patches + PROMPT_TOKENS,
-            frames=(patches + VOICE_PATCHES) * self._frames,
-            text=True,
+            model, count, tokens=patches + PROMPT_TOKENS, frames=(patches + VOICE_PATCHES) * self._frames, text=True
         )
         self.rows.ensure(tokens=0, frames=0, patches=patches)
         self._padded, self._spare = padded, spare
@@ -221,8 +217,7 @@ class Slots:
         kinds = bool(spoke), bool(wrote)
         with ops.batch_invariant(self._padded):
             self.graphs.run(
-                ("advance", n, *kinds),
-                lambda: advance(self.model, view, full=full, spoke=kinds[0], wrote=kinds[1]),
+                ("advance", n, *kinds), lambda: advance(self.model, view, full=full, spoke=kinds[0], wrote=kinds[1])
             )
         self.rows.counted(*([row in rows for row in range(self.count)] for rows in (spoke, wrote)))
 

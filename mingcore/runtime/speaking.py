@@ -76,11 +76,7 @@ class Speaking:
         return generate.last(self.filling(segment, llm, semantic))
 
     def filling(
-        self,
-        segment: Segment,
-        llm: Any = None,
-        semantic: Any = None,
-        reader: generate.Reader = generate.PLAIN,
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
     ) -> Iterator[int | generate.Context]:
         """See `work.Run`.
 
@@ -93,9 +89,14 @@ class Speaking:
                 if isinstance(voice, int):
                     yield voice
         read = generate.reading(
-            model, segment.prompt, [voice.projected], audio_router=False,
-            expected_tokens=expected, state=llm, reader=reader,
-        )  # fmt: skip
+            model,
+            segment.prompt,
+            [voice.projected],
+            audio_router=False,
+            expected_tokens=expected,
+            state=llm,
+            reader=reader,
+        )
         for result in read:
             if isinstance(result, int):
                 yield result

@@ -76,10 +76,7 @@ def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> E
     """
     decided = draw(model, rows, groups)
     samples, counts = sound(model, rows, decided, full=full)
-    return Emitted(
-        decided.latents, samples, counts,
-        decided.taken, decided.ended, decided.stopped, decided.probability,
-    )  # fmt: skip
+    return Emitted(decided.latents, samples, counts, decided.taken, decided.ended, decided.stopped, decided.probability)
 
 
 def draw(model, rows: Rows, groups: Sequence[Group]) -> Decided:
@@ -140,9 +137,7 @@ def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor
     )
 
 
-def advance(
-    model, rows: Rows, *, full: bool = False, spoke: bool = True, wrote: bool = False
-) -> None:
+def advance(model, rows: Rows, *, full: bool = False, spoke: bool = True, wrote: bool = False) -> None:
     """The second half: what was emitted is heard, what was picked is read, and the rows that go on
     move on.
 

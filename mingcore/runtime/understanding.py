@@ -61,11 +61,7 @@ class Understanding:
         return Segment(prompt, None, TextPlan(params.max_new_tokens, params.temperature, (end,)))
 
     def filling(
-        self,
-        segment: Segment,
-        llm: Any = None,
-        semantic: Any = None,
-        reader: generate.Reader = generate.PLAIN,
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
     ) -> Iterator[int | generate.Context]:
         """See `work.Run`; what the semantic module keeps is not needed any more."""
         model = self.model
@@ -75,9 +71,14 @@ class Understanding:
             if isinstance(audio, int):
                 yield audio
         read = generate.reading(
-            model, segment.prompt, [audio.projected], audio_router=True,
-            expected_tokens=segment.text.expected, state=llm, reader=reader,
-        )  # fmt: skip
+            model,
+            segment.prompt,
+            [audio.projected],
+            audio_router=True,
+            expected_tokens=segment.text.expected,
+            state=llm,
+            reader=reader,
+        )
         del audio
         for result in read:
             if isinstance(result, int):

@@ -62,11 +62,7 @@ class Run(Protocol):
         """The next segment; None, and complete stats, when there is none."""
 
     def filling(
-        self,
-        segment: Segment,
-        llm: Any = None,
-        semantic: Any = None,
-        reader: generate.Reader = generate.PLAIN,
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
     ) -> Iterator[int | generate.Context]:
         """Runs all that is heard and the prompt into empty states of one row (None: makes them),
         piece by piece: before each, how many tokens or patches; at last the context."""

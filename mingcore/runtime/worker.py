@@ -31,9 +31,7 @@ class Worker:
         self._changed = threading.Condition()
         self._awake, self._closing, self._finished = False, False, False
         context = contextvars.copy_context()
-        self._thread = threading.Thread(
-            target=context.run, args=(self._run,), name="mingcore", daemon=True
-        )
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="mingcore", daemon=True)
         self._thread.start()
 
     @property

@@ -91,9 +91,7 @@ def tolerance(plain: Tensor, oracle: Tensor, least: Error = NO_ERROR) -> Error:
     )
 
 
-def assert_within(
-    got: Tensor, plain: Tensor, oracle: Tensor, what: str = "result", least: Error = NO_ERROR
-) -> None:
+def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "result", least: Error = NO_ERROR) -> None:
     """Raise AssertionError, naming the error and the limit, when `got` is too far from `oracle`."""
     if got.dtype != plain.dtype:
         raise AssertionError(f"{what}: dtype must be {plain.dtype}, got {got.dtype}")
@@ -181,11 +179,7 @@ def oracle(op: str, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
 
 
 def check_op(
-    op: str,
-    kwargs: dict[str, Any],
-    got: tuple[Tensor, ...] | None = None,
-    *,
-    backend: str | None = None,
+    op: str, kwargs: dict[str, Any], got: tuple[Tensor, ...] | None = None, *, backend: str | None = None
 ) -> None:
     """Hold an op on `backend` (or results `got` of it) to the oracle's tolerance.
 

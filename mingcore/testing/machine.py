@@ -68,9 +68,7 @@ def last_level_cache_bytes(default: int = 32 << 20) -> int:
         try:
             if (index / "type").read_text().strip() == "Instruction":
                 continue
-            digits, unit = re.fullmatch(
-                r"(\d+)([KMG]?)", (index / "size").read_text().strip()
-            ).groups()
+            digits, unit = re.fullmatch(r"(\d+)([KMG]?)", (index / "size").read_text().strip()).groups()
         except (OSError, AttributeError):
             continue
         largest = max(largest, int(digits) << {"": 0, "K": 10, "M": 20, "G": 30}[unit])
@@ -119,7 +117,5 @@ def commit() -> str | None:
 
 
 def _git(root: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
-    )
+    done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20)
     return done.stdout.strip()

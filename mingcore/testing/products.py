@@ -41,9 +41,7 @@ def ways(kind: str, n: int) -> Calls:
     return found
 
 
-def products(
-    n: int, budget_s: float, kinds: Sequence[str] = KINDS
-) -> dict[str, dict[str, dict[str, float]]]:
+def products(n: int, budget_s: float, kinds: Sequence[str] = KINDS) -> dict[str, dict[str, dict[str, float]]]:
     """kind -> way -> 1e12 operations per second: the spread of its rounds, in turns.
 
     Raises AssertionError where the ways do not agree.
@@ -60,10 +58,7 @@ def products(
                     raise AssertionError(f"{kind}: {name} differs from {first[0]} by {error:.2e}")
         measured = interleaved(calls, rounds=9, sample_s=1e-3, budget_s=budget_s)
         rates[kind] = {
-            name: {
-                **Spread.of([2 * n**3 / s / 1e12 for s in times]).as_dict(),
-                "best": 2 * n**3 / min(times) / 1e12,
-            }
+            name: {**Spread.of([2 * n**3 / s / 1e12 for s in times]).as_dict(), "best": 2 * n**3 / min(times) / 1e12}
             for name, times in measured.samples.items()
         }
     return rates

@@ -27,9 +27,7 @@ def once(op: str, call: dict[str, Any], backend: str | None = None) -> Tensor:
     return _run(op, call, backend, None, True)[0]
 
 
-def chunked(
-    op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None
-) -> Tensor:
+def chunked(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None) -> Tensor:
     """Chunk by chunk; the last of `sizes` ends the stream."""
     name, dim = INPUT[op]
     state, out = None, []
@@ -41,9 +39,7 @@ def chunked(
     return torch.cat(out, dim=-1)
 
 
-def in_place(
-    op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None
-) -> Tensor:
+def in_place(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None) -> Tensor:
     """`chunked` by the in-place form, whose outputs start as NaN."""
     import mingcore.ops as ops
 
@@ -63,9 +59,7 @@ def in_place(
     return torch.cat(out, dim=-1)
 
 
-def by_rows(
-    op: str, call: dict[str, Any], seed: int, backend: str | None = None
-) -> tuple[list[Tensor], list[Tensor]]:
+def by_rows(op: str, call: dict[str, Any], seed: int, backend: str | None = None) -> tuple[list[Tensor], list[Tensor]]:
     """Every row at its own pace: what each row's streams gave, and the one-shot of the same.
 
     Rows get random numbers of inputs in each call, none in some, and end at random places; inputs
@@ -84,10 +78,7 @@ def by_rows(
         chunk = torch.full_like(x.narrow(dim, 0, size), torch.nan)
         for b, n in enumerate(valid):
             chunk[b].narrow(dim - 1, 0, n).copy_(x[b].narrow(dim - 1, at[b], n))
-        rows = {
-            "valid": torch.tensor(valid, device=x.device),
-            "last": torch.tensor(ends, device=x.device),
-        }
+        rows = {"valid": torch.tensor(valid, device=x.device), "last": torch.tensor(ends, device=x.device)}
         piece, state = _run(op, {**call, name: chunk}, backend, state, **rows)
         for b, n in enumerate(state.emitted.tolist()):
             got[b].append(piece[b, ..., :n])

@@ -18,14 +18,7 @@ from safetensors.torch import save_file
 
 from .checkpoint_layout import LATENT, tensor_shapes
 
-__all__ = [
-    "model_config",
-    "model_names",
-    "random_state_dict",
-    "random_tensor",
-    "tensor_shapes",
-    "write_checkpoint",
-]
+__all__ = ["model_config", "model_names", "random_state_dict", "random_tensor", "tensor_shapes", "write_checkpoint"]
 
 
 class _LLM(NamedTuple):
@@ -58,12 +51,7 @@ class _Stack(NamedTuple):
 # name -> language model, audio backbones, semantic module, flow head. `mid` is the middle size that
 # the end-to-end figures on a CPU refer to; `real` has the dims of the released model.
 _SIZES: dict[str, tuple[_LLM, _Audio, _Stack, _Stack]] = {
-    "tiny": (
-        _LLM(512, 256, 2, 4, 2, 8, 2, 96, 1),
-        _Audio(64, 2, 4, 2, 160, 8),
-        _Stack(64, 2, 2),
-        _Stack(64, 2, 2),
-    ),
+    "tiny": (_LLM(512, 256, 2, 4, 2, 8, 2, 96, 1), _Audio(64, 2, 4, 2, 160, 8), _Stack(64, 2, 2), _Stack(64, 2, 2)),
     "mid": (
         _LLM(32768, 1024, 8, 8, 2, 64, 6, 704, 2),
         _Audio(896, 8, 14, 2, 4864, 32),
@@ -131,31 +119,13 @@ def model_config(name: str, **llm_overrides: Any) -> dict[str, Any]:
         },
         "audio_tokenizer_config": {
             "patch_size": -1,
-            "enc_kwargs": {
-                "backbone": _backbone(audio),
-                "input_dim": HOP,
-                "hop_size": HOP,
-                "latent_dim": LATENT,
-            },
+            "enc_kwargs": {"backbone": _backbone(audio), "input_dim": HOP, "hop_size": HOP, "latent_dim": LATENT},
             "semantic_module_kwargs": {
-                "whisper_encoder": {
-                    "n_state": semantic.hidden,
-                    "n_head": semantic.heads,
-                    "n_layer": semantic.layers,
-                }
+                "whisper_encoder": {"n_state": semantic.hidden, "n_head": semantic.heads, "n_layer": semantic.layers}
             },
-            "dec_kwargs": {
-                "backbone": _backbone(audio),
-                "output_dim": HOP,
-                "latent_dim": LATENT,
-            },
+            "dec_kwargs": {"backbone": _backbone(audio), "output_dim": HOP, "latent_dim": LATENT},
         },
-        "ditar_config": {
-            "hidden_size": flow.hidden,
-            "depth": flow.layers,
-            "num_heads": flow.heads,
-            "mlp_ratio": 4.0,
-        },
+        "ditar_config": {"hidden_size": flow.hidden, "depth": flow.layers, "num_heads": flow.heads, "mlp_ratio": 4.0},
     }
 
 
@@ -180,11 +150,7 @@ def _backbone(audio: _Audio) -> dict[str, Any]:
 
 
 def random_tensor(
-    name: str,
-    shape: tuple[int, ...],
-    seed: int,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
+    name: str, shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> torch.Tensor:
     """One random tensor of a checkpoint, a function of (name, shape, seed) and device alone.
 
@@ -209,11 +175,7 @@ def random_tensor(
 
 
 def random_state_dict(
-    config: dict[str, Any],
-    seed: int = 0,
-    dtype: torch.dtype = torch.float32,
-    *,
-    stacked: bool = False,
+    config: dict[str, Any], seed: int = 0, dtype: torch.dtype = torch.float32, *, stacked: bool = False
 ) -> dict[str, torch.Tensor]:
     """All tensors of a random checkpoint, by their official names. Deterministic in `seed`."""
     return dict(_tensors(config, seed, dtype, stacked))
@@ -262,9 +224,7 @@ def write_checkpoint(
     return folder
 
 
-def _shard_plan(
-    config: dict[str, Any], dtype: torch.dtype, stacked: bool, shard_bytes: int
-) -> list[list[str]]:
+def _shard_plan(config: dict[str, Any], dtype: torch.dtype, stacked: bool, shard_bytes: int) -> list[list[str]]:
     plan: list[list[str]] = [[]]
     filled = 0
     for name, shape in tensor_shapes(config, stacked=stacked).items():

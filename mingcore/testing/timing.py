@@ -223,9 +223,7 @@ def _replay_s(replay: Callable[[], Any]) -> float:
     return start.elapsed_time(end) * 1e-3
 
 
-def _capture(
-    call: Callable[[], Any], sample_s: float, warmup: int
-) -> tuple[torch.cuda.CUDAGraph, int]:
+def _capture(call: Callable[[], Any], sample_s: float, warmup: int) -> tuple[torch.cuda.CUDAGraph, int]:
     period = getattr(call, "period", 1)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

@@ -74,8 +74,7 @@ def clean(text: str) -> str:
     """
     text = _UNSPEAKABLE.sub(" ", text.translate(_FULL_WIDTH).replace("\r\n", "\n"))
     text = "".join(
-        "\n" if c == "\n" else " " if unicodedata.category(c) in ("Cc", "Cn", "Cs", "Zs") else c
-        for c in text
+        "\n" if c == "\n" else " " if unicodedata.category(c) in ("Cc", "Cn", "Cs", "Zs") else c for c in text
     )
     return re.sub(r" *\n *", "\n", re.sub(r" {2,}", " ", text)).strip()
 
@@ -94,10 +93,7 @@ def normalize(text: str, language: str | None = None) -> str:
     language = check_language(language)
     text = clean(text)
     default = detect_language(text)
-    return _join(
-        _normalize_sentence(s, language or detect_language(s, default))
-        for s in split_sentences(text)
-    )
+    return _join(_normalize_sentence(s, language or detect_language(s, default)) for s in split_sentences(text))
 
 
 def _normalize_sentence(sentence: str, language: str) -> str:
@@ -156,11 +152,7 @@ def _ends_sentence(text: str, match: re.Match) -> bool:
 
 
 def segments(
-    text: str,
-    language: str | None = None,
-    *,
-    normalized: bool = True,
-    limit_seconds: float = SEGMENT_SECONDS,
+    text: str, language: str | None = None, *, normalized: bool = True, limit_seconds: float = SEGMENT_SECONDS
 ) -> list[str]:
     """The pieces in which `text` is spoken, each at most about `limit_seconds` long.
 
@@ -187,10 +179,7 @@ def segments(
             pieces = [
                 cut
                 for piece in pieces
-                for cut in _cut(
-                    _normalize_sentence(piece, language or detect_language(piece, default)),
-                    limit_seconds,
-                )
+                for cut in _cut(_normalize_sentence(piece, language or detect_language(piece, default)), limit_seconds)
             ]
         if packed and len(pieces) == 1:
             joined = _join([packed[-1], pieces[0]])

@@ -30,11 +30,7 @@ class Tokenizer:
         self._tokenizer, self._label = tokenizer, label
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._special = {
-            token.content: i
-            for i, token in tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        }
+        self._special = {token.content: i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tokenizer | None":
@@ -200,9 +196,7 @@ def tts_prompt(tokenizer: Tokenizer, text: str, transcript: str, patches: int) -
     return b.build()
 
 
-def understanding_prompt(
-    tokenizer: Tokenizer, parts: Sequence[str | Audio], language: str | None = None
-) -> Prompt:
+def understanding_prompt(tokenizer: Tokenizer, parts: Sequence[str | Audio], language: str | None = None) -> Prompt:
     """Recognition and questions: `parts` of the message in their order, then the answer's start.
 
     `language`, when known, is the name that the answer begins with ("Chinese", "English", …).
@@ -220,9 +214,7 @@ def understanding_prompt(
     return b.build()
 
 
-def edit_prompt(
-    tokenizer: Tokenizer, instruction: str, patches: int, *, reasoning: bool = True
-) -> Prompt:
+def edit_prompt(tokenizer: Tokenizer, instruction: str, patches: int, *, reasoning: bool = True) -> Prompt:
     """Editing: the audio, the instruction in `<prompt>` marks, then the answer's start.
 
     `reasoning` appends `<answer>`, the form in which the model first writes what it will say.

@@ -165,9 +165,7 @@ def test_nvcc_makes_one_fatbin_for_all(tmp_path):
         pytest.skip("no nvcc")
     two = (HOPPER, *targets.parse("sm_80"))
     (entry,) = cuda_build.compile_op("flow_step", two, tmp_path, "nvcc")
-    assert entry["codes"] == ["sm_80", "sm_90a"] and list(entry["files"]) == [
-        "cuda/flow_step.fatbin"
-    ]
+    assert entry["codes"] == ["sm_80", "sm_90a"] and list(entry["files"]) == ["cuda/flow_step.fatbin"]
     assert all(kernel["spilled_bytes"] == 0 for kernel in entry["kernels"].values())
 
 
@@ -186,9 +184,7 @@ def test_a_changed_variable_of_triton_is_noticed(bundle, gpu, monkeypatch):
         (lambda b: (b / manifest.NAME).write_text("{"), r"cannot be read"),
         (lambda b: (b / manifest.NAME).write_text('{"format": 99}'), r"format 99"),
         (
-            lambda b: (b / manifest.NAME).write_text(
-                (b / manifest.NAME).read_text().replace('"bf16"', '"int8"')
-            ),
+            lambda b: (b / manifest.NAME).write_text((b / manifest.NAME).read_text().replace('"bf16"', '"int8"')),
             r"was changed after it was written",
         ),
         (lambda b: change(b, sources={"kernels/silu_mul.py": "0"}), r"stale: csrc/cuda/"),
@@ -196,17 +192,13 @@ def test_a_changed_variable_of_triton_is_noticed(bundle, gpu, monkeypatch):
             lambda b: change(b, sources=manifest.sources() | {"kernels/silu_mul.py": "0"}),
             r"stale: kernels/silu_mul\.py changed since; run mingcore compile",
         ),
-        (
-            lambda b: change(b, triton_compiler="0", triton_version="3.5.1"),
-            r"made by Triton 3\.5\.1, here is ",
-        ),
+        (lambda b: change(b, triton_compiler="0", triton_version="3.5.1"), r"made by Triton 3\.5\.1, here is "),
         (lambda b: change(b, triton_compiler="0"), r"same version but another build"),
         (lambda b: next((b / "cuda").glob("*")).write_bytes(b"?"), r"is damaged: its SHA-256"),
         (lambda b: next(b.glob("triton/*/*/*.cubin")).unlink(), r"\.cubin is missing"),
     ],
-    ids=["gone", "no_json", "format", "edited", "no_sources", "stale", "triton", "build", "damaged",
-         "missing"],
-)  # fmt: skip
+    ids=["gone", "no_json", "format", "edited", "no_sources", "stale", "triton", "build", "damaged", "missing"],
+)
 def test_a_stale_foreign_or_damaged_bundle_is_refused(bundle, spoil, said):
     spoil(bundle)
     with pytest.raises(KernelBundleError, match=said):
@@ -216,11 +208,7 @@ def test_a_stale_foreign_or_damaged_bundle_is_refused(bundle, spoil, said):
 @pytest.mark.parametrize(
     ("target", "changed", "said"),
     [
-        (
-            "sm_100",
-            {},
-            r"is for sm_90:132, sm_80:108, this GPU is sm_100:148; run mingcore compile",
-        ),
+        ("sm_100", {}, r"is for sm_90:132, sm_80:108, this GPU is sm_100:148; run mingcore compile"),
         ("sm_90a:114", {}, r"this GPU is sm_90:114; run mingcore compile --arch sm_90:114"),
         ("sm_90a", {"weights": "int8"}, r"is for weights bf16, got int8"),
         ("sm_90a", {"dtype": torch.float16}, r"is for dtype torch\.bfloat16, got torch\.float16"),

@@ -70,9 +70,7 @@ def test_prompts_and_patches_of_any_size(monkeypatch, weights):
     seen = rehearse.launches(TINY, TARGET, limits, weights=weights)
     assert all(json.loads(s.specialization)["options"]["enable_fp_fusion"] for s in seen.launches)
     draw = random.Random(1)
-    found = strays(
-        TINY, seen, lambda m: prompts(m, draw.sample(range(1, 41), 6), 40), weights=weights
-    )
+    found = strays(TINY, seen, lambda m: prompts(m, draw.sample(range(1, 41), 6), 40), weights=weights)
     assert not found, "\n".join(found)
     found = strays(TINY, seen, lambda m: [patches(m, n, 64) for n in (1, 2)], weights=weights)
     assert not found, "\n".join(found)

@@ -30,12 +30,19 @@ def tone(rate: int, seconds: float = 0.5, hertz: float = 440.0) -> np.ndarray:
 @pytest.mark.parametrize(
     ("suffix", "subtype", "tolerance"),
     [
-        ("wav", "PCM_U8", 1 / 127), ("wav", "PCM_16", 2**-15), ("wav", "PCM_24", 2**-22),
-        ("wav", "PCM_32", 1e-6), ("wav", "FLOAT", 0), ("wav", "DOUBLE", 1e-7),
-        ("flac", "PCM_16", 2**-15), ("flac", "PCM_24", 2**-22), ("ogg", "VORBIS", 0.05),
-        ("aiff", "PCM_S8", 1 / 127), ("wav", "ULAW", 0.02),
+        ("wav", "PCM_U8", 1 / 127),
+        ("wav", "PCM_16", 2**-15),
+        ("wav", "PCM_24", 2**-22),
+        ("wav", "PCM_32", 1e-6),
+        ("wav", "FLOAT", 0),
+        ("wav", "DOUBLE", 1e-7),
+        ("flac", "PCM_16", 2**-15),
+        ("flac", "PCM_24", 2**-22),
+        ("ogg", "VORBIS", 0.05),
+        ("aiff", "PCM_S8", 1 / 127),
+        ("wav", "ULAW", 0.02),
     ],
-)  # fmt: skip
+)
 def test_depths(tmp_path, suffix, subtype, tolerance):
     path, x = tmp_path / f"a.{suffix}", tone(16000)
     soundfile.write(path, x, 16000, subtype=subtype)
@@ -129,19 +136,31 @@ X = np.ones(1000, np.float32)
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ((np.zeros(0), 16000), "holds no samples"), ((X,), r"must be \(samples, rate\)"),
-        ((X, 16000, 1), "got 3 items"), ((X, None), "rate must be a number"),
-        ((X, "16000"), "rate must be a number"), ((X, True), "rate must be a number"),
-        ((X, float("nan")), "whole number of Hz"), ((X, 0), "1000 to 768000"),
-        ((X, -16000), "1000 to 768000"), ((X, float("inf")), "whole number"),
-        ((X * np.nan, 16000), "sample 0 of 1000 is nan"), ((X > 0, 16000), "float or signed"),
-        ((X.astype("c8"), 16000), "float or signed"), ((X[None, None], 16000), r"must be \[L\]"),
-        ((np.ones((300, 300), "f4"), 16000), "at most 64 channels"), (5, "got int"),
-        (None, "got NoneType"), (b"", "is empty"), (b"no sound", "not an audio file"),
-        (io.StringIO("x"), "binary mode"), ("a\0b.wav", "cannot be read"),
-        (np.ones((0, 2), "f4").T, "got ndarray"), ((np.ones((0, 5)), 16000), "no samples"),
+        ((np.zeros(0), 16000), "holds no samples"),
+        ((X,), r"must be \(samples, rate\)"),
+        ((X, 16000, 1), "got 3 items"),
+        ((X, None), "rate must be a number"),
+        ((X, "16000"), "rate must be a number"),
+        ((X, True), "rate must be a number"),
+        ((X, float("nan")), "whole number of Hz"),
+        ((X, 0), "1000 to 768000"),
+        ((X, -16000), "1000 to 768000"),
+        ((X, float("inf")), "whole number"),
+        ((X * np.nan, 16000), "sample 0 of 1000 is nan"),
+        ((X > 0, 16000), "float or signed"),
+        ((X.astype("c8"), 16000), "float or signed"),
+        ((X[None, None], 16000), r"must be \[L\]"),
+        ((np.ones((300, 300), "f4"), 16000), "at most 64 channels"),
+        (5, "got int"),
+        (None, "got NoneType"),
+        (b"", "is empty"),
+        (b"no sound", "not an audio file"),
+        (io.StringIO("x"), "binary mode"),
+        ("a\0b.wav", "cannot be read"),
+        (np.ones((0, 2), "f4").T, "got ndarray"),
+        ((np.ones((0, 5)), 16000), "no samples"),
     ],
-)  # fmt: skip
+)
 def test_sources_that_cannot_be_used(source, message):
     with pytest.raises(InputError, match=message) as error:
         read_audio(source)
@@ -253,14 +272,18 @@ def test_a_link_is_followed(tmp_path):
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("no/such/folder/a.wav", {}, "cannot be written"), ("folder.wav", {}, "is a folder"),
-        ("file.wav/a.wav", {}, "cannot be written"), ("a.mp3", {}, r"must end in \.wav"),
-        ("a", {}, r"must end in \.wav"), ("x" * 300 + ".wav", {}, "cannot be written"),
-        ("a\0.wav", {}, "cannot be written"), ("a.wav", {"format": "mp3"}, "format: must be one"),
+        ("no/such/folder/a.wav", {}, "cannot be written"),
+        ("folder.wav", {}, "is a folder"),
+        ("file.wav/a.wav", {}, "cannot be written"),
+        ("a.mp3", {}, r"must end in \.wav"),
+        ("a", {}, r"must end in \.wav"),
+        ("x" * 300 + ".wav", {}, "cannot be written"),
+        ("a\0.wav", {}, "cannot be written"),
+        ("a.wav", {"format": "mp3"}, "format: must be one"),
         ("a.wav", {"subtype": "int24"}, "subtype: must be one"),
         ("a.flac", {"subtype": "float32"}, "flac holds integers only"),
     ],
-)  # fmt: skip
+)
 def test_targets_that_cannot_be_written(tmp_path, monkeypatch, target, options, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.wav").mkdir()

@@ -34,18 +34,24 @@ def raises(call, message: str) -> None:
     ("options", "message"),
     [
         ({"steps": -3}, "^steps: must be a whole number from 1 to 1000, got -3$"),
-        ({"steps": 0}, "^steps: "), ({"steps": 1.5}, "^steps: "),
+        ({"steps": 0}, "^steps: "),
+        ({"steps": 1.5}, "^steps: "),
         ({"guidance": NAN}, "^guidance: must be a number from 0 to 1000, got nan$"),
-        ({"guidance": -1}, "^guidance: "), ({"guidance": "high"}, "^guidance: "),
-        ({"temperature": NAN}, "^temperature: "), ({"temperature": -0.5}, "^temperature: "),
-        ({"sigma": float("inf")}, "^sigma: "), ({"seed": -1}, "^seed: "),
-        ({"seed": 0.5}, "^seed: "), ({"noise": "pink"}, "^noise: must be one of "),
+        ({"guidance": -1}, "^guidance: "),
+        ({"guidance": "high"}, "^guidance: "),
+        ({"temperature": NAN}, "^temperature: "),
+        ({"temperature": -0.5}, "^temperature: "),
+        ({"sigma": float("inf")}, "^sigma: "),
+        ({"seed": -1}, "^seed: "),
+        ({"seed": 0.5}, "^seed: "),
+        ({"noise": "pink"}, "^noise: must be one of "),
         ({"max_seconds": 0}, "^max_seconds: "),
-        ({"max_seconds": -1}, "^max_seconds: "), ({"max_seconds": NAN}, "^max_seconds: "),
+        ({"max_seconds": -1}, "^max_seconds: "),
+        ({"max_seconds": NAN}, "^max_seconds: "),
         ({"min_seconds": -1}, "^min_seconds: "),
         ({"min_seconds": 5, "max_seconds": 4}, "^min_seconds: must not exceed"),
     ],
-)  # fmt: skip
+)
 def test_settings_of_speech_and_editing(idle, options, message):
     raises(lambda: idle.tts_stream("hello", **options), message)
     raises(lambda: idle.edit_stream(SOUND, "x", **options), message)
@@ -55,14 +61,15 @@ def test_settings_of_speech_and_editing(idle, options, message):
     ("options", "message"),
     [
         ({"language": "fr"}, "^language: must be one of auto, zh, en"),
-        ({"pause_seconds": -1}, "^pause_seconds: "), ({"pause_seconds": NAN}, "^pause_seconds: "),
+        ({"pause_seconds": -1}, "^pause_seconds: "),
+        ({"pause_seconds": NAN}, "^pause_seconds: "),
         ({"voice": "nobody"}, "^voice 'nobody': is no voice file .* no voice of this checkpoint"),
         ({"voice": "nobody.safetensors"}, "^voice 'nobody.safetensors': no such file"),
         ({"voice": 7}, "^voice: must be a Voice or a path, got int"),
         ({"voice": Voice(np.zeros((4, 64), np.float32))}, "at least one patch of 5 frames, got 4"),
         ({"voice": Voice(np.zeros((5, 32), np.float32))}, r"voice: latents must be \[T, 64\]"),
     ],
-)  # fmt: skip
+)
 def test_settings_of_speech(idle, options, message):
     raises(lambda: idle.tts_stream("hello", **options), message)
 
@@ -70,11 +77,15 @@ def test_settings_of_speech(idle, options, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "^text: is empty"), ("  \n ", "^text: is empty"), ("😀👍", "^text: nothing to speak"),
-        ("...", "^text: nothing to speak"), (None, "^text: must be a string, got NoneType"),
-        (b"hello", "^text: must be a string, got bytes"), ("\ud800", "^text: nothing to speak"),
+        ("", "^text: is empty"),
+        ("  \n ", "^text: is empty"),
+        ("😀👍", "^text: nothing to speak"),
+        ("...", "^text: nothing to speak"),
+        (None, "^text: must be a string, got NoneType"),
+        (b"hello", "^text: must be a string, got bytes"),
+        ("\ud800", "^text: nothing to speak"),
     ],
-)  # fmt: skip
+)
 def test_texts(idle, text, message):
     raises(lambda: idle.tts_stream(text), message)
 
@@ -82,12 +93,16 @@ def test_texts(idle, text, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "^max_new_tokens: "), ({"temperature": NAN}, "^temperature: "),
-        ({"temperature": -1}, "^temperature: "), ({"seed": "x"}, "^seed: "),
-        ({"language": ""}, "^language: "), ({"language": 5}, "^language: "),
-        ({"instruction": ""}, "^instruction: "), ({"instruction": 5}, "^instruction: "),
+        ({"max_new_tokens": 0}, "^max_new_tokens: "),
+        ({"temperature": NAN}, "^temperature: "),
+        ({"temperature": -1}, "^temperature: "),
+        ({"seed": "x"}, "^seed: "),
+        ({"language": ""}, "^language: "),
+        ({"language": 5}, "^language: "),
+        ({"instruction": ""}, "^instruction: "),
+        ({"instruction": 5}, "^instruction: "),
     ],
-)  # fmt: skip
+)
 def test_settings_of_recognition(idle, options, message):
     raises(lambda: idle.transcribe_stream(SOUND, **options), message)
 
@@ -99,9 +114,7 @@ def test_instructions_of_editing(idle, instruction):
 
 def takers(ming: MingAudio) -> list:
     """Everything that takes a recording."""
-    return [
-        ming.voice, ming.encode, ming.transcribe_stream, lambda a: ming.edit_stream(a, "x")
-    ]  # fmt: skip
+    return [ming.voice, ming.encode, ming.transcribe_stream, lambda a: ming.edit_stream(a, "x")]
 
 
 def test_recordings_that_cannot_be_used(idle, tmp_path):
@@ -110,13 +123,18 @@ def test_recordings_that_cannot_be_used(idle, tmp_path):
     empty = tmp_path / "empty.wav"
     soundfile.write(empty, np.zeros(0), 16000)
     bad = [
-        (text, "not an audio file"), (tmp_path / "none.wav", "no such file"),
-        (tmp_path, "is a folder"), (empty, "holds no samples"), (b"", "is empty"),
+        (text, "not an audio file"),
+        (tmp_path / "none.wav", "no such file"),
+        (tmp_path, "is a folder"),
+        (empty, "holds no samples"),
+        (b"", "is empty"),
         ((np.array([]), 16000), "holds no samples"),
         ((np.array([0.1, NAN] * 2000), 16000), "sample 1 of 4000 is nan"),
-        ((np.array([np.inf] * 4000), 16000), "is inf"), (None, "got NoneType"),
-        ((SOUND[0], 0), "must be 1000 to"), ((SOUND[0][:319], 16000), "must last at least one"),
-    ]  # fmt: skip
+        ((np.array([np.inf] * 4000), 16000), "is inf"),
+        (None, "got NoneType"),
+        ((SOUND[0], 0), "must be 1000 to"),
+        ((SOUND[0][:319], 16000), "must last at least one"),
+    ]
     for source, message in bad:
         for take in takers(idle):
             raises(lambda take=take, source=source: take(source), f"^audio.*{message}")
@@ -135,10 +153,15 @@ def test_recordings_shorter_than_a_patch(ming):
 @pytest.mark.parametrize(
     ("rate", "channels", "subtype"),
     [
-        (16000, 1, "PCM_U8"), (16000, 1, "PCM_24"), (16000, 1, "FLOAT"), (16000, 2, "PCM_16"),
-        (48000, 1, "PCM_16"), (44100, 2, "PCM_24"), (8000, 6, "DOUBLE"),
+        (16000, 1, "PCM_U8"),
+        (16000, 1, "PCM_24"),
+        (16000, 1, "FLOAT"),
+        (16000, 2, "PCM_16"),
+        (48000, 1, "PCM_16"),
+        (44100, 2, "PCM_24"),
+        (8000, 6, "DOUBLE"),
     ],
-)  # fmt: skip
+)
 def test_every_usual_file_is_read(ming, tmp_path, rate, channels, subtype):
     path = tmp_path / "a.wav"
     t = np.arange(rate // 2) / rate
@@ -156,12 +179,15 @@ def test_every_usual_file_is_read(ming, tmp_path, rate, channels, subtype):
     ("latents", "message"),
     [
         (np.zeros((0, 64), "f4"), r"must be \[T, 64\] with T >= 1, got \[0, 64\]"),
-        (np.zeros((5, 63), "f4"), r"got \[5, 63\]"), (np.zeros(64, "f4"), r"got \[64\]"),
-        (np.zeros((2, 5, 64), "f4"), r"got \[2, 5, 64\]"), (np.zeros((5, 64), int), "be float"),
-        (np.full((5, 64), NAN, "f4"), "NaN or infinity"), ("file.wav", "must be float"),
+        (np.zeros((5, 63), "f4"), r"got \[5, 63\]"),
+        (np.zeros(64, "f4"), r"got \[64\]"),
+        (np.zeros((2, 5, 64), "f4"), r"got \[2, 5, 64\]"),
+        (np.zeros((5, 64), int), "be float"),
+        (np.full((5, 64), NAN, "f4"), "NaN or infinity"),
+        ("file.wav", "must be float"),
         (None, "must be float"),
     ],
-)  # fmt: skip
+)
 def test_latents_that_cannot_be_decoded(idle, latents, message):
     raises(lambda: idle.decode(latents), f"^latents: .*{message}")
     raises(lambda: list(idle.decode_stream([latents])), f"^latents: .*{message}")
@@ -176,9 +202,7 @@ def test_voice_files(ming, tmp_path):
 
     path = tmp_path / "v.safetensors"
     good = np.zeros((5, 64), np.float32)
-    for content, message in (
-        (b"", "is no voice file"), (b"text", "is no voice file"), (b"\xff" * 64, "no voice file"),
-    ):  # fmt: skip
+    for content, message in ((b"", "is no voice file"), (b"text", "is no voice file"), (b"\xff" * 64, "no voice file")):
         path.write_bytes(content)
         raises(lambda: Voice.load(path), message)
     save_file({"latents": good}, path)
@@ -187,9 +211,11 @@ def test_voice_files(ming, tmp_path):
     save_file({"other": good}, path, form)
     raises(lambda: Voice.load(path), "is no voice file")
     for latents, message in (
-        (good[0], r"got \[64\] float32"), (good.astype("f8"), "float64"),
-        (good[:0], r"got \[0, 64\]"), (good + np.inf, "NaN or infinity"),
-    ):  # fmt: skip
+        (good[0], r"got \[64\] float32"),
+        (good.astype("f8"), "float64"),
+        (good[:0], r"got \[0, 64\]"),
+        (good + np.inf, "NaN or infinity"),
+    ):
         save_file({"latents": np.ascontiguousarray(latents)}, path, form)
         raises(lambda: Voice.load(path), message)
     raises(lambda: Voice.load(tmp_path), "no such file")

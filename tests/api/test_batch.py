@@ -18,10 +18,7 @@ def test_each_as_if_it_were_alone(ming, sound):
     ]
     speeches = ming.tts_batch(requests, slots=2, seed=1, **QUICK)
     assert [s.stats.seed for s in speeches] == [1, 7, 8]
-    alone = [
-        ming.tts(**{"seed": 1, **QUICK, **(r if isinstance(r, dict) else {"text": r})})
-        for r in requests
-    ]
+    alone = [ming.tts(**{"seed": 1, **QUICK, **(r if isinstance(r, dict) else {"text": r})}) for r in requests]
     for together_, one in zip(speeches, alone):
         assert np.array_equal(together_.samples, one.samples)
         assert together_.stats.patches == one.stats.patches
@@ -31,8 +28,7 @@ def test_each_as_if_it_were_alone(ming, sound):
 
 
 def test_chunks_come_while_they_are_made(ming):
-    seen = [(i, None if c is None else c.samples.size) for i, c in together(
-        ming, ["One.", "Two."], seed=1, **QUICK)]  # fmt: skip
+    seen = [(i, None if c is None else c.samples.size) for i, c in together(ming, ["One.", "Two."], seed=1, **QUICK)]
     assert seen[:4] == [(0, 1120), (0, 1600), (1, 1120), (0, 1600)]
     assert [i for i, size in seen if size is None] == [0, 1]
     assert sum(size for i, size in seen if i == 1 and size) == 6400
@@ -42,8 +38,12 @@ def test_errors_where_they_are_wanted(ming):
     def fails(seconds):
         raise OSError("no disk")
 
-    requests = ["One.", {"text": "Two.", "voice": "gone.safetensors"}, {"text": ""},
-                {"text": "Four.", "progress": fails}]  # fmt: skip
+    requests = [
+        "One.",
+        {"text": "Two.", "voice": "gone.safetensors"},
+        {"text": ""},
+        {"text": "Four.", "progress": fails},
+    ]
     with pytest.raises(InputError, match=r"requests\[1\]: voice 'gone.safetensors': no such file"):
         ming.tts_batch(requests, **QUICK)
     with pytest.raises(OSError, match="no disk"):

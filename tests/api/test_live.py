@@ -68,9 +68,7 @@ def test_another_rate_is_resampled_as_it_comes(ming, take):
 
 def test_a_draw_of_the_posterior(ming, take):
     chunks = np.array_split(take, 5)
-    one, two, other = (
-        np.concatenate(list(ming.encode_stream(chunks, sample=True, seed=s))) for s in (1, 1, 2)
-    )
+    one, two, other = (np.concatenate(list(ming.encode_stream(chunks, sample=True, seed=s))) for s in (1, 1, 2))
     assert np.array_equal(one, two) and not np.array_equal(one, other)
     assert not np.array_equal(one, ming.encode((take, 16000)))
 

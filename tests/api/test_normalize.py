@@ -35,7 +35,7 @@ from mingcore.text.normalize import (
         ("没有数字。", "没有数字。"),
         ("Nothing to change here, is there?", "Nothing to change here, is there?"),
     ],
-)  # fmt: skip
+)
 def test_numbers_in_words(text, spoken):
     assert normalize(text) == spoken
 
@@ -48,9 +48,16 @@ def test_language_overrides_detection():
 
 @pytest.mark.parametrize(
     ("tag", "language"),
-    [(None, None), ("auto", None), ("zh", "zh"), ("zh-CN", "zh"), ("EN_us", "en"),
-     ("Chinese", "zh"), (" English ", "en")],
-)  # fmt: skip
+    [
+        (None, None),
+        ("auto", None),
+        ("zh", "zh"),
+        ("zh-CN", "zh"),
+        ("EN_us", "en"),
+        ("Chinese", "zh"),
+        (" English ", "en"),
+    ],
+)
 def test_language_tags(tag, language):
     assert check_language(tag) == language
 
@@ -63,9 +70,15 @@ def test_unknown_languages(tag):
 
 @pytest.mark.parametrize(
     ("text", "language"),
-    [("hello", "en"), ("你好", "zh"), ("打开 Windows", "zh"), ("I love 北京 in spring", "en"),
-     ("123", "en"), ("!", "en")],
-)  # fmt: skip
+    [
+        ("hello", "en"),
+        ("你好", "zh"),
+        ("打开 Windows", "zh"),
+        ("I love 北京 in spring", "en"),
+        ("123", "en"),
+        ("!", "en"),
+    ],
+)
 def test_dominant_language(text, language):
     assert detect_language(text) == language
 
@@ -86,7 +99,7 @@ def test_dominant_language(text, language):
         ("one line\nwrapped. Two", ["one line\nwrapped.", "Two"]),
         ("", []),
     ],
-)  # fmt: skip
+)
 def test_sentences(text, sentences):
     assert split_sentences(text) == sentences
 
@@ -99,11 +112,19 @@ def test_nothing_is_lost_by_splitting():
 @pytest.mark.parametrize(
     ("text", "cleaned"),
     [
-        ("hi 😀 there", "hi there"), ("👨‍👩‍👧", ""), ("a\u200bb", "a b"), ("a\x00\x07b", "a b"),
-        ("x\ud800y", "x y"), ("tab\there", "tab here"), ("a\r\nb", "a\nb"), ("★☂ok", "ok"),
-        ("50% & café – “q”", "50% & café – “q”"), ("\ufeffbom", "bom"), ("Ａ１", "A1"),
+        ("hi 😀 there", "hi there"),
+        ("👨‍👩‍👧", ""),
+        ("a\u200bb", "a b"),
+        ("a\x00\x07b", "a b"),
+        ("x\ud800y", "x y"),
+        ("tab\there", "tab here"),
+        ("a\r\nb", "a\nb"),
+        ("★☂ok", "ok"),
+        ("50% & café – “q”", "50% & café – “q”"),
+        ("\ufeffbom", "bom"),
+        ("Ａ１", "A1"),
     ],
-)  # fmt: skip
+)
 def test_what_nobody_can_say_is_dropped(text, cleaned):
     assert clean(text) == cleaned
 
@@ -136,13 +157,22 @@ def test_short_texts_stay_whole():
 @pytest.mark.parametrize(
     "text",
     [
-        "The year 1999 had 365 days. " * 360, "今天有365天。" * 1250, "a" * 10_000, "我" * 10_000,
-        "word " * 2000, "1234567890" * 1000, "e\u0301" * 5000, "，".join(["很长的一句话"] * 1430),
-        "?! " * 3000 + "x", "x" * 9_999 + ".", "(\"'" * 3000 + "ok", "a." * 5000,
+        "The year 1999 had 365 days. " * 360,
+        "今天有365天。" * 1250,
+        "a" * 10_000,
+        "我" * 10_000,
+        "word " * 2000,
+        "1234567890" * 1000,
+        "e\u0301" * 5000,
+        "，".join(["很长的一句话"] * 1430),
+        "?! " * 3000 + "x",
+        "x" * 9_999 + ".",
+        "(\"'" * 3000 + "ok",
+        "a." * 5000,
         "\n\n".join("ab" * 2500),
     ],
     ids=lambda t: f"{t[:8]!r}x{len(t)}",
-)  # fmt: skip
+)
 @pytest.mark.parametrize("normalized", [True, False])
 def test_ten_thousand_characters(text, normalized):
     pieces = segments(text, normalized=normalized)
@@ -170,9 +200,7 @@ def test_sentences_are_packed_into_few_pieces():
 
 
 def test_a_title_gets_its_full_stop():
-    assert segments("Chapter 1\n\nIt was cold.\n\n第二章\n\n他走了") == [
-        "Chapter one. It was cold.第二章。他走了"
-    ]
+    assert segments("Chapter 1\n\nIt was cold.\n\n第二章\n\n他走了") == ["Chapter one. It was cold.第二章。他走了"]
 
 
 def test_longer_takes_longer():

@@ -13,17 +13,57 @@ from mingcore.runtime.locate import locate
 # of the golden checkpoint, about 1.5 times what was measured; its experts are chosen among 8 by
 # random routers, so close calls weigh more than in a trained model
 LIMITS = {
-    "bf16": {"unified": 0.006, "decoding": 0.004, "velocity": 0.006, "latents": 0.004,
-             "hidden": 0.05, "latents_in_all": 0.006, "logits": 0.015, "kl_mean": 1e-4},
-    "fp16": {"unified": 0.001, "decoding": 0.001, "velocity": 0.001, "latents": 0.001,
-             "hidden": 0.0015, "latents_in_all": 0.001, "logits": 0.06, "kl_mean": 1.2e-3},
-    "int8": {"unified": 0.015, "decoding": 0.012, "velocity": 0.017, "latents": 0.012,
-             "hidden": 0.075, "latents_in_all": 0.03, "logits": 0.06, "kl_mean": 1.2e-3},
-    "int8_dyn": {"unified": 0.02, "decoding": 0.016, "velocity": 0.024, "latents": 0.018,
-                 "hidden": 0.085, "latents_in_all": 0.035, "logits": 0.07, "kl_mean": 1.5e-3},
-    "fp8": {"unified": 0.063, "decoding": 0.04, "velocity": 0.075, "latents": 0.047,
-            "hidden": 0.145, "latents_in_all": 0.073, "logits": 0.15, "kl_mean": 8e-3},
-}  # fmt: skip
+    "bf16": {
+        "unified": 0.006,
+        "decoding": 0.004,
+        "velocity": 0.006,
+        "latents": 0.004,
+        "hidden": 0.05,
+        "latents_in_all": 0.006,
+        "logits": 0.015,
+        "kl_mean": 1e-4,
+    },
+    "fp16": {
+        "unified": 0.001,
+        "decoding": 0.001,
+        "velocity": 0.001,
+        "latents": 0.001,
+        "hidden": 0.0015,
+        "latents_in_all": 0.001,
+        "logits": 0.06,
+        "kl_mean": 1.2e-3,
+    },
+    "int8": {
+        "unified": 0.015,
+        "decoding": 0.012,
+        "velocity": 0.017,
+        "latents": 0.012,
+        "hidden": 0.075,
+        "latents_in_all": 0.03,
+        "logits": 0.06,
+        "kl_mean": 1.2e-3,
+    },
+    "int8_dyn": {
+        "unified": 0.02,
+        "decoding": 0.016,
+        "velocity": 0.024,
+        "latents": 0.018,
+        "hidden": 0.085,
+        "latents_in_all": 0.035,
+        "logits": 0.07,
+        "kl_mean": 1.5e-3,
+    },
+    "fp8": {
+        "unified": 0.063,
+        "decoding": 0.04,
+        "velocity": 0.075,
+        "latents": 0.047,
+        "hidden": 0.145,
+        "latents_in_all": 0.073,
+        "logits": 0.15,
+        "kl_mean": 8e-3,
+    },
+}
 TOP1 = {"bf16": 1.0, "fp16": 0.98, "int8": 0.98, "int8_dyn": 0.98, "fp8": 0.85}
 
 

@@ -70,9 +70,13 @@ def test_same_seed_same_bits(ming):
 def test_settings_matter(ming):
     base = ming.tts("Hello.", seed=1, **QUICK).samples
     for change in (
-        {"steps": 3}, {"guidance": 0}, {"guidance": 3.0}, {"temperature": 0}, {"sigma": 0.5},
-        {"noise": "per_request"}
-    ):  # fmt: skip
+        {"steps": 3},
+        {"guidance": 0},
+        {"guidance": 3.0},
+        {"temperature": 0},
+        {"sigma": 0.5},
+        {"noise": "per_request"},
+    ):
         other = ming.tts("Hello.", seed=1, **(QUICK | change)).samples
         assert not np.array_equal(base, other), change
     assert not np.array_equal(base, ming.tts("Hallo.", seed=1, **QUICK).samples)
@@ -128,9 +132,7 @@ def test_ten_thousand_characters(always_stops):
     text = "The 7 dwarfs walk home. 七个小矮人回家了。" * 310
     assert len(text) > 10_000
     speech = always_stops.tts(text, seed=0, steps=1, min_seconds=0, pause_seconds=0)
-    assert speech.stats.segments > 20 and speech.seconds == pytest.approx(
-        0.1 * speech.stats.segments
-    )
+    assert speech.stats.segments > 20 and speech.seconds == pytest.approx(0.1 * speech.stats.segments)
 
 
 @pytest.mark.parametrize("text", ["a", "我", "7", "ok 😀", "<audio>", "x</role>y"])
@@ -140,10 +142,7 @@ def test_small_and_odd_texts(ming, text):
 
 def test_closing_a_stream_frees_it(never_stops, monkeypatch):
     states, model = [], never_stops.model
-    for owner, name in (
-        (model.vae, "new_semantic_state"), (model.vae, "new_decoder_state"),
-        (model.llm, "new_state"),
-    ):  # fmt: skip
+    for owner, name in ((model.vae, "new_semantic_state"), (model.vae, "new_decoder_state"), (model.llm, "new_state")):
         make = getattr(owner, name)
 
         def remember(*args, make=make, **kwargs):
@@ -154,9 +153,7 @@ def test_closing_a_stream_frees_it(never_stops, monkeypatch):
         monkeypatch.setattr(owner, name, remember)
     streams = [
         lambda: never_stops.tts_stream("Hello.", seed=0, steps=1),
-        lambda: never_stops.edit_stream(
-            (np.ones(4000, "f4") / 9, 16000), "x", seed=0, steps=1, max_new_tokens=2
-        ),
+        lambda: never_stops.edit_stream((np.ones(4000, "f4") / 9, 16000), "x", seed=0, steps=1, max_new_tokens=2),
         lambda: never_stops.transcribe_stream((np.ones(4000, "f4") / 9, 16000), "x", seed=0),
         lambda: never_stops.decode_stream(np.zeros((5, 64), "f4") for _ in range(9)),
     ]
@@ -285,10 +282,13 @@ def test_loading_options(sound):
     assert ming.model.dtype == torch.bfloat16 and ming.device.type == "cpu"
     assert ming.tts("a", seed=0, steps=1, max_seconds=0.2).samples.size == 3200
     for options, message in (
-        ({"device": "tpu"}, "device: "), ({"device": "meta"}, "must be cpu, cuda or a GPU"),
-        ({"device": "cuda:99"}, "is not here"), ({"dtype": "int8"}, "dtype: must be one of"),
-        ({"dtype": torch.int8}, "dtype: must be one of"), ({"device": 3.5}, "device: "),
-    ):  # fmt: skip
+        ({"device": "tpu"}, "device: "),
+        ({"device": "meta"}, "must be cpu, cuda or a GPU"),
+        ({"device": "cuda:99"}, "is not here"),
+        ({"dtype": "int8"}, "dtype: must be one of"),
+        ({"dtype": torch.int8}, "dtype: must be one of"),
+        ({"device": 3.5}, "device: "),
+    ):
         with pytest.raises(InputError, match=message):
             MingAudio.from_pretrained("tiny", **options)
 

@@ -79,10 +79,7 @@ def test_refused_sounds(mingcore, tmp_path):
         "empty.wav": (lambda p: p.write_bytes(b""), "empty"),
         "none.wav": (lambda p: soundfile.write(p, np.zeros(0), 16000), "no samples"),
         "short.wav": (lambda p: soundfile.write(p, np.zeros(100), 16000), "at least"),
-        "nan.wav": (
-            lambda p: soundfile.write(p, np.full(9000, np.nan, "f4"), 16000, "FLOAT"),
-            "sample 0",
-        ),
+        "nan.wav": (lambda p: soundfile.write(p, np.full(9000, np.nan, "f4"), 16000, "FLOAT"), "sample 0"),
     }
     for name, (make, words) in files.items():
         make(tmp_path / name)

@@ -32,9 +32,7 @@ def test_encode_and_decode_give_what_the_reference_gives(mingcore, tmp_path):
         assert mingcore("encode", "in.wav", "--model", GOLDEN, "--device", "cpu").status == 0
         assert relative(load_latents("latents.safetensors"), a[f"{case}.sdpa.mean"][0]) < 2e-5
     save_file({"latents": c["latent"][0]}, "l.safetensors")
-    done = mingcore(
-        "decode", "l.safetensors", "--model", GOLDEN, "--device", "cpu", "--subtype", "float32"
-    )
+    done = mingcore("decode", "l.safetensors", "--model", GOLDEN, "--device", "cpu", "--subtype", "float32")
     assert done.status == 0, done.err
     sound = soundfile.read("decoded.wav", dtype="float32")[0]
     assert relative(sound, c["sdpa.oneshot"][0, 0]) < 2e-5
@@ -114,12 +112,8 @@ class Hub:
         with open(GOLDEN / "model.safetensors", "rb") as file:
             header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         header.pop("__metadata__")
-        tensors = {
-            name: SimpleNamespace(dtype=t["dtype"], shape=t["shape"]) for name, t in header.items()
-        }
-        return SimpleNamespace(
-            files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)}
-        )
+        tensors = {name: SimpleNamespace(dtype=t["dtype"], shape=t["shape"]) for name, t in header.items()}
+        return SimpleNamespace(files_metadata={"model.safetensors": SimpleNamespace(tensors=tensors)})
 
 
 @pytest.fixture
@@ -146,9 +140,7 @@ def test_info_of_a_hub_id_from_the_cache(mingcore, hub, monkeypatch):
     import huggingface_hub
 
     hub(Hub(missing=True))
-    monkeypatch.setattr(
-        huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(GOLDEN / name)
-    )
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, name: str(GOLDEN / name))
     facts = info.describe("some-one/ming")
     assert facts["source"] == "hub: some-one/ming (cached)"
     assert facts["parameters"] == info.describe(str(GOLDEN))["parameters"]
@@ -158,9 +150,8 @@ def test_a_hub_that_cannot_be_reached(command, tmp_path):
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     for arguments in (("info", "a/b"), ("tts", "hi", "--model", "a/b")):
         done = subprocess.run(
-            [*command, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path,
-            timeout=200,
-        )  # fmt: skip
+            [*command, *arguments], capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=200
+        )
         assert done.returncode == 2, done.stderr
         lines = done.stderr.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("mingcore: checkpoint 'a/b'"), lines

@@ -33,9 +33,12 @@ def test_tts_options_change_the_sound(mingcore):
     assert plain.err == ""
     reference = soundfile.read("0.wav")[0]
     changes = (
-        ("--steps", 4), ("--guidance", 0), ("--temperature", 0), ("--language", "zh", "-q"),
+        ("--steps", 4),
+        ("--guidance", 0),
+        ("--temperature", 0),
+        ("--language", "zh", "-q"),
         ("--no-normalize", "-q"),
-    )  # fmt: skip
+    )
     for n, change in enumerate(changes, 1):
         assert mingcore("tts", "It is 5.", *SHORT, *change, "--out", f"{n}.wav").status == 0, change
         assert not np.array_equal(soundfile.read(f"{n}.wav")[0], reference), change
@@ -74,17 +77,13 @@ def test_tts_json(mingcore):
 
 
 def test_tts_in_the_voice_of_a_recording_and_of_its_file(mingcore, wav):
-    recorded = mingcore(
-        "tts", "Hello.", *SHORT, "--voice", wav, "--transcript", "hm", "--out", "a.wav"
-    )
+    recorded = mingcore("tts", "Hello.", *SHORT, "--voice", wav, "--transcript", "hm", "--out", "a.wav")
     assert recorded.status == 0, recorded.err
     from mingcore import MingAudio
 
     MingAudio.from_pretrained("tiny", device="cpu").voice(wav, "hm").save("v.safetensors")
     assert Voice.load("v.safetensors").transcript == "hm"
-    assert (
-        mingcore("tts", "Hello.", *SHORT, "--voice", "v.safetensors", "--out", "b.wav").status == 0
-    )
+    assert mingcore("tts", "Hello.", *SHORT, "--voice", "v.safetensors", "--out", "b.wav").status == 0
     assert mingcore("tts", "Hello.", *SHORT, "--voice", "default", "--out", "c.wav").status == 0
     a, b, c = (soundfile.read(f"{n}.wav", dtype="int16")[0] for n in "abc")
     assert np.array_equal(a, b) and not np.array_equal(a, c)
@@ -97,9 +96,7 @@ def test_asr(mingcore, wav):
     data = json.loads(done.out)
     assert data["text"] == plain.out[:-1]
     assert data["stats"]["text_tokens"] <= 8 and data["stats"]["audio_seconds"] == 0.5
-    asked = mingcore(
-        "asr", wav, "--max-tokens", 8, "--seed", 1, "--instruction", "Who speaks?", "--json"
-    )
+    asked = mingcore("asr", wav, "--max-tokens", 8, "--seed", 1, "--instruction", "Who speaks?", "--json")
     assert json.loads(asked.out)["stats"]["prompt_tokens"] < data["stats"]["prompt_tokens"]
     named = mingcore("asr", wav, "--max-tokens", 4, "--seed", 1, "--language", "zh", "--json")
     assert json.loads(named.out)["language"] == "Chinese"

@@ -24,10 +24,6 @@ def test_only_the_command_lets_idle_threads_sleep(code, chosen, expected):
     if chosen:
         environment["OMP_WAIT_POLICY"] = chosen
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(code)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        [sys.executable, "-c", PROBE.format(code)], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == expected

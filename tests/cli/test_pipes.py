@@ -61,8 +61,11 @@ def start(command, tmp_path):
     def run(*arguments, source=subprocess.PIPE):
         process = subprocess.Popen(
             [*command, *map(str, arguments), *DEVICE],
-            stdin=source, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-        )  # fmt: skip
+            stdin=source,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+        )
         running.append(process)
         return process
 

@@ -21,9 +21,8 @@ def shell(command, tmp_path):
 
     def run(*arguments: object, data: bytes = b"") -> subprocess.CompletedProcess:
         return subprocess.run(
-            [*command, *map(str, arguments)], input=data, capture_output=True, cwd=tmp_path,
-            timeout=120,
-        )  # fmt: skip
+            [*command, *map(str, arguments)], input=data, capture_output=True, cwd=tmp_path, timeout=120
+        )
 
     return run
 
@@ -62,8 +61,10 @@ def test_standard_input_that_is_no_text_or_sound(shell):
 def test_a_closed_pipe_is_quiet(command, tmp_path):
     process = subprocess.Popen(
         [*command, "tts", "A long text. " * 20, "--stream", "-q", "--max-seconds", "20"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
     with process:
         assert len(process.stdout.read(3200)) == 3200  # it streams before it is done
         process.stdout.close()
@@ -74,12 +75,12 @@ def test_a_closed_pipe_is_quiet(command, tmp_path):
 def test_an_interrupt_ends_it_and_leaves_nothing(command, tmp_path):
     process = subprocess.Popen(
         [*command, "tts", "A long text. " * 50, "--max-seconds", "200", "--out", "x.wav"],
-        stderr=subprocess.PIPE, cwd=tmp_path,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        cwd=tmp_path,
+    )
     with process:
         deadline = time.monotonic() + 60
-        while not any(p.name.endswith(".part") and p.stat().st_size > 5000
-                      for p in tmp_path.iterdir()):  # fmt: skip
+        while not any(p.name.endswith(".part") and p.stat().st_size > 5000 for p in tmp_path.iterdir()):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -113,9 +114,7 @@ def test_a_progress_bar_on_a_terminal_only(command, tmp_path):
 def test_help_is_instant_and_needs_no_pytorch(command, tmp_path):
     code = command[-1].replace("main()", "import mingcore.cli as c, sys; c.run(['--help'])\n")
     code += "print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
-    done = subprocess.run(
-        [*command[:-1], code], capture_output=True, cwd=tmp_path, timeout=60, text=True
-    )
+    done = subprocess.run([*command[:-1], code], capture_output=True, cwd=tmp_path, timeout=60, text=True)
     assert done.stdout.strip().endswith("[]"), done.stdout[-300:] + done.stderr
     seconds = []
     for _ in range(3):

@@ -10,10 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("transformers") is None, reason="no transformers"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("transformers") is None, reason="no transformers")]
 
 
 def rows_of(script: str, folder: Path, *options: str) -> list[dict]:
@@ -39,13 +36,7 @@ def test_experts(tmp_path):
     rows = rows_of("bench_transformers.py", tmp_path, "--size", "tiny", "--tokens", "1,5")
     assert [row["tokens"] for row in rows] == [1, 5]
     for row in rows:
-        assert row["us"].keys() >= {
-            "eager",
-            "grouped_mm",
-            "batched_mm",
-            "mingcore",
-            "mingcore_int8",
-        }
+        assert row["us"].keys() >= {"eager", "grouped_mm", "batched_mm", "mingcore", "mingcore_int8"}
         assert all(us["median"] > 0 for us in row["us"].values())
 
 

@@ -177,12 +177,19 @@ def test_the_time_embedding_of_the_models_own_kind(golden_head):
     tensors, plain, heads = golden_head
     block = "blocks.{}."
     names = {
-        "condition": "c_embedder.cond_embedder", "latents": "x_embedder",
-        "qkv": tuple(f"{block}attn.to_{n}" for n in "qkv"), "out": f"{block}attn.to_out.0",
-        "up": f"{block}mlp.ff.0.0", "down": f"{block}mlp.ff.2", "final": "final_layer.linear",
-        "norm1": f"{block}norm1", "norm2": f"{block}norm2", "final_norm": "final_layer.norm_final",
-        "time1": "t_embedder.time_mlp.0", "time2": "t_embedder.time_mlp.2",
-    }  # fmt: skip
+        "condition": "c_embedder.cond_embedder",
+        "latents": "x_embedder",
+        "qkv": tuple(f"{block}attn.to_{n}" for n in "qkv"),
+        "out": f"{block}attn.to_out.0",
+        "up": f"{block}mlp.ff.0.0",
+        "down": f"{block}mlp.ff.2",
+        "final": "final_layer.linear",
+        "norm1": f"{block}norm1",
+        "norm2": f"{block}norm2",
+        "final_norm": "final_layer.norm_final",
+        "time1": "t_embedder.time_mlp.0",
+        "time2": "t_embedder.time_mlp.2",
+    }
     head = flow_head.pack(tensors, names, flow_head.FlowHeadConfig(heads), ignore=["rotary*"])
     assert flow_head.deviation(head, plain) < 1e-6
 

@@ -19,17 +19,32 @@ CODECS = ["mimi", "encodec", "encodec-group-norm", "dac", "vibevoice"]
 def build(transformers, name):
     """A small codec with random weights in float32."""
     torch.manual_seed(0)
-    encodec = {"num_filters": 8, "hidden_size": 32, "codebook_size": 32, "codebook_dim": 32,
-               "upsampling_ratios": [4, 3, 2]}  # fmt: skip
+    encodec = {
+        "num_filters": 8,
+        "hidden_size": 32,
+        "codebook_size": 32,
+        "codebook_dim": 32,
+        "upsampling_ratios": [4, 3, 2],
+    }
     if name == "mimi":
         model = transformers.MimiModel(
             transformers.MimiConfig(
-                num_filters=8, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                num_attention_heads=4, num_key_value_heads=4, head_dim=8, codebook_size=32,
-                codebook_dim=16, vector_quantization_hidden_dimension=16, num_quantizers=4,
-                upsampling_ratios=[4, 3, 2], sliding_window=16, upsample_groups=32,
+                num_filters=8,
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=4,
+                head_dim=8,
+                codebook_size=32,
+                codebook_dim=16,
+                vector_quantization_hidden_dimension=16,
+                num_quantizers=4,
+                upsampling_ratios=[4, 3, 2],
+                sliding_window=16,
+                upsample_groups=32,
             )
-        )  # fmt: skip
+        )
     elif name == "encodec":
         model = transformers.EncodecModel(transformers.EncodecConfig(**encodec))
     elif name == "encodec-group-norm":
@@ -40,11 +55,16 @@ def build(transformers, name):
     elif name == "dac":
         model = transformers.DacModel(
             transformers.DacConfig(
-                encoder_hidden_size=8, decoder_hidden_size=64, downsampling_ratios=[2, 4],
-                upsampling_ratios=[4, 2], hidden_size=32, codebook_size=32, codebook_dim=4,
+                encoder_hidden_size=8,
+                decoder_hidden_size=64,
+                downsampling_ratios=[2, 4],
+                upsampling_ratios=[4, 2],
+                hidden_size=32,
+                codebook_size=32,
+                codebook_dim=4,
                 n_codebooks=3,
             )
-        )  # fmt: skip
+        )
     else:
         config = transformers.VibeVoiceAcousticTokenizerConfig(**VIBEVOICE)
         model = transformers.VibeVoiceAcousticTokenizerModel(config)
@@ -92,9 +112,7 @@ def test_one_shot(transformers, name, length):
         if name == "vibevoice":
             latents = latents.transpose(1, 2)
         close(decoded(fast, latents), decoded(model, latents), f"{name} decodes")
-    convolutions = [
-        key for key, m in fast.named_modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))
-    ]
+    convolutions = [key for key, m in fast.named_modules() if isinstance(m, (nn.Conv1d, nn.ConvTranspose1d))]
     assert sorted({*report.changed, *report.left}) == sorted(convolutions)
     assert all("quantizer" in key for key in report.left)
     if name in ("mimi", "encodec", "dac"):
@@ -109,9 +127,7 @@ def test_mimi_encodes_a_stream(transformers):
     for chunk in x.split(48, dim=2):
         for i, m in enumerate((model, fast)):
             out = m.encoder(chunk, use_streaming=True, **caches[i])
-            caches[i] = {
-                "past_key_values": out.past_key_values, "padding_cache": out.padding_cache
-            }  # fmt: skip
+            caches[i] = {"past_key_values": out.past_key_values, "padding_cache": out.padding_cache}
             outs[i].append(out.latents)
     theirs, ours = (torch.cat(o, dim=2) for o in outs)
     close(ours, theirs, "mimi encodes a stream")

@@ -13,15 +13,7 @@ import torch._dynamo.testing
 from mingcore.errors import BackendError, InputError
 from mingcore.integrations import transformers as kernels
 from mingcore.testing.compare import Error, assert_within, relative_l2
-from tests.integrations.moe_models import (
-    ARCHITECTURES,
-    GPT_OSS,
-    THINKER,
-    build,
-    output_of,
-    randomise,
-    tokens,
-)
+from tests.integrations.moe_models import ARCHITECTURES, GPT_OSS, THINKER, build, output_of, randomise, tokens
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # the library's own
 ALL = [*ARCHITECTURES, THINKER]
@@ -60,8 +52,10 @@ def test_logits(transformers, architecture):
     for _ in range(2):
         got = output_of(model(ids, attention_mask=mask))
         assert_within(got[keep], plain[keep], exact[keep], architecture)
-        print(f"{architecture}: {Error.between(got[keep], exact[keep]).largest:.2e}, "
-              f"theirs {Error.between(plain[keep], exact[keep]).largest:.2e}")  # fmt: skip
+        print(
+            f"{architecture}: {Error.between(got[keep], exact[keep]).largest:.2e}, "
+            f"theirs {Error.between(plain[keep], exact[keep]).largest:.2e}"
+        )
         assert kernels.pack(model) == tuple(kernels.experts_of(model))
     one = output_of(model(ids[:1, :1]))
     assert_within(one, output_of(wide(ids[:1, :1])).float(), output_of(wide(ids[:1, :1])))

@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE
-from mingcore.testing.conv_checkpoints import (
-    VIBEVOICE,
-    VOXCPM,
-    VOXCPM2,
-    vibevoice_tensors,
-    voxcpm_tensors,
-)
+from mingcore.testing.conv_checkpoints import VIBEVOICE, VOXCPM, VOXCPM2, vibevoice_tensors, voxcpm_tensors
 from mingcore.testing.eager import conv_vae
 
 NETWORK = 1e-5  # chunked against one-shot, and against the formula: max |a - b| / max |b|
@@ -21,19 +15,9 @@ VARIANTS = {
     "voxcpm2": VOXCPM2,
     "voxcpm2-plain": {**VOXCPM2, "sr_bin_boundaries": None, "depthwise": False},
     "voxcpm2-add": {**VOXCPM2, "cond_type": "add", "cond_out_layer": True},
-    "voxcpm2-concat": {
-        **VOXCPM2,
-        "cond_type": "concat",
-        "cond_out_layer": True,
-        "use_noise_block": True,
-    },
+    "voxcpm2-concat": {**VOXCPM2, "cond_type": "concat", "cond_out_layer": True, "use_noise_block": True},
     "vibevoice": VIBEVOICE,
-    "vibevoice-other": {
-        **VIBEVOICE,
-        "channels": 2,
-        "kernel_size": 3,
-        "hidden_act": "gelu_pytorch_tanh",
-    },
+    "vibevoice-other": {**VIBEVOICE, "channels": 2, "kernel_size": 3, "hidden_act": "gelu_pytorch_tanh"},
     "vibevoice-pointwise": {**VIBEVOICE, "kernel_size": 1, "downsampling_ratios": [5, 2, 2]},
 }
 every_variant = pytest.mark.parametrize("name", VARIANTS)

@@ -175,10 +175,7 @@ def configure(section, key, value):
 DAMAGES = {
     "missing key": (drop(GATE), rf"missing key {GATE} of shape \[96, 256\]"),
     "missing bias": (drop("stop_head.bias"), r"missing key stop_head.bias of shape \[2\]"),
-    "missing router": (
-        drop("model.model.layers.0.mlp.audio_gate.weight"),
-        "missing key .*audio_gate.weight",
-    ),
+    "missing router": (drop("model.model.layers.0.mlp.audio_gate.weight"), "missing key .*audio_gate.weight"),
     "missing stack": (
         lambda t, c: (stack(t, "fused"), t.pop("model.model.layers.0.mlp.experts.down_proj")),
         r"missing key model.model.layers.0.mlp.experts.down_proj of shape \[8, 256, 96\]",
@@ -191,10 +188,7 @@ DAMAGES = {
         put("flowloss.cfm.model.blocks.2.norm1.weight", torch.zeros(64)),
         "ditar_config.depth is 2, but the weights have 3",
     ),
-    "wrong shape": (
-        put(GATE, torch.zeros(96, 255)),
-        rf"{GATE} must be \[96, 256\], got \[96, 255\]",
-    ),
+    "wrong shape": (put(GATE, torch.zeros(96, 255)), rf"{GATE} must be \[96, 256\], got \[96, 255\]"),
     "transposed stack": (
         lambda t, c: (
             stack(t, "fused"),
@@ -206,26 +200,14 @@ DAMAGES = {
         put("stop_head.weight", torch.zeros(2, 256, dtype=torch.int64)),
         "stop_head.weight must hold float32, bfloat16 or float16, got torch.int64",
     ),
-    "more layers": (
-        configure("llm_config", "num_hidden_layers", 3),
-        "missing key model.model.layers.2.attention",
-    ),
-    "fewer layers": (
-        configure("llm_config", "num_hidden_layers", 1),
-        "unexpected key model.model.layers.1",
-    ),
+    "more layers": (configure("llm_config", "num_hidden_layers", 3), "missing key model.model.layers.2.attention"),
+    "fewer layers": (configure("llm_config", "num_hidden_layers", 1), "unexpected key model.model.layers.1"),
     "other heads": (
         configure("llm_config", "num_attention_heads", 8),
         r"query_key_value.weight must be \[1536, 256\], got \[1024, 256\]",
     ),
-    "other vocabulary": (
-        configure("llm_config", "vocab_size", 513),
-        r"lm_head.weight must be \[513, 256\]",
-    ),
-    "more experts": (
-        configure("llm_config", "num_experts", 9),
-        "missing key .*experts.8.gate_proj.weight",
-    ),
+    "other vocabulary": (configure("llm_config", "vocab_size", 513), r"lm_head.weight must be \[513, 256\]"),
+    "more experts": (configure("llm_config", "num_experts", 9), "missing key .*experts.8.gate_proj.weight"),
     "single gate": (configure("llm_config", "multi_gate", False), "unexpected key .*_gate.weight"),
     "flow width": (
         configure("ditar_config", "hidden_size", 128),

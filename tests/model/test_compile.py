@@ -67,9 +67,7 @@ def test_decoder_layer(golden_model, format):
     for T, start in ((5, 0), (1, 5), (1, 6)):
         x = torch.randn(2, T, llm.config.hidden_size)
         positions = torch.arange(start, start + T).expand(2, T).contiguous()
-        torch.testing.assert_close(
-            whole(x, positions, caches[0]), step(x, positions, caches[1]), rtol=1e-5, atol=1e-5
-        )
+        torch.testing.assert_close(whole(x, positions, caches[0]), step(x, positions, caches[1]), rtol=1e-5, atol=1e-5)
         assert all(torch.equal(a, b) for a, b in zip(*caches))
     for graph in graphs:
         called = [str(node.target) for node in graph.graph.nodes if "moe_mlp" in str(node.target)]
@@ -102,9 +100,7 @@ def test_sampler(golden_model):
         return graph.forward
 
     whole = torch.compile(flow.sample, fullgraph=True, backend=keep)
-    torch.testing.assert_close(
-        whole(cond, history, noise, guidance=guidance, schedule=schedule), expected
-    )
+    torch.testing.assert_close(whole(cond, history, noise, guidance=guidance, schedule=schedule), expected)
     (graph,) = graphs
     called = [str(n.target) for n in graph.graph.nodes if "mingcore" in str(n.target)]
     assert called == ["mingcore.flow_sample"]

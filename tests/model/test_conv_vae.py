@@ -307,9 +307,7 @@ def test_a_streamed_step_compiles_as_one_graph(subject):
     """Whatever the state has seen: no break, no recompilation without end."""
     vae, z = subject.vae, subject.latents(4)
     torch.compiler.reset()
-    step = torch.compile(
-        lambda z, state: vae.decode(z, state, last=False)[0], fullgraph=True, backend="eager"
-    )
+    step = torch.compile(lambda z, state: vae.decode(z, state, last=False)[0], fullgraph=True, backend="eager")
     state, plain = vae.new_decoder_state(2), vae.new_decoder_state(2)
     for _ in range(4):
         expected, _ = vae.decode(z, plain, last=False)

@@ -9,13 +9,7 @@ from safetensors.torch import save_file
 
 from mingcore.errors import CheckpointError
 from mingcore.model.vae import conv
-from mingcore.testing.conv_checkpoints import (
-    VIBEVOICE,
-    VOXCPM,
-    VOXCPM2,
-    vibevoice_tensors,
-    voxcpm_tensors,
-)
+from mingcore.testing.conv_checkpoints import VIBEVOICE, VOXCPM, VOXCPM2, vibevoice_tensors, voxcpm_tensors
 
 LATENTS = torch.randn(1, 5, 6, generator=torch.Generator().manual_seed(0))
 PUBLISHED = {
@@ -84,11 +78,7 @@ def test_voxcpm_without_a_config_of_its_vae_has_the_defaults(tmp_path):
 
 LAYOUTS = {
     "alone": ({"model_type": "vibevoice_acoustic_tokenizer", **VIBEVOICE}, "", str),
-    "within": (
-        {"model_type": "vibevoice", "audio_config": VIBEVOICE},
-        "model.audio_tower.",
-        str,
-    ),
+    "within": ({"model_type": "vibevoice", "audio_config": VIBEVOICE}, "model.audio_tower.", str),
     "published": (
         {"model_type": "vibevoice", "acoustic_tokenizer_config": PUBLISHED},
         "model.acoustic_tokenizer.",

@@ -7,13 +7,7 @@ from mingcore.errors import CheckpointError, InputError
 from mingcore.model.vae import conv
 from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE
 from mingcore.testing.compare import max_relative
-from mingcore.testing.conv_checkpoints import (
-    VIBEVOICE,
-    VOXCPM,
-    VOXCPM2,
-    vibevoice_tensors,
-    voxcpm_tensors,
-)
+from mingcore.testing.conv_checkpoints import VIBEVOICE, VOXCPM, VOXCPM2, vibevoice_tensors, voxcpm_tensors
 from tests.model.conv_subjects import NETWORK, every_variant, made
 
 
@@ -29,9 +23,7 @@ def test_weight_norm_in_every_form(subject):
             by_parametrization[name] = folded[name] = value
             continue
         by_parametrization[f"{stem}.parametrizations.weight.{parts[last]}"] = value
-        folded[f"{stem}.weight"] = torch._weight_norm(
-            tensors[f"{stem}.weight_v"], tensors[f"{stem}.weight_g"], 0
-        )
+        folded[f"{stem}.weight"] = torch._weight_norm(tensors[f"{stem}.weight_v"], tensors[f"{stem}.weight_g"], 0)
     z = subject.latents(4)
     expected = subject.decode(z)[0]
     for state_dict in (by_parametrization, folded):
@@ -86,9 +78,7 @@ def test_other_boundaries_than_the_configs():
 
 
 def test_bad_input():
-    plain, second, vibe, noisy = (
-        made(name).vae for name in ("voxcpm", "voxcpm2", "vibevoice-other", "voxcpm-noise")
-    )
+    plain, second, vibe, noisy = (made(name).vae for name in ("voxcpm", "voxcpm2", "vibevoice-other", "voxcpm-noise"))
     z, x = torch.randn(2, 3, 6), torch.randn(2, 30)
     state = plain.decode(z, last=False)[1]
     calls = [
@@ -113,9 +103,7 @@ def test_bad_input():
 
 
 def test_what_a_vae_says_of_itself():
-    vae = conv.VibeVoiceVAE.from_state_dict(
-        vibevoice_tensors(VIBEVOICE), VIBEVOICE, sample_rate=24000
-    )
+    vae = conv.VibeVoiceVAE.from_state_dict(vibevoice_tensors(VIBEVOICE), VIBEVOICE, sample_rate=24000)
     assert (vae.hop_samples, vae.latent_rate, vae.latent_dim) == (6, 4000, 6)
     second = made("voxcpm2").vae
     assert (second.sample_rate, second.out_sample_rate) == (16000, 48000)

@@ -106,17 +106,16 @@ def close(got, plain, exact, what):
     assert_within(got, plain, exact, what)
     error = max_relative(got, plain)
     assert error <= NETWORK, f"{what}: {error:.2e}"
-    print(f"{what}: {error:.2e}, against float64 {max_relative(got, exact):.2e} (theirs "
-          f"{max_relative(plain, exact):.2e})")  # fmt: skip
+    print(
+        f"{what}: {error:.2e}, against float64 {max_relative(got, exact):.2e} (theirs {max_relative(plain, exact):.2e})"
+    )
 
 
 @torch.no_grad()
 def hold_voxcpm(module, config, seconds, chunk_latents):
     tensors = voxcpm_tensors(config, seed=3)
     theirs = reference_vae(module, config, tensors)
-    assert {k: v.shape for k, v in theirs.state_dict().items()} == {
-        k: v.shape for k, v in tensors.items()
-    }
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in tensors.items()}
     second = "out_sample_rate" in config
     ours = VoxCPMVAE.from_state_dict(tensors, config, version=2 if second else 1)
     torch.manual_seed(0)
@@ -187,9 +186,7 @@ def test_voxcpm_defaults(voxcpm, name):
 def hold_vibevoice(make, config, T, chunk_latents, pieces):
     tensors = vibevoice_tensors(config, seed=3)
     theirs, wide = make(config), make(config).double()
-    assert {k: v.shape for k, v in theirs.state_dict().items()} == {
-        k: v.shape for k, v in tensors.items()
-    }
+    assert {k: v.shape for k, v in theirs.state_dict().items()} == {k: v.shape for k, v in tensors.items()}
     for model in (theirs, wide):
         model.load_state_dict(tensors)
     ours = VibeVoiceVAE.from_state_dict(tensors, config)

@@ -48,10 +48,7 @@ BYTES = {
     "one byte short": (lambda raw: raw[:-1], "truncated: its tensors need"),
     "another file": (lambda raw: b"PK\x03\x04" * 4096, "truncated or no safetensors file"),
     "garbled header": (lambda raw: raw[:8] + b"\xff" * 64 + raw[72:], "corrupt header"),
-    "header of a list": (
-        lambda raw: struct.pack("<Q", 2) + b"[]",
-        "corrupt header: no mapping of tensors",
-    ),
+    "header of a list": (lambda raw: struct.pack("<Q", 2) + b"[]", "corrupt header: no mapping of tensors"),
     "unknown dtype": (set_header("stop_head.bias", "dtype", "Q4"), "stop_head.bias has dtype Q4"),
     "offsets against shape": (
         set_header("stop_head.bias", "shape", [3]),

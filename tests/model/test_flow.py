@@ -23,9 +23,7 @@ def pair(cond=48, seed=0, **config):
     eager = EagerFlow(config, cond).requires_grad_(False)
     state = {k: random_tensor(k, tuple(v.shape), seed) for k, v in eager.state_dict().items()}
     eager.load_state_dict(state)
-    ours = FlowHead.from_state_dict(
-        state, num_heads=config["num_heads"], pe_attn_head=config.get("pe_attn_head")
-    )
+    ours = FlowHead.from_state_dict(state, num_heads=config["num_heads"], pe_attn_head=config.get("pe_attn_head"))
     return ours, eager
 
 
@@ -79,12 +77,8 @@ def test_guidance_zero_is_half_the_work(monkeypatch):
     cond, history, noise = inputs()
     rows, asked = [], []
     network, sample = ours.network, ops.flow_sample
-    monkeypatch.setattr(
-        ours, "network", lambda x, *rest: (rows.append(x.shape[0]), network(x, *rest))[1]
-    )
-    monkeypatch.setattr(
-        ops, "flow_sample", lambda *a, **kw: (asked.append(kw["guided"]), sample(*a, **kw))[1]
-    )
+    monkeypatch.setattr(ours, "network", lambda x, *rest: (rows.append(x.shape[0]), network(x, *rest))[1])
+    monkeypatch.setattr(ops, "flow_sample", lambda *a, **kw: (asked.append(kw["guided"]), sample(*a, **kw))[1])
     for guidance, count in ((0, 2), ([0.0, 0.0], 2), ([0.0, 1.0], 4), (2.0, 4)):
         rows.clear()
         ours.sample(cond, history, noise, guidance=guidance, trace=[])
@@ -98,10 +92,7 @@ def test_guidance_per_row():
     cond, history, noise = inputs(B=3)
     mixed = ours.sample(cond, history, noise, guidance=torch.tensor([0.0, 2.0, 3.5]))
     for b, g in enumerate((0.0, 2.0, 3.5)):
-        close(
-            mixed[b : b + 1],
-            ours.sample(cond[b : b + 1], history[b : b + 1], noise[:, b : b + 1], guidance=g),
-        )
+        close(mixed[b : b + 1], ours.sample(cond[b : b + 1], history[b : b + 1], noise[:, b : b + 1], guidance=g))
 
 
 def test_last_draw_is_not_used():
@@ -131,9 +122,7 @@ def test_time_embeddings_are_computed_once(monkeypatch):
     cond, history, noise = inputs()
     calls, kind = [], type(ours.packed)
     embed = kind.time_embedding
-    monkeypatch.setattr(
-        kind, "time_embedding", lambda self, t: (calls.append(len(t)), embed(self, t))[1]
-    )
+    monkeypatch.setattr(kind, "time_embedding", lambda self, t: (calls.append(len(t)), embed(self, t))[1])
     for _ in range(3):
         ours.sample(cond, history, noise)
     assert calls == [10]
@@ -146,9 +135,7 @@ def test_time_embeddings_are_computed_once(monkeypatch):
 def test_integration_stays_in_float32():
     """A 16-bit head: the state between steps keeps float32, and the result is near float32's."""
     ours, eager = pair()
-    narrow = FlowHead.from_state_dict(
-        eager.state_dict(), 3, dtype=torch.bfloat16, activation_dtype=torch.bfloat16
-    )
+    narrow = FlowHead.from_state_dict(eager.state_dict(), 3, dtype=torch.bfloat16, activation_dtype=torch.bfloat16)
     cond, history, noise = inputs()
     trace = []
     out = narrow.sample(cond, history, noise, trace=trace)
@@ -247,16 +234,8 @@ def broken(**change):
             r"blocks.1.attn.to_k.weight must be \[96, 96\], got \[96, 95\]",
         ),
         (broken(**{"blocks.1.extra": torch.zeros(3)}), 3, r"unexpected key blocks.1.extra"),
-        (
-            broken(**{"rotary_embed.inv_freq": torch.ones(16)}),
-            3,
-            "rotary_embed.inv_freq differs from the computed",
-        ),
-        (
-            broken(**{"blocks.0.attn.q_norm.weight": torch.ones(32)}),
-            3,
-            "missing key blocks.0.attn.k_norm.weight",
-        ),
+        (broken(**{"rotary_embed.inv_freq": torch.ones(16)}), 3, "rotary_embed.inv_freq differs from the computed"),
+        (broken(**{"blocks.0.attn.q_norm.weight": torch.ones(32)}), 3, "missing key blocks.0.attn.k_norm.weight"),
         ({}, 3, "x_embedder.weight is missing"),
     ],
 )

@@ -103,9 +103,7 @@ def decoded(golden, vae_of_kind):
     ours["sdpa.stream_irregular_3_7_2_8_rest"] = streamed(vae, latent, [3, 7, 2, 8, 20])
     ours["sdpa.oneshot_single_chunk"] = vae.decode(latent[:, :5])[0][:, None]
     ours["sdpa.stream_single_chunk"] = streamed(vae, latent[:, :5], [5])
-    samples, _ = ops.spectrum_head(
-        given["head.in"], head.weight, head.bias, vae.decoder.window, 320, None, True
-    )
+    samples, _ = ops.spectrum_head(given["head.in"], head.weight, head.bias, vae.decoder.window, 320, None, True)
     ours["head.waveform"] = samples[:, None]
     return ours
 

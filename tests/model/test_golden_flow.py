@@ -12,17 +12,7 @@ from mingcore.model.flow import FlowHead
 from mingcore.model.weights import read_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-INPUTS = (
-    "c",
-    "hist",
-    "noise",
-    "noise_b2",
-    "t",
-    "x",
-    "dit.block0.in",
-    "linear_pooling.in",
-    "*.tape.*",
-)
+INPUTS = ("c", "hist", "noise", "noise_b2", "t", "x", "dit.block0.in", "linear_pooling.in", "*.tape.*")
 DEFECTS = ("bug.*",)  # what the reference gets wrong at guidance 1; must not be matched
 
 
@@ -105,12 +95,7 @@ def sampler_outputs(given, head):
         )
         trace = []
         out = head.sample(
-            given["c"][:B, 0],
-            given["hist"][:B],
-            noise,
-            guidance=float(g),
-            schedule=schedule,
-            trace=trace,
+            given["c"][:B, 0], given["hist"][:B], noise, guidance=float(g), schedule=schedule, trace=trace
         )
         ours[f"{name}.out"], ours[f"{name}.trajectory"] = out, torch.stack(trace)
     draws = [given[f"flowloss.default.tape.{i:03d}.like"] for i in range(1, 11)]

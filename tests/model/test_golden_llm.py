@@ -80,9 +80,7 @@ def llm_outputs(golden, golden_model, variant):
     assert torch.equal(llm.logits(explicit), ours["text.prefill.logits"])
 
     mask = given["leftpad.attention_mask"]
-    hidden, _ = llm(
-        llm.embed(given["ids_b2"]), attention_mask=mask, positions=given["leftpad.position_ids"]
-    )
+    hidden, _ = llm(llm.embed(given["ids_b2"]), attention_mask=mask, positions=given["leftpad.position_ids"])
     # what comes out in place of padding has no meaning: the golden values stand in for it
     logits = llm.logits(hidden)
     ours["leftpad.logits"] = torch.where(mask[..., None] > 0, logits, given["leftpad.logits"])
@@ -139,11 +137,7 @@ def moe_outputs(golden, golden_model, part, variant):
     weights = part("model.model.layers.1.mlp")
     for key, name in (("expert3_out", "experts.3."), ("shared_out", "shared_experts.")):
         own = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
-        expert, _ = assemble(
-            DictTensors(own, name),
-            lambda w: SwiGLU.from_weights(w, H, 96),
-            dtype=torch.float32,
-        )
+        expert, _ = assemble(DictTensors(own, name), lambda w: SwiGLU.from_weights(w, H, 96), dtype=torch.float32)
         ours[key] = expert(x)
 
     narrow = variant(dtype=torch.bfloat16, activation_dtype=torch.bfloat16).llm.layers[1].mlp

@@ -11,10 +11,7 @@ from mingcore import ops
 from mingcore.model import load
 
 TINY = Path(__file__).parents[2] / "mingcore" / "checkpoints" / "tiny"
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

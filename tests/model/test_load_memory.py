@@ -46,9 +46,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize(
-    "format", ["bf16", "fp32", "int8", pytest.param("int8_dyn", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("format", ["bf16", "fp32", "int8", pytest.param("int8_dyn", marks=pytest.mark.slow)])
 def test_peak_memory(large, golden_folder, format):
     index = json.loads((large / "model.safetensors.index.json").read_text())
     weights = index["metadata"]["total_size"] * FACTORS.get(format, 1)

@@ -59,9 +59,7 @@ def test_weights_are_what_is_allocated(tiny, golden_folder, weights, backend):
         assert actual - 16384 <= made.weights_bytes <= actual
         experts = sum(k.bytes for k in made.weights if k.part == "LLM, experts")
         held = [layer.mlp.experts for layer in model.llm.layers if hasattr(layer.mlp, "experts")]
-        shared = sum(
-            t.nbytes for e in held for t in (*e.matrices[2:], *e.scales[2:]) if t is not None
-        )
+        shared = sum(t.nbytes for e in held for t in (*e.matrices[2:], *e.scales[2:]) if t is not None)
         assert experts == sum(e.nbytes for e in held) - shared
         assert {k.part for k in made.weights} <= {*plan.PARTS}
 
@@ -244,8 +242,11 @@ def test_the_process_takes_what_was_planned(golden_folder, tmp_path, weights):
     write_checkpoint(tmp_path, config, dtype=torch.bfloat16)
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, str(golden_folder), str(tmp_path), weights],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2], check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     peak, planned = map(int, done.stdout.split())
     assert 0.85 * planned < peak <= 1.03 * planned, f"{peak / planned:.3f} of the plan"

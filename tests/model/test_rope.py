@@ -94,9 +94,7 @@ def test_yarn_keeps_fast_and_divides_slow_pairs():
     plain = torch.tensor(plain_frequencies(), dtype=torch.float64)
     ratio = plain / rope.inv_freq
     torch.testing.assert_close(ratio[:8], torch.ones(8, dtype=torch.float64), atol=1e-5, rtol=0)
-    torch.testing.assert_close(
-        ratio[-20:], torch.full((20,), 8.0, dtype=torch.float64), atol=1e-4, rtol=0
-    )
+    torch.testing.assert_close(ratio[-20:], torch.full((20,), 8.0, dtype=torch.float64), atol=1e-4, rtol=0)
 
 
 def test_3d_takes_each_section_from_its_stream():

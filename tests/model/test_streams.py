@@ -191,12 +191,7 @@ def test_causality(golden_model, vae_of_kind, kind):
     runs = {
         "encode": (lambda w: vae.encode(w)[0], wave, 320, 20),
         "unify": (lambda z: vae.unify(z)[0], z, 1, 20),
-        "backbone": (
-            lambda z: vae.decoder.backbone_out(z, vae.new_decoder_state(1, 30).backbone),
-            z,
-            1,
-            20,
-        ),
+        "backbone": (lambda z: vae.decoder.backbone_out(z, vae.new_decoder_state(1, 30).backbone), z, 1, 20),
         "llm": (lambda x: llm(x)[0], x, 1, 20),
     }
     for name, (run, given, per_frame, t) in runs.items():
@@ -321,10 +316,7 @@ def test_decoder_clone_is_independent(golden_model):
         (lambda m: m.llm(torch.zeros(2, 3, 256), m.llm.new_state(1, 3)), "1 rows"),
         (lambda m: m.llm.new_state(1, 0), "must be positive"),
         (lambda m: m.pool(torch.zeros(1, 7, 64)), r"\[B, 5 \* n, 64\]"),
-        (
-            lambda m: m.vae.sample_posterior(*torch.zeros(3, 1, 5, 64)[:2], torch.zeros(1, 64, 5)),
-            "noise must be",
-        ),
+        (lambda m: m.vae.sample_posterior(*torch.zeros(3, 1, 5, 64)[:2], torch.zeros(1, 64, 5)), "noise must be"),
     ],
 )
 def test_shapes_that_do_not_fit(golden_model, call, message):

@@ -39,9 +39,7 @@ def test_large_matrices_are_in_the_format(loaded):
     layer, root = model.llm.layers[1], "model.model.layers.1."
     qkv = layer.attention.qkv.weight
     assert qkv.format == format
-    torch.testing.assert_close(
-        rows(qkv), as_held(t[root + "attention.query_key_value.weight"], format), rtol=0, atol=0
-    )
+    torch.testing.assert_close(rows(qkv), as_held(t[root + "attention.query_key_value.weight"], format), rtol=0, atol=0)
     experts = layer.mlp.experts.unpack()
     assert layer.mlp.experts.format == format
     for e in (0, 7):
@@ -92,9 +90,7 @@ def test_every_layout_of_experts_gives_the_same(tiny, rewritten, format):
             for layer in range(2):
                 root = f"model.model.layers.{layer}.mlp.experts."
                 parts = {
-                    name: torch.stack(
-                        [tensors.pop(f"{root}{e}.{name}_proj.weight") for e in range(8)]
-                    )
+                    name: torch.stack([tensors.pop(f"{root}{e}.{name}_proj.weight") for e in range(8)])
                     for name in ("gate", "up", "down")
                 }
                 if fused:

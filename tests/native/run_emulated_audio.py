@@ -60,10 +60,7 @@ for seed, (size, hop) in enumerate(sizes):
     T = 6 if few else 17
     frames, hidden = d.normal(2, T, size), d.normal(2, T, 12)
     pieces = streaming.split(T, seed)
-    for op, given in (
-        ("overlap_add", {"frames": frames, **call}),
-        ("spectrum_head", {"hidden": hidden, **head}),
-    ):
+    for op, given in (("overlap_add", {"frames": frames, **call}), ("spectrum_head", {"hidden": hidden, **head})):
         once = streaming.once(op, given, "cuda")
         for form in (streaming.chunked, streaming.in_place):
             streaming.assert_same(form(op, given, pieces, "cuda"), once, f"{op} {pieces}")
@@ -81,9 +78,7 @@ given |= {"window": window, "hop": 8, "state": None, "last": True}  # 33 frames:
 check("spectrum_head", given)
 check("spectrum_head", {**given, "hidden": strided(given["hidden"])})
 wide = torch.cat((torch.linspace(-20, 12, 17), torch.linspace(-900, 900, 17)))
-floats = {
-    key: value.float() if key in ("hidden", "weight") else value for key, value in given.items()
-}
+floats = {key: value.float() if key in ("hidden", "weight") else value for key, value in given.items()}
 check("spectrum_head", {**floats, "bias": wide})
 silent = ops.spectrum_head(**{**floats, "bias": torch.full((34,), torch.nan)}, backend="cuda")
 assert silent[0].isnan().all(), "NaN must stay"

@@ -18,16 +18,9 @@ from tests.ops import flow_harness
 
 LIBRARY, TASK = sys.argv[1:3]
 SOME = ("b1", "midpoint", "temperature_mixed", "history_0", "rope_heads", "fp8_b1")
-DECLINED = (
-    "multiples of",
-    "rows of tokens; it takes",
-    "the format is",
-    "condition is torch.float32",
-)
+DECLINED = ("multiples of", "rows of tokens; it takes", "the format is", "condition is torch.float32")
 emulated = ctypes.CDLL(LIBRARY)
-gpu = SimpleNamespace(
-    shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, patience=8, muted=0
-)
+gpu = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, patience=8, muted=0)
 launches = []
 
 

@@ -49,9 +49,15 @@ for dtype in TYPES:
 
 # (B, L, hop, H): each kernel; frames cut short; channels and frames at the edges of a tile
 SIZES = (
-    (1, 8 * 40 - 3, 40, 17), (1, 600, 600, 16), (3, 70, 8, 9), (5, 16 * 13, 16, 33),
-    (1, 129 * 8 - 7, 8, 65), (2, 130 * 24 - 1, 24, 72), (1, 128 * 16, 16, 64), (2, 66, 160, 70),
-)  # fmt: skip
+    (1, 8 * 40 - 3, 40, 17),
+    (1, 600, 600, 16),
+    (3, 70, 8, 9),
+    (5, 16 * 13, 16, 33),
+    (1, 129 * 8 - 7, 8, 65),
+    (2, 130 * 24 - 1, 24, 72),
+    (1, 128 * 16, 16, 64),
+    (2, 66, 160, 70),
+)
 for i, dtype in enumerate(TYPES):
     for seed, (B, L, hop, H) in enumerate(SIZES):
         d = cases.Draw("cpu", dtype, seed)

@@ -28,12 +28,7 @@ KERNELS = {  # kernel: (module, types of its arguments, pointers left open, cons
         ("v_cond", "v_null"),
         ({"HAS_NULL": True, "HAS_NOISE": True}, {"HAS_NULL": False, "HAS_NOISE": False}),
     ),
-    "_silu_mul_kernel": (
-        "silu_mul",
-        {"I": "i32", "stride_g_m": "i32", "stride_o_m": "i32"},
-        ("gate_up", "out"),
-        ({},),
-    ),
+    "_silu_mul_kernel": ("silu_mul", {"I": "i32", "stride_g_m": "i32", "stride_o_m": "i32"}, ("gate_up", "out"), ({},)),
 }
 NAMED_OPS = ("flow_step", "flow_step_", "silu_mul")
 

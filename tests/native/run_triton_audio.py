@@ -98,9 +98,8 @@ def awkward() -> None:
         ("spectrum_head", {**given, "bias": bias}),
         ("spectrum_head", {**given, "weight": weight.half()}),
         ("spectrum_head", {**given, "window": window.half(), "hidden": hidden.half()}),
-        ("overlap_add", {"frames": frames[:, ::2].half(), "window": window, "hop": 8,
-                         "state": state, "last": False}),
-    ):  # fmt: skip
+        ("overlap_add", {"frames": frames[:, ::2].half(), "window": window, "hop": 8, "state": state, "last": False}),
+    ):
         check(op, kwargs)
         say(awkward=op)
     loud = {**given, "bias": torch.full((34,), torch.nan)}
@@ -114,9 +113,7 @@ def refused() -> None:
     for call in (
         lambda: ops.overlap_add(frames, window, 2, None, False, backend="triton"),
         lambda: ops.overlap_add(frames.float(), window, 2, state, False, backend="triton"),
-        lambda: ops.spectrum_head(
-            frames[..., :5].float(), weight, None, window, 2, None, False, backend="triton"
-        ),
+        lambda: ops.spectrum_head(frames[..., :5].float(), weight, None, window, 2, None, False, backend="triton"),
     ):
         try:
             call()
@@ -140,9 +137,7 @@ def launches(mode: str) -> None:
                 frames = meta(B, T, F, dtype=f32)
                 overlap_add.overlap_add(frames, window, HOP, state, *rows, own)
                 weight, bias = meta(F + 2, H, dtype=x), meta(F + 2, dtype=x)
-                spectrum_head.spectrum_head(
-                    meta(B, T, H, dtype=x), weight, bias, window, HOP, basis, state, *rows, own
-                )
+                spectrum_head.spectrum_head(meta(B, T, H, dtype=x), weight, bias, window, HOP, basis, state, *rows, own)
 
 
 def compile_all(mode: str) -> None:

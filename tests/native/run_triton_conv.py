@@ -39,10 +39,8 @@ LAYERS = {
     "vox_up_5": (384, 192, 10, 256, 16000, {**SNAKE, "transposed": True, "stride": 5}),
     "vox_up_2": (192, 96, 4, 1280, 80000, {**SNAKE, "transposed": True, "stride": 2}),
     "vox_unit_1": (768, 768, 7, 32, 2000, {"groups": 768, **SNAKE, "after": "snake"}),
-    "vox_unit_3": (192, 192, 7, 1280, 80000,
-                   {"groups": 192, "dilation": 3, **SNAKE, "after": "snake"}),
-    "vox_unit_9": (96, 96, 7, 2560, 160000,
-                   {"groups": 96, "dilation": 9, **SNAKE, "after": "snake"}),
+    "vox_unit_3": (192, 192, 7, 1280, 80000, {"groups": 192, "dilation": 3, **SNAKE, "after": "snake"}),
+    "vox_unit_9": (96, 96, 7, 2560, 160000, {"groups": 96, "dilation": 9, **SNAKE, "after": "snake"}),
     "vox_out": (96, 1, 7, 2560, 160000, {**SNAKE, "after": "tanh"}),
     "vox_down": (512, 1024, 16, 256, 16000, {**SNAKE, "stride": 8}),
     "vox_wave": (1, 128, 7, 2560, 160000, {}),
@@ -51,7 +49,7 @@ LAYERS = {
     "vibe_mixer": (256, 256, 7, 200, 15000, {"groups": 256, "residual": True}),
     "vibe_down": (64, 128, 4, 1600, 120000, {"stride": 2}),
     "vibe_out": (32, 1, 7, 3200, 240000, {}),
-}  # fmt: skip
+}
 FEW = ("mixed_rows", "depthwise_long", "dilated_long", "wide", "flush", "odd_sizes")
 
 
@@ -139,15 +137,23 @@ def layer(
     weight = meta(*((C, N // groups, k) if transposed else (N, C // groups, k)), dtype=dtype)
     context, lengths = meta(B, C, width, dtype=dtype), meta(B, dtype=i64)
     out = meta(B, N, T, dtype=dtype)
-    snakes = [meta(n, dtype=torch.float32) if name == "snake" else None
-              for name, n in ((before, C), (before, C), (after, N), (after, N))]  # fmt: skip
+    snakes = [
+        meta(n, dtype=torch.float32) if name == "snake" else None
+        for name, n in ((before, C), (before, C), (after, N), (after, N))
+    ]
     causal_conv.causal_conv(
-        meta(B, C, L, dtype=dtype), weight, meta(N, dtype=dtype), out if residual else None,
-        (context, lengths) if streamed else (None, None), (None, None, not streamed),
+        meta(B, C, L, dtype=dtype),
+        weight,
+        meta(N, dtype=dtype),
+        out if residual else None,
+        (context, lengths) if streamed else (None, None),
+        (None, None, not streamed),
         (out, context, lengths, meta(B, dtype=i64)),
         (k, stride, dilation, groups, 0 if transposed else max(span + 1 - stride, 0), 0),
-        (before, *snakes[:2], after, *snakes[2:]), transposed=transposed, in_place=streamed,
-    )  # fmt: skip
+        (before, *snakes[:2], after, *snakes[2:]),
+        transposed=transposed,
+        in_place=streamed,
+    )
 
 
 def embedding(B: int, L: int, dtype: torch.dtype) -> None:
@@ -189,9 +195,8 @@ def compile_all(mode: str) -> None:
                 types=[signature["x"], signature.get("w")],
                 blocks=[constants.get(name) for name in BLOCKS if name in constants],
                 wide=ptx.count("cp.async.cg.shared.global") + ptx.count("ld.global.v"),
-                shape=[constants[name] for name in ("KERNEL", "STRIDE", "DILATION")
-                       if name in constants],
-            )  # fmt: skip
+                shape=[constants[name] for name in ("KERNEL", "STRIDE", "DILATION") if name in constants],
+            )
 
 
 if __name__ == "__main__":

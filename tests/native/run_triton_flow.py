@@ -116,20 +116,38 @@ def sample(
     """The launches of one patch of B requests."""
     f32, blocks, T, E = torch.float32, STORED.get(format, x), 1 + N + P, 2
     matrices = [
-        meta(H, HC, dtype=x), meta(H, C, dtype=x), meta(L, 3 * H, H, dtype=blocks),
-        meta(L, H, H, dtype=blocks), meta(L, W, H, dtype=blocks), meta(L, H, W, dtype=blocks),
+        meta(H, HC, dtype=x),
+        meta(H, C, dtype=x),
+        meta(L, 3 * H, H, dtype=blocks),
+        meta(L, H, H, dtype=blocks),
+        meta(L, W, H, dtype=blocks),
+        meta(L, H, W, dtype=blocks),
         meta(C, H, dtype=x),
-    ]  # fmt: skip
+    ]
     biases = [meta(*w.shape[:-1], dtype=x) for w in matrices]
     norms = [meta(L, H, dtype=x), meta(L, H, dtype=x), meta(H, dtype=x)]
     norms += [meta(L, H // HEADS, dtype=x)] * (2 if qk_norm else 0)
     scales = [meta(*bias.shape, dtype=f32) for bias in biases] if format in STORED else []
     flow_sample.flow_sample(
-        meta(B, HC, dtype=x), meta(B, N, C, dtype=x), meta(E, B, P, C, dtype=f32),
-        meta(B, dtype=f32), meta(E, H, dtype=f32), meta(E, dtype=f32), meta(E, B, dtype=f32),
-        [True] * E, meta(T, 32, dtype=f32), meta(T, 32, dtype=f32), matrices, biases, norms,
-        scales, HEADS, HEADS, guided, meta(B, P, C, dtype=f32),
-    )  # fmt: skip
+        meta(B, HC, dtype=x),
+        meta(B, N, C, dtype=x),
+        meta(E, B, P, C, dtype=f32),
+        meta(B, dtype=f32),
+        meta(E, H, dtype=f32),
+        meta(E, dtype=f32),
+        meta(E, B, dtype=f32),
+        [True] * E,
+        meta(T, 32, dtype=f32),
+        meta(T, 32, dtype=f32),
+        matrices,
+        biases,
+        norms,
+        scales,
+        HEADS,
+        HEADS,
+        guided,
+        meta(B, P, C, dtype=f32),
+    )
 
 
 def launches(capability: int, mode: str) -> None:

@@ -81,10 +81,17 @@ def moe(T: int, format: str, x: torch.dtype = torch.bfloat16) -> None:
     if format in stored:
         scales = [meta(*s, dtype=f32) for s in ((E, 2 * I), (E, H), (2 * I_s,), (H,))]
     moe_mlp.moe_mlp(
-        meta(T, H, dtype=x), meta(E, 2 * I, H, dtype=dtype), meta(E, H, I, dtype=dtype),
-        meta(T, K, dtype=f32), meta(T, K, dtype=torch.int32), meta(2 * I_s, H, dtype=dtype),
-        meta(H, I_s, dtype=dtype), *scales, format == "int8_dyn", meta(T, H, dtype=x),
-    )  # fmt: skip
+        meta(T, H, dtype=x),
+        meta(E, 2 * I, H, dtype=dtype),
+        meta(E, H, I, dtype=dtype),
+        meta(T, K, dtype=f32),
+        meta(T, K, dtype=torch.int32),
+        meta(2 * I_s, H, dtype=dtype),
+        meta(H, I_s, dtype=dtype),
+        *scales,
+        format == "int8_dyn",
+        meta(T, H, dtype=x),
+    )
 
 
 def launches(capability: int, everything: bool) -> None:
@@ -110,9 +117,7 @@ def launches(capability: int, everything: bool) -> None:
 def compile_all(everything: bool = False) -> None:
     for capability in CAPABILITIES:
         grouped_gemm.capability_of = lambda index, found=capability: found
-        for kernel, signature, constants, *rest in recorded(
-            lambda found=capability: launches(found, everything)
-        ):
+        for kernel, signature, constants, *rest in recorded(lambda found=capability: launches(found, everything)):
             launch = kernel, signature, constants, *rest
             ptx, made = compiled(*launch, capability=capability)
             say(

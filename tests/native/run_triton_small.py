@@ -27,10 +27,7 @@ from mingcore_kernels.moe import moe_mlp
 from mingcore_kernels.norm import norms
 from mingcore_kernels.rotary import rope
 
-OPS = (
-    "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
-    "linear",
-)  # fmt: skip
+OPS = ("rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode", "linear")
 LARGEST = {1: 2e5, 3: 2e4}  # elements of an argument: the interpreter is slow
 
 
@@ -69,9 +66,14 @@ def check(op: str, kwargs: dict, **said) -> tuple[torch.Tensor, ...]:
 def _linear_formats(d: cases.Draw, step: int) -> None:
     """Quantised weights under every activation, few rows and many."""
     formats = (
-        (1, "int8", None), (16, "int8", "swiglu"), (17, "int8", "gelu"), (3, "fp8", "silu"),
-        (40, "fp8", "swiglu"), (2, "int8_dyn", "gelu_tanh"), (70, "int8_dyn", "swiglu"),
-    )  # fmt: skip
+        (1, "int8", None),
+        (16, "int8", "swiglu"),
+        (17, "int8", "gelu"),
+        (3, "fp8", "silu"),
+        (40, "fp8", "swiglu"),
+        (2, "int8_dyn", "gelu_tanh"),
+        (70, "int8_dyn", "swiglu"),
+    )
     for M, format, activation in formats[step // 2 :: step]:
         weight = ops.pack_linear(d.matrix(38, 83), format=format, backend="reference")
         kwargs = {"x": d.normal(M, 83), "weight": weight, "bias": d.normal(38)}
@@ -111,9 +113,7 @@ def _shares(d: cases.Draw, step: int) -> None:
             q, caches = kwargs["q"], (kwargs["k_cache"], kwargs["v_cache"])
             for shares in (1, 2, 7):
                 got = torch.full_like(one, float("nan"))
-                attention_decode.attention_decode(
-                    q, *caches, positions, window, 24**-0.5, got, shares=shares
-                )
+                attention_decode.attention_decode(q, *caches, positions, window, 24**-0.5, got, shares=shares)
                 compare.check_op("attention_decode", kwargs, (got,))
                 assert (got[positions < 0] == 0).all()
 
@@ -126,14 +126,13 @@ def _refused(d: cases.Draw) -> None:
     small = cache[..., :8]
     for op, args in (
         ("attention_decode", (x, cache, cache, position, 0, 1.0, None, None)),
-        ("kv_write_", (small[:, :1].expand(1, 4, 2, 8), small, small[:, :1], small[:, :1],
-                       position)),
+        ("kv_write_", (small[:, :1].expand(1, 4, 2, 8), small, small[:, :1], small[:, :1], position)),
         ("rope", (x, cos, cos, False, 2)),
         ("rms_norm", (d.normal(1, 20000), d.normal(20000), 1e-6)),
         ("layer_norm", (half.double(), half[0, 0], None, 1e-6)),
         ("linear", (half, d.matrix(256, 6).t(), None, None, "none", "rows", 6, None, "")),
         ("linear", (half, d.matrix(6, 256).float(), None, None, "none", "rows", 6, None, "")),
-    ):  # fmt: skip
+    ):
         say(refused=registry.entry(op, "triton").reason(args))
 
 
@@ -184,8 +183,9 @@ def launches(capability: int, everything: bool) -> None:
         attention(1, 5, 20, 20, 64, 4096, 0, dtype)
         attention(1, 5, 14, 2, 64, 37, 32, dtype)
         if everything:
-            norms.layer_norm(*(meta(3, 16384, dtype=dtype), *(meta(16384, dtype=dtype),) * 2), 1e-5,
-                             meta(3, 16384, dtype=dtype))  # fmt: skip
+            norms.layer_norm(
+                *(meta(3, 16384, dtype=dtype), *(meta(16384, dtype=dtype),) * 2), 1e-5, meta(3, 16384, dtype=dtype)
+            )
             turned(2, 11, 16, 0, 64, True, dtype)
             turned(2, 3, 3, 0, 1024, False, dtype)
             for D in (64, 128, 256) if dtype != fp16 else (16, 80):
@@ -209,9 +209,7 @@ def compile_all(everything: bool, registers: int | None = None) -> None:
     """registers: no kernel gets more, and only the linear ones are compiled."""
     for capability in (80, 90, 100) if everything else (90,):
         grouped_gemm.capability_of = linear.capability_of = lambda _, found=capability: found
-        for kernel, signature, constants, *rest in recorded(
-            lambda found=capability: launches(found, everything)
-        ):
+        for kernel, signature, constants, *rest in recorded(lambda found=capability: launches(found, everything)):
             if registers is not None:
                 if kernel.__name__ != "_linear_kernel":
                     continue
@@ -232,6 +230,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "interpret":
         interpret(3 if "few" in sys.argv[2:] else 1)
     else:
-        compile_all(
-            "few" not in sys.argv[2:], *(int(word) for word in sys.argv[2:] if word.isdigit())
-        )
+        compile_all("few" not in sys.argv[2:], *(int(word) for word in sys.argv[2:] if word.isdigit()))

@@ -171,10 +171,7 @@ def test_own_threads_where_no_openmp_is_loaded():
         assert "torch" not in sys.modules
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program), _cpu.__file__],
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", textwrap.dedent(program), _cpu.__file__], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
 

@@ -21,9 +21,7 @@ ACTS = ("silu", "elu", "gelu", "gelu_tanh", "tanh", "snake")
 
 def packed(op: str, call: dict, format: str | None = None) -> dict:
     shape = {name: call[name] for name in ("stride", "dilation", "groups") if name in call}
-    weight = ops.pack_conv(
-        call["weight"], transposed="transpose" in op, format=format, backend="cpu", **shape
-    )
+    weight = ops.pack_conv(call["weight"], transposed="transpose" in op, format=format, backend="cpu", **shape)
     return {**call, "weight": weight}
 
 
@@ -211,12 +209,7 @@ def test_a_value_has_the_same_bits_whatever_stands_beside_it(isa):
     C, L = 12, 15
     x, weight, bias = torch.randn(1, C, L), torch.randn(C, 1, 7), torch.randn(C)
     pair = (0.5 + torch.rand(C), torch.rand(C))
-    both = {
-        "activation_before": "snake",
-        "snake_before": pair,
-        "activation": "snake",
-        "snake": pair,
-    }
+    both = {"activation_before": "snake", "snake_before": pair, "activation": "snake", "snake": pair}
 
     def run(x):
         return ops.causal_conv1d(x, weight, bias, groups=C, **both, backend="cpu")[0]

@@ -26,9 +26,7 @@ def arguments(S, Hq, Hkv, D, positions, dtype=torch.float32, seed=0, **more):
     d = torch.Generator().manual_seed(seed)
     positions = torch.as_tensor(positions, dtype=torch.int64)
     B, T = positions.shape
-    caches = {
-        name: torch.randn(B, S, Hkv, D, generator=d).to(dtype) for name in ("k_cache", "v_cache")
-    }
+    caches = {name: torch.randn(B, S, Hkv, D, generator=d).to(dtype) for name in ("k_cache", "v_cache")}
     q = torch.randn(B, T, Hq, D, generator=d).to(dtype)
     return {"q": q, **caches, "positions": positions, **more}
 
@@ -112,13 +110,8 @@ def test_slices_and_views_are_read_where_they_are(isa):
     expected = ops.attention_decode(**plain, backend="cpu")
     qkv = torch.full((1, 3, 8, 24), float("nan"))
     qkv[:, :, :4] = plain["q"]
-    by_head = {
-        n: plain[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("k_cache", "v_cache")
-    }
-    longer = {
-        n: torch.cat((plain[n], torch.full_like(plain[n], float("nan"))), 1)[:, :30]
-        for n in by_head
-    }
+    by_head = {n: plain[n].transpose(1, 2).contiguous().transpose(1, 2) for n in ("k_cache", "v_cache")}
+    longer = {n: torch.cat((plain[n], torch.full_like(plain[n], float("nan"))), 1)[:, :30] for n in by_head}
     for views in (
         {"q": qkv[:, :, :4]},
         by_head,
@@ -148,12 +141,7 @@ def written(kwargs, backend):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_writing_equals_the_reference(isa, threads, dtype):
     d = torch.Generator().manual_seed(3)
-    for B, T, S, heads, D in (
-        (1, 1, 4, 2, 8),
-        (3, 5, 7, 3, 5),
-        (2, 40, 16, 1, 3),
-        (2, 300, 512, 4, 64),
-    ):
+    for B, T, S, heads, D in ((1, 1, 4, 2, 8), (3, 5, 7, 3, 5), (2, 40, 16, 1, 3), (2, 300, 512, 4, 64)):
         first = torch.randint(0, 3 * S, (B, 1), generator=d)
         kwargs = arguments(S, heads, heads, D, first + torch.arange(T), dtype)
         kwargs["positions"][0, 0] = -1

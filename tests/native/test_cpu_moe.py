@@ -18,13 +18,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = (*DTYPES, "int8", "int8_dyn")
 TOKENS = (0, 1, 3, 16, 65)
 # E, K, H, I, Is: whole panels; all odd; narrower than a panel; no shared expert; rounds of K blocks
-SIZES = (
-    (8, 2, 64, 32, 48),
-    (5, 3, 37, 29, 43),
-    (3, 2, 5, 3, 1),
-    (7, 4, 96, 40, 0),
-    (3, 1, 300, 150, 9),
-)
+SIZES = ((8, 2, 64, 32, 48), (5, 3, 37, 29, 43), (3, 2, 5, 3, 1), (7, 4, 96, 40, 0), (3, 1, 300, 150, 9))
 
 
 def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -47,9 +41,7 @@ def experts(size: tuple, format: str, seed: int = 0, layout: str = "panels") -> 
     return {"experts": packed}
 
 
-def tokens(
-    size: tuple, T: int, dtype: torch.dtype = torch.float32, only: int | None = None
-) -> dict:
+def tokens(size: tuple, T: int, dtype: torch.dtype = torch.float32, only: int | None = None) -> dict:
     """Ids may repeat within a token; `only` limits them to so many experts."""
     E, K, H, *_ = size
     g = torch.Generator().manual_seed(T)
@@ -138,9 +130,7 @@ def test_bf16_products_of_spread_rows(bf16_products, stride):
     size = SIZES[0]
     kwargs = {**tokens(size, 70, torch.bfloat16), **experts(size, "bf16")}
     expected = got(kwargs)
-    kwargs["x"] = torch.full((70, stride), torch.nan, dtype=torch.bfloat16)[:, :64].copy_(
-        kwargs["x"]
-    )
+    kwargs["x"] = torch.full((70, stride), torch.nan, dtype=torch.bfloat16)[:, :64].copy_(kwargs["x"])
     assert torch.equal(got(kwargs), expected)
 
 

@@ -55,8 +55,9 @@ def test_norms_of_many_rows_are_the_same_bits_on_any_number_of_threads(isa):
     before, results = torch.get_num_threads(), []
     for threads in (1, 3):
         torch.set_num_threads(threads)
-        results.append((check("rms_norm", x=x, weight=w, eps=1e-6)[0],
-                        check("layer_norm", x=x, weight=w, bias=w, eps=1e-6)[0]))  # fmt: skip
+        results.append(
+            (check("rms_norm", x=x, weight=w, eps=1e-6)[0], check("layer_norm", x=x, weight=w, bias=w, eps=1e-6)[0])
+        )
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for a, b in zip(*results))
     for row in (0, 17, 300):
@@ -81,13 +82,7 @@ def test_norms_of_other_ranks_and_of_nothing(isa):
 @pytest.mark.parametrize("interleaved", (False, True))
 def test_rope_of_many_sizes_and_layouts(isa, interleaved):
     for dtype in DTYPES:
-        for B, T, heads, D in (
-            (1, 1, 1, 2),
-            (2, 3, 3, 6),
-            (1, 5, 2, 30),
-            (2, 2, 5, 34),
-            (1, 2, 1, 70),
-        ):
+        for B, T, heads, D in ((1, 1, 1, 2), (2, 3, 3, 6), (1, 5, 2, 30), (2, 2, 5, 34), (1, 2, 1, 70)):
             for rope_heads in {0, 1, heads}:
                 angles = normal(B, T, D // 2, seed=3)
                 kwargs = {"cos": strided(angles.cos()), "sin": angles.sin().contiguous()}

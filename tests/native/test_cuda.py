@@ -80,10 +80,7 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     )
     (tmp_path / "out" / "mingcore").mkdir(parents=True)
     done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "MINGCORE_CUDA": "1"},
+        [sys.executable, "-c", script], capture_output=True, text=True, env={**os.environ, "MINGCORE_CUDA": "1"}
     )
     assert done.returncode == 0 and done.stdout == f"{op}\n", done.stderr
     folder = tmp_path / "out" / "mingcore" / "_cuda"

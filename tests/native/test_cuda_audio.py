@@ -45,8 +45,7 @@ def test_emulated_kernels_match_the_oracle(emulated_driver, tmp_path):
 def test_every_case_and_stream_emulated(emulated_driver, tmp_path):
     checked, streamed, _ = emulate(emulated_driver, tmp_path / "log")
     assert checked >= 40 and streamed == 18
-    lines = [line.split()[1:4] for line in (tmp_path / "log").read_text().splitlines()
-             if line.startswith("launch")]  # fmt: skip
+    lines = [line.split()[1:4] for line in (tmp_path / "log").read_text().splitlines() if line.startswith("launch")]
     # at the real size a patch is two launches: 81 blocks, and one of 512 threads
     real = ["81", "128", str(cuda_audio.few_rows_bytes(1))]
     assert ["1", "512", str(cuda_audio.SHARED_BYTES)] == lines[lines.index(real) + 1]

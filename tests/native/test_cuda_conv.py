@@ -149,26 +149,20 @@ def test_what_it_declines(any_device):
     panels = ops.pack_conv(torch.zeros(8, 8, 3), backend="cpu")
     assert "the layout is 'conv_panels'; it takes rows" in declined(weight=panels)
     long = torch.zeros(8, 8, 200)
-    assert "has 200 taps; transposed it takes up to 128" in declined(
-        "causal_conv_transpose1d", weight=long, stride=100
-    )
+    assert "has 200 taps; transposed it takes up to 128" in declined("causal_conv_transpose1d", weight=long, stride=100)
     wide = declined("causal_conv_transpose1d", weight=torch.zeros(8, 8, 7), dilation=27)
     assert "an output is made of up to 163 times" in wide
     any_device.shared_memory_per_block_optin = 101376
     far = declined(weight=torch.zeros(8, 8, 3), dilation=9000)
     assert "reaches over 18001 inputs; those of a tile do not fit in 101376 bytes" in far
-    assert "inputs, more than 101376 bytes hold" in declined(
-        weight=torch.zeros(8, 1, 3), groups=8, dilation=20000
-    )
+    assert "inputs, more than 101376 bytes hold" in declined(weight=torch.zeros(8, 1, 3), groups=8, dilation=20000)
 
 
 def test_what_it_declines_in_place(any_device):
     state = ops.ConvState.start(2, 8, 2)
     state.context = state.context.transpose(0, 1).contiguous().transpose(0, 1)
     assert "the state is not contiguous" in declined(in_place=True, state=state)
-    assert "out overlaps itself" in declined(
-        in_place=True, out=torch.zeros(1, 8, 16).expand(2, 8, 16)
-    )
+    assert "out overlaps itself" in declined(in_place=True, out=torch.zeros(1, 8, 16).expand(2, 8, 16))
 
 
 def test_copies_of_16_bytes_need_their_alignment():

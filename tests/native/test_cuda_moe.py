@@ -55,9 +55,7 @@ def test_ptx_has_matrix_products_and_asynchronous_copies(tmp_path, monkeypatch):
 def test_the_resources_that_the_kernel_file_states(tmp_path):
     source = launch.source("moe_decode")
     command = ["nvcc", "-O3", "-std=c++17", "-cubin", "-arch=sm_90", "-Xptxas", "-v"]
-    done = subprocess.run(
-        [*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True)
     used = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     text = source.read_text()
     least, most = map(int, re.search(r"of (\d+) to (\d+) registers", text).groups())
@@ -135,9 +133,7 @@ def test_launches_that_may_overlap_have_words_of_their_own(monkeypatch):
     state = SimpleNamespace(stream=1, capture=0)
     fake = torch.cuda
     monkeypatch.setattr(fake, "synchronize", lambda device: None)
-    monkeypatch.setattr(
-        fake, "current_stream", lambda device: SimpleNamespace(cuda_stream=state.stream)
-    )
+    monkeypatch.setattr(fake, "current_stream", lambda device: SimpleNamespace(cuda_stream=state.stream))
     monkeypatch.setattr(fake, "is_current_stream_capturing", lambda: state.capture > 0)
     answer = lambda stream: (launch.driver.CUresult.CUDA_SUCCESS, 1, state.capture)  # noqa: E731
     monkeypatch.setattr(launch.driver, "cuStreamGetCaptureInfo", answer)

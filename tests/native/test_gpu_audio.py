@@ -8,10 +8,7 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned, strided
 from mingcore.testing import compare, streaming
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("cuda", "triton")
@@ -43,13 +40,7 @@ def test_named_cases(op, backend, dtype):
 @pytest.mark.parametrize("hop, H", ((320, 896), (40, 70), (7, 33)))
 def test_frames_of_every_count(dtype, hop, H):
     """Each of the CUDA kernels, the last frame cut short or whole, rows together or apart."""
-    for B, L in (
-        (1, 5 * hop),
-        (1, 8 * hop - 3),
-        (3, 50 * hop - 1),
-        (64, 5 * hop),
-        (2, 700 * hop - 5),
-    ):
+    for B, L in ((1, 5 * hop), (1, 8 * hop - 3), (3, 50 * hop - 1), (64, 5 * hop), (2, 700 * hop - 5)):
         d = cases.Draw("cuda", dtype, B)
         for samples in (d.normal(B, L), strided(d.normal(B, L), 16 - L % 8)):
             kwargs = {"samples": samples, "weight": d.matrix(H, hop), "hop": hop}

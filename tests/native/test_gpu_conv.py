@@ -10,10 +10,7 @@ from mingcore.ops._core.layouts import map_tensors, nan_poisoned
 from mingcore.testing import compare, streaming
 from tests.ops.test_streams import conv_call
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 PURE = ("causal_conv1d", "causal_conv_transpose1d")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

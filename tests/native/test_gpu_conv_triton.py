@@ -8,10 +8,7 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned
 from mingcore.testing import compare, streaming
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 OPS = ("causal_conv1d", "causal_conv_transpose1d")
 

@@ -8,10 +8,7 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned
 from mingcore.testing import compare
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 BACKEND = "triton"
 PROOF = cases.for_op("flow_sample", tag="verify", large=True)

@@ -11,10 +11,7 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned, strided
 from mingcore.testing import compare
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BACKENDS = ("cuda", "triton")

@@ -9,10 +9,7 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned, shifted
 from mingcore.testing import compare
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 FORMATS = [
     ("bf16", torch.bfloat16),

@@ -10,10 +10,7 @@ from mingcore.ops._core.layouts import nan_poisoned, shifted
 from mingcore.testing import compare
 
 HERE = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not HERE, reason="no GPU of sm_90"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not HERE, reason="no GPU of sm_90")]
 
 
 def arguments(T, K=6, E=16, H=512, I=352, shared=704, dtype=torch.bfloat16, seed=0):

@@ -12,15 +12,9 @@ from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned, shifted
 from mingcore.testing import compare
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
-OPS = (
-    "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
-    "linear",
-)  # fmt: skip
+OPS = ("rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode", "linear")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 

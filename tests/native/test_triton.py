@@ -25,9 +25,7 @@ def triton_folder(request) -> Path | None:
         return None
     if not (FOLDER / "triton" / "backends").is_dir():
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-        done = subprocess.run(
-            [*command, str(FOLDER), f"triton=={OLDEST}"], capture_output=True, text=True
-        )
+        done = subprocess.run([*command, str(FOLDER), f"triton=={OLDEST}"], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"triton {OLDEST} cannot be had: {done.stderr.strip().splitlines()[-1]}")
     return FOLDER

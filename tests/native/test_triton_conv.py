@@ -73,9 +73,8 @@ def test_every_choice_is_valid(kind, capability):
             for batch in (1, 3, 64):
                 for single in (False, True):
                     config = conv_configs.choose(
-                        kind, rows=rows, times=times, batch=batch, single=single,
-                        capability=capability,
-                    )  # fmt: skip
+                        kind, rows=rows, times=times, batch=batch, single=single, capability=capability
+                    )
                     assert conv_configs.why_invalid(config, kind, capability) is None
 
 

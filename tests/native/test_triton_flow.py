@@ -47,9 +47,7 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
     check_binaries(lines)
     ends = {"_flow_embed_kernel", "_flow_step_out_kernel"}
     kernels = {line["kernel"] for line in lines}
-    assert kernels >= {"_flow_product_kernel", "_flow_attention_kernel"} | (
-        set() if triton_folder else ends
-    )
+    assert kernels >= {"_flow_product_kernel", "_flow_attention_kernel"} | (set() if triton_folder else ends)
 
 
 @pytest.mark.slow
@@ -65,9 +63,8 @@ def test_every_choice_is_valid(kind, capability):
         for columns, depth in ((3072, 1024), (1024, 4096), (4096, 1024), (36, 52), (7, 13)):
             for processors in (1, 132):
                 config = flow_configs.choose(
-                    kind, rows=rows, columns=columns, depth=depth,
-                    processors=processors, capability=capability,
-                )  # fmt: skip
+                    kind, rows=rows, columns=columns, depth=depth, processors=processors, capability=capability
+                )
                 assert flow_configs.why_invalid(config, kind, capability) is None
                 assert config.parts == 1 or depth % config.parts == 0
 

@@ -40,9 +40,14 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
     lines = run(tmp_path, triton_folder, "compile")
     check_binaries(lines)
     assert {line["kernel"] for line in lines} >= {
-        "_route_topk_kernel", "_sort_by_expert_kernel", "_grouped_gemm_kernel",
-        "_row_gate_up_kernel", "_row_down_kernel", "_sum_slots_kernel", "_quantise_rows_kernel",
-    }  # fmt: skip
+        "_route_topk_kernel",
+        "_sort_by_expert_kernel",
+        "_grouped_gemm_kernel",
+        "_row_gate_up_kernel",
+        "_row_down_kernel",
+        "_sum_slots_kernel",
+        "_quantise_rows_kernel",
+    }
     for line in lines:
         if line["kernel"] == "_grouped_gemm_kernel" and line["types"][0] != "*fp32":
             assert line["matrix"] and line["copies16"], line  # the matrix unit, copies in bulk

@@ -14,19 +14,19 @@ from mingcore_kernels.gemm import configs, linear
 from mingcore_kernels.norm import norms
 from tests.native import triton_process
 
-OPS = (
-    "rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode",
-    "linear",
-)  # fmt: skip
+OPS = ("rms_norm", "add_rms_norm", "layer_norm", "rope", "qkv_rope", "kv_write_", "attention_decode", "linear")
 REFUSALS = (
-    "heads are 512 wide", "k_cache overlaps itself", "cos is torch.float64",
-    "rows have 20000 elements", "x is torch.float64", "a dense last dimension", "it takes one type",
-)  # fmt: skip
-
-
-@pytest.fixture(
-    scope="module", params=("installed", pytest.param("oldest", marks=pytest.mark.slow))
+    "heads are 512 wide",
+    "k_cache overlaps itself",
+    "cos is torch.float64",
+    "rows have 20000 elements",
+    "x is torch.float64",
+    "a dense last dimension",
+    "it takes one type",
 )
+
+
+@pytest.fixture(scope="module", params=("installed", pytest.param("oldest", marks=pytest.mark.slow)))
 def triton_folder(request) -> Path | None:
     return triton_process.folder_of(request.param)
 
@@ -69,9 +69,13 @@ def test_compiled_kernels_neither_spill_nor_use_local_memory(triton_folder, tmp_
     lines = run(tmp_path, triton_folder, "compile", "few")
     check_binaries(lines)
     assert {line["kernel"] for line in lines} >= {
-        "_norm_kernel", "_rope_kernel", "_kv_write_kernel", "_attention_decode_kernel",
-        "_combine_kernel", "_linear_kernel",
-    }  # fmt: skip
+        "_norm_kernel",
+        "_rope_kernel",
+        "_kv_write_kernel",
+        "_attention_decode_kernel",
+        "_combine_kernel",
+        "_linear_kernel",
+    }
 
 
 @pytest.mark.slow

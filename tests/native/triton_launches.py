@@ -16,9 +16,15 @@ from triton.runtime.jit import JITFunction
 OPTIONS = ("num_warps", "num_stages", "launch_pdl")
 FUSION = "enable_fp_fusion"  # every launch names it, so it tells none from another
 TYPES = {
-    torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16", torch.int32: "i32",
-    torch.int8: "i8", torch.int64: "i64", torch.bool: "i1", torch.float8_e4m3fn: "fp8e4nv",
-}  # fmt: skip
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int32: "i32",
+    torch.int8: "i8",
+    torch.int64: "i64",
+    torch.bool: "i1",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
 
 
 def recorded(launch) -> list[tuple]:
@@ -57,9 +63,7 @@ def recorded(launch) -> list[tuple]:
     return list(found.values())
 
 
-def binary(
-    kernel, signature: dict, constants: dict, divisible: dict, options: dict, capability: int
-):
+def binary(kernel, signature: dict, constants: dict, divisible: dict, options: dict, capability: int):
     """A recorded kernel, compiled for a GPU such as 90. options: "maxnreg" too."""
     source = ASTSource(kernel, signature, constants, divisible)
     return triton.compile(source, GPUTarget("cuda", capability, 32), options=options)

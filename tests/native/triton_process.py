@@ -27,16 +27,10 @@ def folder_of(version: str) -> Path | None:
     return OLDEST
 
 
-def run(
-    script: str, cache: Path, folder: Path | None, *mode: str, timeout: int = 280
-) -> list[dict]:
+def run(script: str, cache: Path, folder: Path | None, *mode: str, timeout: int = 280) -> list[dict]:
     """The lines of JSON that the script prints."""
     paths = [*([folder] if folder else []), ROOT, ROOT / "kernels", HERE]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "TRITON_CACHE_DIR": str(cache),
-    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "TRITON_CACHE_DIR": str(cache)}
     environment.pop("TRITON_INTERPRET", None)
     command = [sys.executable, str(HERE / script), *mode]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)

@@ -16,9 +16,7 @@ def activate(y: list[float], kind: str | None) -> list[float]:
         None: lambda v: v,
         "silu": lambda v: v / (1 + math.exp(-v)),
         "gelu": lambda v: 0.5 * v * (1 + math.erf(v / math.sqrt(2))),
-        "gelu_tanh": lambda v: (
-            0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
-        ),
+        "gelu_tanh": lambda v: 0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
     }[kind]
     return [one(v) for v in y]
 
@@ -131,10 +129,7 @@ def attention_prefill(q, k, v, causal=True, window=None, scale=None) -> Tensor:
             seen = range(k.shape[1]) if not causal else range(t + 1)
             seen = [s for s in seen if window is None or s > t - window]
             for h in range(heads):
-                keys, values = (
-                    [k[b, s, h // group] for s in seen],
-                    [v[b, s, h // group] for s in seen],
-                )
+                keys, values = ([k[b, s, h // group] for s in seen], [v[b, s, h // group] for s in seen])
                 out[b, t, h] = attend(q[b, t, h], keys, values, scale or width**-0.5)
     return out
 
@@ -151,9 +146,7 @@ def attention_history(q, history, positions, window=None, scale=None, slots=None
         for t in range(T):
             p = int(positions[b, t])
             seen = [
-                s
-                for s in range(p + 1)
-                if (window is None or s > p - window) and (slots is None or s > newest - slots)
+                s for s in range(p + 1) if (window is None or s > p - window) and (slots is None or s > newest - slots)
             ]
             for h in range(heads if p >= 0 else 0):
                 kv = [history[b][s] for s in seen]
@@ -184,9 +177,7 @@ def flow_velocity(head, x, time, first, history) -> Tensor:
     embedded = linear(torch.cat((history.double(), x.double())), embed, x_bias)
     h = torch.cat(((first + time.double())[None], embedded))
     T = h.shape[0]
-    angles = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (
-        -torch.arange(0, D, 2, dtype=torch.float64) / D
-    )
+    angles = torch.arange(T, dtype=torch.float64)[:, None] * 10000 ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
     cos, sin = angles.cos()[None], angles.sin()[None]
     for i in range(head.depth):
         n = rms_norm(h, head.norms[0][i], 1e-6)
@@ -202,9 +193,7 @@ def flow_velocity(head, x, time, first, history) -> Tensor:
     return linear(rms_norm(h, head.norms[2], 1e-6), final, final_bias)[-x.shape[0] :]
 
 
-def flow_sample(
-    head, schedule, condition, history, noise, guidance=2.0, noise_scale=1.0, guided=None
-) -> Tensor:
+def flow_sample(head, schedule, condition, history, noise, guidance=2.0, noise_scale=1.0, guided=None) -> Tensor:
     B, out = noise.shape[1], []
     times = head.times(schedule).double()
     for b in range(B):

@@ -11,12 +11,7 @@ from mingcore.ops._core import dispatch
 from mingcore.ops._core.layouts import nan_poisoned
 
 # max |a - b| / max |b| against the float64 loops, by the type that is computed and rounded in
-TOLERANCE = {
-    torch.float64: 1e-12,
-    torch.float32: 3e-6,
-    torch.float16: 3e-3,
-    torch.bfloat16: 2e-2,
-}
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 DTYPES = tuple(TOLERANCE)
 
 

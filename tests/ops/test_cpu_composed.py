@@ -10,9 +10,7 @@ from mingcore.ops._core.packing import FORMATS
 from tests.ops import slow
 from tests.ops.support import TOLERANCE, Draw, check
 
-pytestmark = pytest.mark.skipif(
-    registry.load("cpu") is not None, reason="the native kernels are not built"
-)
+pytestmark = pytest.mark.skipif(registry.load("cpu") is not None, reason="the native kernels are not built")
 DTYPES = tuple(dtype for dtype in TOLERANCE if dtype != torch.float64)
 
 

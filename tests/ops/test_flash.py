@@ -21,9 +21,18 @@ from .support import flat_arguments
 
 
 def flash_attn_func(
-    q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0,
-    alibi_slopes=None, deterministic=False, return_attn_probs=False,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    dropout_p=0.0,
+    softmax_scale=None,
+    causal=False,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    deterministic=False,
+    return_attn_probs=False,
+):
     """The documented contract in plain PyTorch: q [B, T, Hq, D], k and v [B, S, Hkv, D]; masks are
     aligned to the bottom right; query i sees keys from i + S - T - left to i + S - T + right."""
     assert dropout_p == 0.0 and softcap == 0.0 and alibi_slopes is None and not return_attn_probs
@@ -91,14 +100,14 @@ def test_what_it_cannot_serve(flash, monkeypatch):
 def test_it_serves_prefill_on_a_gpu_unasked_and_by_name(flash, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     sdpa = registry.entry("attention_prefill", "reference").function
-    monkeypatch.setattr(
-        registry, "_unverified", lambda e, _: "no" if e.backend in ("cuda", "triton") else None
-    )
+    monkeypatch.setattr(registry, "_unverified", lambda e, _: "no" if e.backend in ("cuda", "triton") else None)
     with FakeTensorMode():
         for names, expected in (
-            (None, flash.function), ("flash", flash.function), ("flash,reference", flash.function),
+            (None, flash.function),
+            ("flash", flash.function),
+            ("flash,reference", flash.function),
             ("reference", sdpa),
-        ):  # fmt: skip
+        ):
             with ops.use_backend(names):
                 assert registry.select("attention_prefill", on_gpu()) is expected
         assert registry.select("attention_prefill", on_gpu(dtype=torch.float32)) is sdpa

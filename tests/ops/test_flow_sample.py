@@ -8,9 +8,7 @@ from mingcore.ops._core.registry import entries
 from mingcore.testing.compare import max_relative
 from tests.ops import flow_harness, slow
 
-BACKENDS = [
-    e.backend for e in entries() if e.op == "flow_sample" and e.backend in ("reference", "cpu")
-]
+BACKENDS = [e.backend for e in entries() if e.op == "flow_sample" and e.backend in ("reference", "cpu")]
 SLOW = ("odd_qk_norm", "temperature_mixed", "midpoint", "history_0", "rope_heads", "fp8_odd_sizes")
 UNSERVED = {"cpu": ("fp8",)}  # formats
 

@@ -82,11 +82,7 @@ def test_overlap_add_streams(dtype, split, size, hop):
 def test_overlap_add_emits_what_the_model_says():
     frames, window = Draw(torch.float32)(1, 15, 1280), torch.hann_window(1280)
     assert stream("overlap_add", frames.split(5, dim=1), window, 320)[1] == [1120, 1600, 2080]
-    assert stream("overlap_add", frames.split([1, 1, 1, 12], 1), window, 320)[1][:3] == [
-        0,
-        160,
-        320,
-    ]
+    assert stream("overlap_add", frames.split([1, 1, 1, 12], 1), window, 320)[1][:3] == [0, 160, 320]
 
 
 def test_overlap_state_resets_clones_and_weighs():

@@ -12,10 +12,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 def linear(d: Draw):
     w, b = d.weight(I, H), d(I)
-    return lambda x, r: ops.linear(x, w, b, activation="gelu_tanh", residual=r), (
-        d(7, 3, H),
-        d(7, 3, I),
-    )
+    return lambda x, r: ops.linear(x, w, b, activation="gelu_tanh", residual=r), (d(7, 3, H), d(7, 3, I))
 
 
 def linear_int8(d: Draw):
@@ -29,10 +26,7 @@ def silu_mul(d: Draw):
 
 def norms(d: Draw):
     w = d(H)
-    return lambda x, r: (*ops.add_rms_norm(x, r, w, 1e-6), ops.layer_norm(x, w, w, 1e-5)), (
-        d(9, 2, H),
-        d(9, 2, H),
-    )
+    return lambda x, r: (*ops.add_rms_norm(x, r, w, 1e-6), ops.layer_norm(x, w, w, 1e-5)), (d(9, 2, H), d(9, 2, H))
 
 
 def qkv_rope(d: Draw):
@@ -56,11 +50,7 @@ def experts(d: Draw):
 
 
 def prefill(d: Draw):
-    return lambda q, k, v: ops.attention_prefill(q, k, v, window=4), (
-        d(5, 7, HEADS, D),
-        d(5, 7, 2, D),
-        d(5, 7, 2, D),
-    )
+    return lambda q, k, v: ops.attention_prefill(q, k, v, window=4), (d(5, 7, HEADS, D), d(5, 7, 2, D), d(5, 7, 2, D))
 
 
 def decode(d: Draw):
@@ -73,10 +63,7 @@ def convolution(d: Draw):
     return lambda x: ops.causal_conv1d(x, w, dilation=2, activation="elu"), (d(5, H, 11),)
 
 
-CALLS = (
-    linear, linear_int8, silu_mul, norms, qkv_rope, route_topk, experts, prefill, decode,
-    convolution,
-)  # fmt: skip
+CALLS = (linear, linear_int8, silu_mul, norms, qkv_rope, route_topk, experts, prefill, decode, convolution)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -106,9 +93,7 @@ def test_every_op_of_a_row_is_covered(monkeypatch):
     """None of them reaches PyTorch with more than one row in this mode."""
     seen = []
     inner = torch.nn.functional.linear
-    monkeypatch.setattr(
-        torch.nn.functional, "linear", lambda x, *rest: seen.append(x.shape) or inner(x, *rest)
-    )
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda x, *rest: seen.append(x.shape) or inner(x, *rest))
     with ops.use_backend("reference"), ops.batch_invariant():
         for make in (linear, experts):
             call, rows = make(Draw(torch.float32))

@@ -74,9 +74,7 @@ def test_compiled_equals_eager(op, case):
     forget_graphs()
     function = functools.partial(compare.run, op, backend="reference")
     compiled = torch.compile(
-        lambda kwargs: getattr(ops, op)(**kwargs, backend="reference"),
-        fullgraph=True,
-        backend="aot_eager",
+        lambda kwargs: getattr(ops, op)(**kwargs, backend="reference"), fullgraph=True, backend="aot_eager"
     )
     expected = function(kwargs)
     if op.endswith("_"):
@@ -95,17 +93,13 @@ def draw_step():
     qkv = ops.pack_linear(draw.weight((heads + 2 * kv_heads) * width, H), backend="reference")
     out = draw.weight(H, heads * width)
     experts = ops.pack_experts(
-        draw.weight(E, 2 * I, H),
-        draw.weight(E, H, I),
-        shared=(draw.weight(8, H), draw.weight(H, 4)),
+        draw.weight(E, 2 * I, H), draw.weight(E, H, I), shared=(draw.weight(8, H), draw.weight(H, 4))
     )
     router, norm = draw.weight(E, H), draw(H)
     caches = torch.zeros(2, 12, kv_heads, width), torch.zeros(2, 12, kv_heads, width)
 
     def step(x, positions, k_cache, v_cache):
-        cos, sin = (
-            f(positions.unsqueeze(-1) * torch.ones(width // 2)) for f in (torch.cos, torch.sin)
-        )
+        cos, sin = (f(positions.unsqueeze(-1) * torch.ones(width // 2)) for f in (torch.cos, torch.sin))
         h = ops.rms_norm(x, norm, 1e-6)
         q, k, v = ops.qkv_rope(ops.linear(h, qkv), cos, sin, heads, kv_heads)
         ops.kv_write_(k_cache, v_cache, k, v, positions)

@@ -4,14 +4,7 @@ import torch
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
 from mingcore.ops._core import registry
-from mingcore.ops._core.packing import (
-    FORMATS,
-    PANEL,
-    quantise,
-    quantise_activations,
-    swiglu_order,
-    unpack_rows,
-)
+from mingcore.ops._core.packing import FORMATS, PANEL, quantise, quantise_activations, swiglu_order, unpack_rows
 from tests.ops.support import Draw
 
 SHAPES = [(32, 8), (64, 33), (70, 5), (2, 1)]

@@ -97,9 +97,7 @@ def test_the_time_embedding_by_its_formula():
     given = weights("even", torch.float64)
     head = pack(**given, backend="reference")
     t = torch.tensor([0.0, 0.3, 1.0])
-    f = torch.exp(
-        torch.arange(128, dtype=torch.float64) * -(torch.tensor(1e4).double().log() / 127)
-    )
+    f = torch.exp(torch.arange(128, dtype=torch.float64) * -(torch.tensor(1e4).double().log() / 127))
     angles = 1000 * t.double()[:, None] * f
     e = torch.cat((angles.sin(), angles.cos()), dim=1)
     (w0, b0), (w1, b1) = given["time"]
@@ -122,27 +120,18 @@ BAD_HEADS = [
         lambda w: {"matrices": [*w["matrices"][:3], torch.ones(3, 36, 35), *w["matrices"][4:]]},
         "out must be [N, K] or [L, N, K] = [3, 36, 36], got [3, 36, 35]",
     ),
-    (
-        lambda w: {"matrices": [*w["matrices"][:6], w["matrices"][6].half()]},
-        "final must be float32, got float16",
-    ),
-    (
-        lambda w: {"biases": [*w["biases"][:6], torch.ones(8)]},
-        "bias of final must be [N] or [L, N] = [7], got [8]",
-    ),
+    (lambda w: {"matrices": [*w["matrices"][:6], w["matrices"][6].half()]}, "final must be float32, got float16"),
+    (lambda w: {"biases": [*w["biases"][:6], torch.ones(8)]}, "bias of final must be [N] or [L, N] = [7], got [8]"),
     (
         lambda w: {"norms": [w["norms"][0], w["norms"][1], torch.ones(35)]},
         "final_norm must be [L, H], [H] or [L, D] = [36], got [35]",
     ),
-    (
-        lambda w: {"time": [w["time"][1], w["time"][1]]},
-        "time[0] must be [H, K] = [36, 256], got [36, 36]",
-    ),
+    (lambda w: {"time": [w["time"][1], w["time"][1]]}, "time[0] must be [H, K] = [36, 256], got [36, 36]"),
     (
         lambda w: {"format": "int8", "matrices": [m * torch.inf for m in w["matrices"]]},
         "every weight must be finite, to be int8",
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("change", "message"), BAD_HEADS, ids=[m[:40] for _, m in BAD_HEADS])

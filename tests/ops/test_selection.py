@@ -45,9 +45,7 @@ def test_a_backend_that_cannot_be_loaded_is_passed_over(backends, clean_registry
     assert served() == "reference"
     del clean_registry._entries["silu_mul", "cpu"]
     clean_registry._chains.clear()
-    with pytest.raises(
-        BackendError, match="silu_mul: the cpu backend cannot be loaded: no compiler"
-    ):
+    with pytest.raises(BackendError, match="silu_mul: the cpu backend cannot be loaded: no compiler"):
         served(backend="cpu")
     assert ops.why_not("silu_mul", "cpu", X) == "the cpu backend cannot be loaded: no compiler"
 
@@ -93,9 +91,7 @@ def test_several_names_are_an_order_of_preference(backends, monkeypatch):
         ops.rms_norm(X, torch.ones(4), 1e-6, backend="triton,cuda")
     with pytest.raises(InputError, match="got 'gpu'"):
         ops.silu_mul(X, backend="cpu,gpu")
-    compiled = torch.compile(
-        lambda x: ops.silu_mul(x, backend="cpu,reference"), fullgraph=True, backend="aot_eager"
-    )
+    compiled = torch.compile(lambda x: ops.silu_mul(x, backend="cpu,reference"), fullgraph=True, backend="aot_eager")
     assert compiled(x)[0, 0] == backends["reference"]
 
 
@@ -148,9 +144,7 @@ def test_why_not(backends):
 def test_compiled_functions_choose_when_they_run(backends, monkeypatch):
     torch._dynamo.reset()
     compiled = torch.compile(lambda x: ops.silu_mul(x), fullgraph=True, backend="aot_eager")
-    named = torch.compile(
-        lambda x: ops.silu_mul(x, backend="triton"), fullgraph=True, backend="aot_eager"
-    )
+    named = torch.compile(lambda x: ops.silu_mul(x, backend="triton"), fullgraph=True, backend="aot_eager")
     assert compiled(X)[0, 0] == backends["cpu"]
     with ops.use_backend("cuda"):
         assert compiled(X)[0, 0] == backends["cuda"]

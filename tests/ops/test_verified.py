@@ -35,9 +35,7 @@ def folder(tmp_path):
     (kernels / "parts.py").write_text("def load(x):\n    return x\n")
     (kernels / "more.py").write_text("A = 1\n")
     (kernels / "other.py").write_text("A = 1\n")
-    (kernels / "double.cu").write_text(
-        '#include "tiles.cuh"\n#include <cuda.h>\nint f() { return 2; }\n'
-    )
+    (kernels / "double.cu").write_text('#include "tiles.cuh"\n#include <cuda.h>\nint f() { return 2; }\n')
     (kernels / "tiles.cuh").write_text("#define TILE 16 // rows\n")
     return kernels
 
@@ -79,9 +77,7 @@ def test_comments_docstrings_and_blank_lines_do_not_count(folder):
         assert fingerprint(path) == before, (old, new)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"), [("BLOCK = 64", "BLOCK = 32"), ('"# text"', '"# test"'), ("* 2 +", "* 3 +")]
-)
+@pytest.mark.parametrize(("old", "new"), [("BLOCK = 64", "BLOCK = 32"), ('"# text"', '"# test"'), ("* 2 +", "* 3 +")])
 def test_code_counts(folder, old, new):
     path = folder / "double.py"
     before = fingerprint(path)
@@ -91,9 +87,7 @@ def test_code_counts(folder, old, new):
 
 def test_imports_and_includes_count(folder):
     python, cuda = folder / "double.py", folder / "double.cu"
-    assert {p.name for p in verified.source_files(entry(python))} == {
-        "double.py", "parts.py", "more.py",
-    }  # fmt: skip
+    assert {p.name for p in verified.source_files(entry(python))} == {"double.py", "parts.py", "more.py"}
     assert {p.name for p in verified.source_files(entry(cuda))} == {"double.cu", "tiles.cuh"}
     before = fingerprint(python), fingerprint(cuda)
     edit(folder / "other.py", "1", "2")

@@ -64,9 +64,7 @@ def test_a_crash_and_a_hang_lose_only_themselves(machine, monkeypatch):
     assert by_op["linear"].cases == 3 and by_op["linear"].skipped == 1
     assert by_op["flow_step"].reason == "wrong"
     assert by_op["rope"].reason == "hung: no answer within the time limit"
-    assert (
-        by_op["silu_mul"].reason == "the test process ended with status 7: cudaErrorIllegalAddress"
-    )
+    assert by_op["silu_mul"].reason == "the test process ended with status 7: cudaErrorIllegalAddress"
     kept = sorted(path.name for path in (machine / "cache" / "verified").iterdir())
     assert kept == ["linear.json", "rms_norm.json"]
     assert by_op["linear"].record == str(machine / "cache" / "verified" / "linear.json")
@@ -87,9 +85,7 @@ def test_records_go_where_they_are_asked_to(machine):
 
 
 def test_unknown_ops_and_backends(machine):
-    with pytest.raises(
-        InputError, match=r"ops must have a GPU kernel \(flow_step, .*\), got lineal"
-    ):
+    with pytest.raises(InputError, match=r"ops must have a GPU kernel \(flow_step, .*\), got lineal"):
         verify.run(["lineal"])
     with pytest.raises(InputError, match="backend must be one of"):
         verify.run(backends=["gpu"])

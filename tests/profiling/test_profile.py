@@ -82,10 +82,7 @@ def test_the_trace_loads_has_a_track_per_stage_and_its_slices_nest(spoken, tmp_p
     data = (tmp_path / name).read_bytes()
     trace = json.loads(gzip.decompress(data) if name.endswith(".gz") else data)
     assert trace["otherData"]["task"] == "tts"
-    tracks = {
-        (e["pid"], e["tid"]): e["args"]["name"]
-        for e in trace["traceEvents"] if e["name"] == "thread_name"
-    }  # fmt: skip
+    tracks = {(e["pid"], e["tid"]): e["args"]["name"] for e in trace["traceEvents"] if e["name"] == "thread_name"}
     assert sorted(tracks.values()) == sorted(SPOKEN)
     slices = [e for e in trace["traceEvents"] if e["ph"] == "X"]
     spent = dict.fromkeys(SPOKEN, 0.0)
@@ -130,8 +127,7 @@ def test_nothing_is_left_behind_and_nothing_is_heard(ming, spoken):
     assert ming.model is model and type(model.llm).__name__ == "LLM"
     assert {name: getattr(ops, name) for name in ops.__all__} == before
     n = len(heard) // 3
-    assert all(torch.equal(a, b) and torch.equal(a, c)
-               for a, b, c in zip(heard[:n], heard[n : 2 * n], heard[2 * n :]))  # fmt: skip
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(heard[:n], heard[n : 2 * n], heard[2 * n :]))
 
     def broken(served):
         yield from speech(served)

@@ -6,10 +6,7 @@ import torch
 from mingcore import MingAudio
 from mingcore.profiling import STAGES, profile
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 def test_kernels_belong_to_the_stages_that_launch_them():

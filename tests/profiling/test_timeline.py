@@ -9,8 +9,7 @@ CALL = {"backend": "cuda", "nbytes": 4_000, "flops": 10}
 
 
 def event(name, ts, dur, cat="user_annotation", tid=1, **args):
-    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": cat, "pid": 7, "tid": tid,
-            "args": args}  # fmt: skip
+    return {"ph": "X", "name": name, "ts": ts, "dur": dur, "cat": cat, "pid": 7, "tid": tid, "args": args}
 
 
 HOST = [
@@ -76,9 +75,12 @@ def test_a_kernel_belongs_to_the_stage_that_launched_it_and_so_does_the_wait_bef
     found, slices = rows(HOST + GPU)
     kernels = {s.name: s for s in slices if s.kind == "kernel"}
     assert {name: s.stage for name, s in kernels.items()} == {
-        "linear_kernel": "llm", "mul": "llm", "flow_kernel": "flow",
-        "Memcpy DtoH": "host/other", "unknown": "host/other",
-    }  # fmt: skip
+        "linear_kernel": "llm",
+        "mul": "llm",
+        "flow_kernel": "flow",
+        "Memcpy DtoH": "host/other",
+        "unknown": "host/other",
+    }
     assert [s.ours for s in kernels.values()] == [True, False, True, False, False]
     llm, flow, other = found.values()
     assert (llm.launches, llm.device_ms, llm.device_gap_ms) == (2, 0.15, 0.05)

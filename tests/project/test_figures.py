@@ -59,22 +59,15 @@ def decoder() -> list[list[float]]:
 
 
 def codecs() -> list[list[float]]:
-    found = [
-        rows("conv_vae-real", codec=codec, what="decode patch")[0]
-        for codec in ("voxcpm", "vibevoice")
-    ]
+    found = [rows("conv_vae-real", codec=codec, what="decode patch")[0] for codec in ("voxcpm", "vibevoice")]
     columns = ("ms", "eager_ms")
-    return [
-        *([r[key]["median"] * 1e-3 for r in found] for key in columns),
-        [r["faster"]["median"] for r in found],
-    ]
+    return [*([r[key]["median"] * 1e-3 for r in found] for key in columns), [r["faster"]["median"] for r in found]]
 
 
 def transformers(tokens: int) -> list[list[float]]:
     (row,) = rows("transformers-qwen3-cpu", tokens=tokens)
     ours, others = ("mingcore", "mingcore_int8"), ("grouped_mm", "batched_mm")
-    times = [[row["us"][way]["median"] * 1e-6 for way in ways if way in row["us"]]
-             for ways in (ours, others)]  # fmt: skip
+    times = [[row["us"][way]["median"] * 1e-6 for way in ways if way in row["us"]] for ways in (ours, others)]
     faster = row["speedup"]["mingcore"]
     return [*times, [faster[way]["median"] for way in others if way in faster]]
 
@@ -93,9 +86,7 @@ SOURCES = {
     "the same with bfloat16 weights": lambda: end_to_end("bf16"),
     "the same with int8 weights, against float32": lambda: end_to_end("fp32", "-int8"),
     "the same with int8_dyn weights, against float32": lambda: end_to_end("fp32", "-int8_dyn"),
-    "8 recordings of 3 s, 32 tokens of text each, in step at `mid`, int8_dyn": lambda: recognitions(
-        "int8_dyn"
-    ),
+    "8 recordings of 3 s, 32 tokens of text each, in step at `mid`, int8_dyn": lambda: recognitions("int8_dyn"),
     "the same 8 recordings, float32": lambda: recognitions("fp32"),
     "`moe_mlp` at the real size, 1 token": lambda: experts(1, "loop over the experts hit, bf16"),
     "the same, 16 tokens": lambda: experts(16, "loop over the experts hit, bf16"),
@@ -103,12 +94,8 @@ SOURCES = {
     "a Qwen3-MoE layer in transformers": lambda: transformers(1),
     "the same Qwen3-MoE layer, 512 tokens": lambda: transformers(512),
     "one patch through the AudioVAE's decoder": decoder,
-    "`overlap_add` with envelope": lambda: convolutions(
-        "F.fold", ("overlap_add", "patch"), ("overlap_add", "10s")
-    ),
-    "a residual unit of VoxCPM's codec": lambda: smallest_and_largest(
-        convolutions("torch", *UNIT_LAYERS)
-    ),
+    "`overlap_add` with envelope": lambda: convolutions("F.fold", ("overlap_add", "patch"), ("overlap_add", "10s")),
+    "a residual unit of VoxCPM's codec": lambda: smallest_and_largest(convolutions("torch", *UNIT_LAYERS)),
     "one patch through VoxCPM's whole decoder": codecs,
 }
 
@@ -181,20 +168,13 @@ def test_a_figure_that_was_not_measured_is_found(row):
 def test_floors_are_those_that_were_kept():
     said = re.search(r"a patch takes (.*?) times the sum of its stages' floors", README)[1]
     shown = {name: figure for figure, name in re.findall(r"([\d.]+) \((\w+)\)", said)}
-    files = {
-        "float32": "fp32",
-        "bfloat16": "bf16",
-        "int8": "fp32-int8",
-        "int8_dyn": "fp32-int8_dyn",
-    }
+    files = {"float32": "fp32", "bfloat16": "bf16", "int8": "fp32-int8", "int8_dyn": "fp32-int8_dyn"}
     assert shown.keys() == files.keys()
     for name, figure in shown.items():
         kept_times = kept(f"end_to_end-mid-{files[name]}")["floors"]["times"]
         assert agrees(figure, 1.0, kept_times), (name, figure, kept_times)
     other = kept("end_to_end-mid-bf16")["floors"]["in_bf16"]
-    least, times = re.search(
-        r"floor would be (\d+) ms, of which it takes ([\d.]+)", README
-    ).groups()
+    least, times = re.search(r"floor would be (\d+) ms, of which it takes ([\d.]+)", README).groups()
     assert agrees(least, 1.0, other["patch_ms"]) and agrees(times, 1.0, other["times"])
 
 

@@ -61,15 +61,7 @@ def test_it_exercises_every_path(settings):
     assert llm["num_shared_experts"] == 1
 
 
-TEXTS = [
-    "plain",
-    "",
-    "数字 3.5 元，你好！",
-    "🎉👩‍👩‍👧",
-    "\x00\x7f\t\r\n é",
-    "עברית العربية",
-    "one two",
-]
+TEXTS = ["plain", "", "数字 3.5 元，你好！", "🎉👩‍👩‍👧", "\x00\x7f\t\r\n é", "עברית العربية", "one two"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

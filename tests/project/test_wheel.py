@@ -42,8 +42,12 @@ def speak(folder: Path, *paths: Path) -> list[Path]:
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", SPEAK, json.dumps([str(p) for p in paths])],
-        cwd=empty, env=env, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=empty,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["samples"] > 10000
@@ -55,8 +59,11 @@ def tree(folder: Path) -> Path:
     """A copy of what git would keep: a wheel must not need what only this checkout has."""
     names = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     for name in names:
         if not name.startswith("tests/") and (ROOT / name).is_file():
             target = folder / name
@@ -68,10 +75,11 @@ def tree(folder: Path) -> Path:
 def build(folder: Path, *options: str) -> Path:
     wheels = folder / "wheels"
     subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", *options, "-w", wheels,
-         tree(folder / "tree")],
-        check=True, cwd=folder, timeout=280,
-    )  # fmt: skip
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", *options, "-w", wheels, tree(folder / "tree")],
+        check=True,
+        cwd=folder,
+        timeout=280,
+    )
     (wheel,) = wheels.iterdir()
     return wheel
 
@@ -105,10 +113,22 @@ def test_editable(tmp_path):
         return
     source = tree(tmp_path / "tree")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-qI", "--no-deps", "--no-build-isolation",
-         "--prefix", tmp_path / "prefix", "-e", source],
-        check=True, timeout=280,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "-qI",
+            "--no-deps",
+            "--no-build-isolation",
+            "--prefix",
+            tmp_path / "prefix",
+            "-e",
+            source,
+        ],
+        check=True,
+        timeout=280,
+    )
     (site,) = (tmp_path / "prefix").glob("lib/python*/site-packages")
     places = speak(tmp_path, site)
     assert places == [source / "mingcore", source / "kernels" / "mingcore_kernels"]

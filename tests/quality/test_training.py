@@ -36,10 +36,7 @@ def test_from_nothing_to_speech(tmp_path):
         few = ("--batch", 2, "--resume")
         run(stage, corpus, out, "--steps", 2, *few)
         row = json.loads(run(stage, corpus, out, "--steps", 3, *few).splitlines()[-1])
-        assert (
-            row["step"] == 3
-            and row.keys() - {"step", "minutes", "validation"} == row["validation"].keys()
-        )
+        assert row["step"] == 3 and row.keys() - {"step", "minutes", "validation"} == row["validation"].keys()
     run("plots.py", out, tmp_path / "losses.png")
     assert (tmp_path / "losses.png").stat().st_size > 5000
     run("export.py", out, folder)

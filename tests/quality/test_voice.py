@@ -61,20 +61,15 @@ def test_digits_are_understood(ear, held_out, ming, floor):
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"steps": 5}, {"steps": 7}, {"guidance": 1.0}, {"guidance": 3.0}, {"temperature": 0.0},
-        {"noise": "per_request"},
-    ],
+    [{"steps": 5}, {"steps": 7}, {"guidance": 1.0}, {"guidance": 3.0}, {"temperature": 0.0}, {"noise": "per_request"}],
     ids=str,
-)  # fmt: skip
+)
 def test_the_samplers_settings_keep_it(ear, takes, ming, usual, options):
     assert error_rate(ear, takes, spoken(ming, **options)) <= usual + 3
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"dtype": "bf16"}, {"dtype": "fp16"}, {"weights": "int8"}, {"weights": "int8_dyn"}],
-    ids=str,
+    "options", [{"dtype": "bf16"}, {"dtype": "fp16"}, {"weights": "int8"}, {"weights": "int8_dyn"}], ids=str
 )
 def test_other_weights_keep_it(ear, takes, usual, options):
     from mingcore import MingAudio
@@ -190,8 +185,7 @@ def mel_cepstral_distance(x: np.ndarray, y: np.ndarray) -> float:
     total[0, 0] = 0
     for i in range(1, len(a) + 1):
         for j in range(1, len(b) + 1):
-            before = min((total[i - 1, j - 1], i - 1, j - 1), (total[i - 1, j], i - 1, j),
-                         (total[i, j - 1], i, j - 1))  # fmt: skip
+            before = min((total[i - 1, j - 1], i - 1, j - 1), (total[i - 1, j], i - 1, j), (total[i, j - 1], i, j - 1))
             total[i, j] = before[0] + cost[i - 1, j - 1]
             steps[i, j] = steps[before[1], before[2]] + 1
     return 10 * math.sqrt(2) / math.log(10) * total[-1, -1] / steps[-1, -1]

@@ -20,9 +20,16 @@ from mingcore.text.prompts import Tokenizer
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LIMIT = 2e-5
 SPECIAL = {
-    "<audio>": 500, "<audioPatch>": 501, "</audio>": 502, "<role>": 503, "</role>": 504,
-    "<|endoftext|>": 506, "<gen_audio>": 507, "<answer>": 508, "<prompt>": 509,
-}  # fmt: skip
+    "<audio>": 500,
+    "<audioPatch>": 501,
+    "</audio>": 502,
+    "<role>": 503,
+    "</role>": 504,
+    "<|endoftext|>": 506,
+    "<gen_audio>": 507,
+    "<answer>": 508,
+    "<prompt>": 509,
+}
 
 
 class Recorded:
@@ -91,9 +98,7 @@ def stub_json(tmp_path_factory) -> Path:
     vocab = {chr(c): (7 * c + 10) % 480 for c in range(9, 256)} | SPECIAL
     tokenizer = HFTokenizer(WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in SPECIAL]
-    )
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in SPECIAL])
     path = tmp_path_factory.mktemp("stub") / "tokenizer.json"
     tokenizer.save(str(path))
     return path

@@ -14,9 +14,7 @@ from mingcore.runtime.understanding import UnderstandRequest
 LATENTS = torch.randn(1, 30, 64, generator=torch.Generator().manual_seed(5))
 
 
-def request(
-    seed: int, patches: int, *, texts=("hello",), voice: int = 15, progress=None, **flow
-) -> SpeechRequest:
+def request(seed: int, patches: int, *, texts=("hello",), voice: int = 15, progress=None, **flow) -> SpeechRequest:
     flow = FlowParams(**{"steps": 2} | flow)
     seconds = patches / 10
     return SpeechRequest(

@@ -30,9 +30,7 @@ def pair():
 
 
 def test_percentiles_are_of_the_next_rank_up():
-    assert serving.percentiles([3.0, 1.0, 2.0]) == {
-        "p50": 2.0, "p95": 3.0, "p99": 3.0, "max": 3.0, "count": 3
-    }  # fmt: skip
+    assert serving.percentiles([3.0, 1.0, 2.0]) == {"p50": 2.0, "p95": 3.0, "p99": 3.0, "max": 3.0, "count": 3}
     found = serving.percentiles([float(i) for i in range(1, 201)])
     assert (found["p50"], found["p95"], found["p99"], found["max"]) == (100.5, 190, 198, 200)
 
@@ -101,9 +99,7 @@ def test_floors_are_the_longer_of_bytes_and_operations_and_bytes_only_where_no_c
         "llm": work(1e8, 1e8, fp32=1e6),
     }
     products = {k: {"tflops": v, "way": "a"} for k, v in (("fp32", 0.5), ("bf16", 1), ("int8", 2))}
-    ours = {
-        "stages_ms": {name: {"median": 30.0} for name in done}, "patch_ms": {"median": 90.0}
-    }  # fmt: skip
+    ours = {"stages_ms": {name: {"median": 30.0} for name in done}, "patch_ms": {"median": 90.0}}
     rates = floors.Rates(50.0, products, 1 << 25)
     found = floors.floors(done, rates, ours, "int8")
     stages = found["stages"]

@@ -79,9 +79,7 @@ def test_an_error_in_a_later_segment(endless, alone, monkeypatch):
     monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
     filling = speaking.Speaking.filling
     monkeypatch.setattr(
-        speaking.Speaking,
-        "filling",
-        lambda self, *args: boom() if self.stats.segments == 1 else filling(self, *args),
+        speaking.Speaking, "filling", lambda self, *args: boom() if self.stats.segments == 1 else filling(self, *args)
     )
     wrong, right = request(30, 40, texts=("abc", "worse")), request(31, 12)
     engine, sinks = Engine(endless, 2), [Sink(), Sink()]
@@ -146,16 +144,12 @@ def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
     monkeypatch.setattr(
         speaking.prompts,
         "tts_prompt",
-        lambda tokenizer, text, *rest: (
-            boom() if text == "worse" else tts_prompt(tokenizer, text, *rest)
-        ),
+        lambda tokenizer, text, *rest: boom() if text == "worse" else tts_prompt(tokenizer, text, *rest),
     )
     monkeypatch.setattr(
         speaking,
         "noise_source",
-        lambda order, seed, device, make=speaking.noise_source: (
-            Silent() if seed == 90 else make(order, seed, device)
-        ),
+        lambda order, seed, device, make=speaking.noise_source: Silent() if seed == 90 else make(order, seed, device),
     )
     bad = {
         "progress": request(80, 9, progress=boom),

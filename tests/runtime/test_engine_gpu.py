@@ -13,10 +13,7 @@ from mingcore.runtime.engine import Engine
 from mingcore.runtime.params import FlowParams
 from tests.runtime.engine_support import FEW, MIXED, REQUESTS, Sink, said
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +35,7 @@ def spoken(model, requests, **options) -> list[tuple]:
 
 def equal(some, others) -> bool:
     """The same text, samples and languages."""
-    return all(
-        a[0] == b[0] and np.array_equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(some, others)
-    )
+    return all(a[0] == b[0] and np.array_equal(a[1], b[1]) and a[2] == b[2] for a, b in zip(some, others))
 
 
 def test_graphs_change_no_bit(model):

@@ -14,17 +14,7 @@ from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import ContextParams, FlowParams
 from mingcore.runtime.requests import new_run, results
-from tests.runtime.engine_support import (
-    FEW,
-    MIXED,
-    REQUESTS,
-    Sink,
-    edit,
-    recognise,
-    replayed_by_calling,
-    run,
-    said,
-)
+from tests.runtime.engine_support import FEW, MIXED, REQUESTS, Sink, edit, recognise, replayed_by_calling, run, said
 
 WAYS = {
     "one slot": {"slots": 1},

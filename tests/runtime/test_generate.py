@@ -20,9 +20,7 @@ def start(model, *, expected: int = 32, latents: torch.Tensor = LATENTS) -> gene
     n = latents.shape[1] // 5
     prompt = Prompt((503, 34, 504, 500, *[501] * n), ((4, n),))
     voice = generate.embed_audio(model, latents, expected_patches=expected)
-    hidden, llm = generate.prefill(
-        model, prompt, [voice.projected], audio_router=False, expected_tokens=expected
-    )
+    hidden, llm = generate.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
     return generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
 
 
@@ -86,9 +84,7 @@ def test_the_text_head_rests_while_audio_is_made(never_stops, monkeypatch):
     assert len(run(never_stops, 1, 3)) == 3
 
 
-@pytest.mark.parametrize(
-    "flow", [FlowParams(steps=1), FlowParams(2, guidance=0), FlowParams(3, temperature=0)]
-)
+@pytest.mark.parametrize("flow", [FlowParams(steps=1), FlowParams(2, guidance=0), FlowParams(3, temperature=0)])
 def test_sampler_settings(never_stops, flow):
     patches = run(never_stops, 1, 2, flow=flow)
     assert all(torch.isfinite(p.samples).all() for p in patches)
@@ -99,9 +95,7 @@ def test_sampler_settings(never_stops, flow):
 def test_closing_frees_the_state(never_stops, monkeypatch):
     states = []
     vae, llm = never_stops.vae, never_stops.llm
-    for owner, name in (
-        (vae, "new_semantic_state"), (vae, "new_decoder_state"), (llm, "new_state")
-    ):  # fmt: skip
+    for owner, name in ((vae, "new_semantic_state"), (vae, "new_decoder_state"), (llm, "new_state")):
         make = getattr(owner, name)
 
         def remember(*args, make=make, **kwargs):
@@ -126,9 +120,7 @@ def test_speaks_on_beyond_the_reference_s_4096_frames(never_stops):
     latents = torch.randn(1, 4090, 64, generator=torch.Generator().manual_seed(9))
     context = start(never_stops, latents=latents)
     semantic = context.semantic
-    patches = list(
-        generate.speak(never_stops, context, SeededNoise(0), FlowParams(steps=1), PatchLimits(1, 4))
-    )
+    patches = list(generate.speak(never_stops, context, SeededNoise(0), FlowParams(steps=1), PatchLimits(1, 4)))
     made = torch.cat([p.latents for p in patches[:3]], dim=1)
     assert semantic.max_length == 4105
     embedding, _ = never_stops.vae.unify(patches[3].latents, semantic)
@@ -194,8 +186,6 @@ def test_whole_patches_cuts_and_refuses(model):
         generate.whole_patches(model, torch.zeros(1, 4, 64))
 
 
-@pytest.mark.parametrize(
-    ("samples", "patches"), [(1, 0), (1280, 0), (1281, 1), (1600, 1), (16037, 10), (16000, 10)]
-)
+@pytest.mark.parametrize(("samples", "patches"), [(1, 0), (1280, 0), (1281, 1), (1600, 1), (16037, 10), (16000, 10)])
 def test_patches_of_a_waveform(samples, patches):
     assert generate.audio_patches(samples, 320, 5) == patches

@@ -25,9 +25,7 @@ def voice(golden):
         ("nostop", 74, "abcd", 2.5, [50.0, -50.0]),
     ],
 )
-def test_the_reference_s_sound(
-    tools, golden, ming, voice, monkeypatch, run, seed, text, seconds, bias
-):
+def test_the_reference_s_sound(tools, golden, ming, voice, monkeypatch, run, seed, text, seconds, bias):
     if bias:
         monkeypatch.setattr(ming.model.stop_head.linear, "bias", torch.tensor(bias))
     speech = ming.tts(text, voice, seed=seed, max_seconds=seconds, normalize=False)

@@ -27,9 +27,7 @@ def biased(model, monkeypatch):
 
 def context_of(model, prompt: Prompt, latents: torch.Tensor, expected: int = 4):
     voice = generate.embed_audio(model, latents, expected_patches=expected)
-    hidden, llm = generate.prefill(
-        model, prompt, [voice.projected], audio_router=False, expected_tokens=expected
-    )
+    hidden, llm = generate.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
     context = generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
     return context, voice
 

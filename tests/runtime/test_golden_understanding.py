@@ -58,9 +58,7 @@ def test_editing(tools, model, monkeypatch):
     tape = tools.Tape(g, "edit.")
     latents = generate.sample_latents(model, g["waveform"], tape)
     audio = generate.embed_audio(model, latents, expected_patches=2)
-    hidden, llm = generate.prefill(
-        model, prompt, [audio.projected], audio_router=False, expected_tokens=2
-    )
+    hidden, llm = generate.prefill(model, prompt, [audio.projected], audio_router=False, expected_tokens=2)
     start = torch.zeros(1, 5, 64)
     context = generate.Context(hidden[:, -1], llm, audio.semantic, start)
     gen_audio = 111

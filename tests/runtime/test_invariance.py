@@ -15,15 +15,7 @@ from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import FlowParams
 from mingcore.testing.synthetic import model_config, write_checkpoint
-from tests.runtime.engine_support import (
-    MIXED,
-    REQUESTS,
-    Sink,
-    replayed_by_calling,
-    request,
-    run,
-    said,
-)
+from tests.runtime.engine_support import MIXED, REQUESTS, Sink, replayed_by_calling, request, run, said
 
 TINY = Path(mingcore.__file__).parent / "checkpoints" / "tiny"
 FORMATS = {
@@ -60,9 +52,13 @@ def make(model, slots: int) -> Engine:
 
 def make_with_graphs(model, slots: int) -> Engine:
     return Engine(
-        model, slots, batch_invariant=True, ahead=1, graphs=Graphs(replayed_by_calling),
+        model,
+        slots,
+        batch_invariant=True,
+        ahead=1,
+        graphs=Graphs(replayed_by_calling),
         flows=(FlowParams(steps=2), FlowParams(steps=3)),
-    )  # fmt: skip
+    )
 
 
 def same(pieces, others) -> bool:
@@ -120,8 +116,5 @@ def test_without_the_mode_the_formulas_agree_to_rounding_only():
     with ops.use_backend("reference"):
         together = run(Engine(model, 3), requests)
         singles = [run(Engine(model, 3), [one])[0] for one in requests]
-    errors = [
-        np.abs(a.samples - b.samples).max() / np.abs(b.samples).max()
-        for a, b in zip(together, singles)
-    ]
+    errors = [np.abs(a.samples - b.samples).max() / np.abs(b.samples).max() for a, b in zip(together, singles)]
     assert 0 < max(errors) < 1e-3, errors

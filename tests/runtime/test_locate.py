@@ -76,18 +76,14 @@ def test_fingerprint_follows_the_audio_tokenizer(tmp_path, golden):
 
     tensors = dict(golden("model"))
     folders = {}
-    for name, change in (("same", None), ("tuned", "model.model.norm.weight"),
-                         ("other", "audio.encoder.fc3.weight")):  # fmt: skip
+    for name, change in (("same", None), ("tuned", "model.model.norm.weight"), ("other", "audio.encoder.fc3.weight")):
         folder = folders[name] = tmp_path / name
         folder.mkdir()
         changed = {change: tensors[change] * 1.5} if change else {}
         save_file(tensors | changed, folder / "model.safetensors")
     halved = tmp_path / "halved"
     halved.mkdir()
-    save_file(
-        {k: v.to(torch.bfloat16).clone() for k, v in tensors.items()},
-        halved / "model.safetensors",
-    )
+    save_file({k: v.to(torch.bfloat16).clone() for k, v in tensors.items()}, halved / "model.safetensors")
     one = fingerprint(folders["same"])
     assert len(one) == 16 and one == fingerprint(folders["tuned"]) == fingerprint(halved)
     assert one != fingerprint(folders["other"])

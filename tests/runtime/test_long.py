@@ -164,9 +164,7 @@ def speak_long(ming, seconds: float, **options) -> tuple[list[int], list[float],
     text = " ".join([TEXT] * int(4 * seconds))
     sizes, gaps, made = [], [], 0
     begun = time.perf_counter()
-    for i, chunk in enumerate(
-        ming.tts_stream(text, seed=1, steps=1, max_seconds=seconds, **options)
-    ):
+    for i, chunk in enumerate(ming.tts_stream(text, seed=1, steps=1, max_seconds=seconds, **options)):
         now = time.perf_counter()
         gaps.append(now - begun)
         begun = now
@@ -193,9 +191,7 @@ def test_a_minute_in_flat_memory(ming):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize(
-    "options", [{}, {"keep_context": True, "context_seconds": 20, "context_format": "int8"}]
-)
+@pytest.mark.parametrize("options", [{}, {"keep_context": True, "context_seconds": 20, "context_format": "int8"}])
 def test_hours_in_flat_memory(ming, options):
     """Two hours by default; half an hour of one context, in a window of 8 bits."""
     wanted = 1800 if options else 7200

@@ -8,10 +8,14 @@ from mingcore.runtime.noise import RequestNoise, SeededNoise, noise_source
 
 # the seeds with which the golden runs were recorded
 RUNS = [
-    ("g_tts", "six.", 72, 6), ("g_tts", "stop.", 73, 18), ("g_tts", "nostop.", 74, 25),
-    ("g_tts", "e2e16000.", 75, 18), ("g_tts", "e2e24000.", 75, 18), ("h_asr", "vae_", 91, 0),
+    ("g_tts", "six.", 72, 6),
+    ("g_tts", "stop.", 73, 18),
+    ("g_tts", "nostop.", 74, 25),
+    ("g_tts", "e2e16000.", 75, 18),
+    ("g_tts", "e2e24000.", 75, 18),
+    ("h_asr", "vae_", 91, 0),
     ("i_edit", "edit.", 95, 17),
-]  # fmt: skip
+]
 
 # of seed 72, "per_request": the start's first three values, and the last draw's last three
 FIRST, LAST = (0.953971, -1.311554, 0.530478), (-1.007207, 0.15196, -0.901355)
@@ -100,9 +104,7 @@ def test_noise_per_request_keeps_its_numbers():
 
 def test_orders_by_name():
     assert isinstance(noise_source("reference", 1, "cpu"), SeededNoise)
-    assert torch.equal(
-        noise_source("per_request", 1, "cpu").patch(1, 5, 8, 2), RequestNoise(1).patch(1, 5, 8, 2)
-    )
+    assert torch.equal(noise_source("per_request", 1, "cpu").patch(1, 5, 8, 2), RequestNoise(1).patch(1, 5, 8, 2))
     with pytest.raises(InputError, match="made for 2 requests, got 3"):
         RequestNoise([1, 2]).patch(3, 5, 8, 2)
     with pytest.raises(InputError, match="one for each of 2 seeds, got 1"):

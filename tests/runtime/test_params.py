@@ -14,14 +14,23 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"steps": -1}, "steps"), ({"steps": 0}, "steps"), ({"steps": 2.5}, "steps"),
-        ({"steps": True}, "steps"), ({"steps": "10"}, "steps"), ({"steps": 10**9}, "steps"),
-        ({"guidance": NAN}, "guidance"), ({"guidance": -0.1}, "guidance"),
-        ({"guidance": INF}, "guidance"), ({"guidance": None}, "guidance"),
-        ({"guidance": "2"}, "guidance"), ({"temperature": -1}, "temperature"),
-        ({"temperature": NAN}, "temperature"), ({"sigma": -1}, "sigma"), ({"sigma": INF}, "sigma"),
+        ({"steps": -1}, "steps"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"steps": "10"}, "steps"),
+        ({"steps": 10**9}, "steps"),
+        ({"guidance": NAN}, "guidance"),
+        ({"guidance": -0.1}, "guidance"),
+        ({"guidance": INF}, "guidance"),
+        ({"guidance": None}, "guidance"),
+        ({"guidance": "2"}, "guidance"),
+        ({"temperature": -1}, "temperature"),
+        ({"temperature": NAN}, "temperature"),
+        ({"sigma": -1}, "sigma"),
+        ({"sigma": INF}, "sigma"),
     ],
-)  # fmt: skip
+)
 def test_flow_settings(settings, name):
     with pytest.raises(InputError, match=rf"^{name}: must be a .*, got "):
         FlowParams(**settings)
@@ -30,10 +39,12 @@ def test_flow_settings(settings, name):
 @pytest.mark.parametrize(
     ("settings", "name"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens"), ({"max_new_tokens": 1.5}, "max_new_tokens"),
-        ({"temperature": NAN}, "temperature"), ({"temperature": -1}, "temperature"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens"),
+        ({"temperature": NAN}, "temperature"),
+        ({"temperature": -1}, "temperature"),
     ],
-)  # fmt: skip
+)
 def test_text_settings(settings, name):
     with pytest.raises(InputError, match=rf"^{name}: must be a .*, got "):
         TextParams(**settings)
@@ -67,12 +78,15 @@ def test_seeds():
 @pytest.mark.parametrize(
     ("low", "high", "message"),
     [
-        (-1, None, "min_seconds: must be"), (NAN, None, "min_seconds: must be"),
-        (None, 0, "max_seconds: must be more than 0"), (None, -2, "max_seconds: must be"),
-        (None, INF, "max_seconds: must be"), (3, 2, "min_seconds: must not exceed max_seconds"),
+        (-1, None, "min_seconds: must be"),
+        (NAN, None, "min_seconds: must be"),
+        (None, 0, "max_seconds: must be more than 0"),
+        (None, -2, "max_seconds: must be"),
+        (None, INF, "max_seconds: must be"),
+        (3, 2, "min_seconds: must not exceed max_seconds"),
         (None, "4", "max_seconds: must be"),
     ],
-)  # fmt: skip
+)
 def test_durations(low, high, message):
     with pytest.raises(InputError, match=message):
         seconds_range(low, high)

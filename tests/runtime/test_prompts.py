@@ -75,14 +75,10 @@ def watch(monkeypatch, model, part, seen):
 
 
 @pytest.mark.parametrize("rounds", range(0, 12, 3))
-def test_a_prompt_is_cancelled_at_any_piece_and_others_take_its_place(
-    endless, alone, small_pieces, rounds
-):
+def test_a_prompt_is_cancelled_at_any_piece_and_others_take_its_place(endless, alone, small_pieces, rounds):
     engine = Engine(endless, 3)
     sinks = [Sink() for _ in range(4)]
-    jobs = [
-        engine.submit(one, sink) for one, sink in zip((MIXED[2], LONG, MIXED[0], MIXED[1]), sinks)
-    ]
+    jobs = [engine.submit(one, sink) for one, sink in zip((MIXED[2], LONG, MIXED[0], MIXED[1]), sinks)]
     while not sinks[0].pieces:
         engine.tick()
     for _ in range(rounds):
@@ -135,9 +131,10 @@ def test_what_is_longer_than_the_graphs_reach_is_run_without(endless, alone, mon
     engine = Engine(endless, 2, graphs=Graphs(replayed_by_calling))
     used = []
     monkeypatch.setattr(
-        generate.PlainReader, "read",
+        generate.PlainReader,
+        "read",
         lambda self, *args, read=generate.PlainReader.read: used.append(1) or read(self, *args),
-    )  # fmt: skip
+    )
     requests = [LONG, MIXED[0]]
     same(alone, requests, run(engine, requests))
     assert used

@@ -5,14 +5,7 @@ import json
 import pytest
 
 from mingcore.errors import CheckpointError, InputError
-from mingcore.text.prompts import (
-    Audio,
-    Prompt,
-    Tokenizer,
-    edit_prompt,
-    tts_prompt,
-    understanding_prompt,
-)
+from mingcore.text.prompts import Audio, Prompt, Tokenizer, edit_prompt, tts_prompt, understanding_prompt
 
 
 def ids_of(text: str) -> list[int]:
@@ -60,10 +53,17 @@ def test_each_piece_is_tokenised_by_itself():
     n = len(vocab)
     model = {"type": "BPE", "vocab": vocab, "merges": ["a b"], "unk_token": None}
     added = [
-        {"id": i, "content": name, "special": True, "single_word": False, "lstrip": False,
-         "rstrip": False, "normalized": False}
+        {
+            "id": i,
+            "content": name,
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
         for i, name in ((4, "<role>"), (5, "</role>"), (n, "<audio>"), (n + 1, "<audioPatch>"))
-    ]  # fmt: skip
+    ]
     tokenizer = Tokenizer(_from({"model": model, "added_tokens": added}))
     assert tokenizer.encode("ab") == [2]
     ids = list(tts_prompt(tokenizer, "b", "a", 1).ids)
@@ -75,8 +75,15 @@ def test_each_piece_is_tokenised_by_itself():
 def _from(content: dict):
     from tokenizers import Tokenizer as HFTokenizer
 
-    full = {"version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-            "pre_tokenizer": None, "post_processor": None, "decoder": None}  # fmt: skip
+    full = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+    }
     return HFTokenizer.from_str(json.dumps(full | content))
 
 
@@ -95,8 +102,17 @@ def test_special_tokens_in_a_user_s_text_are_text(stub):
 def test_special_tokens_that_cannot_be_text_are_refused():
     """Whole-word models know the name only as the token."""
     vocab = {"hello": 0, "<audio>": 1}
-    added = [{"id": 1, "content": "<audio>", "special": True, "single_word": False,
-              "lstrip": False, "rstrip": False, "normalized": False}]  # fmt: skip
+    added = [
+        {
+            "id": 1,
+            "content": "<audio>",
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+    ]
     model = {"type": "WordLevel", "vocab": vocab, "unk_token": "hello"}
     tokenizer = Tokenizer(_from({"model": model, "added_tokens": added}))
     with pytest.raises(InputError, match="control token '<audio>'"):
@@ -104,8 +120,7 @@ def test_special_tokens_that_cannot_be_text_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [("{", "not a tokenizer"), ('{"a": 1}', "no entry 'model'"), ("[]", "no entry 'model'")],
+    ("content", "reason"), [("{", "not a tokenizer"), ('{"a": 1}', "no entry 'model'"), ("[]", "no entry 'model'")]
 )
 def test_a_damaged_file(tmp_path, content, reason):
     (tmp_path / "tokenizer.json").write_text(content)
@@ -130,9 +145,7 @@ def bytes_tokenizer():
     return Tokenizer(tokenizer)
 
 
-@pytest.mark.parametrize(
-    "text", ["plain", "naïve café", "今天，天气好。", "a😀b👨‍👩‍👧", " lead and  two", ""]
-)
+@pytest.mark.parametrize("text", ["plain", "naïve café", "今天，天气好。", "a😀b👨‍👩‍👧", " lead and  two", ""])
 def test_streamed_text_is_the_text(bytes_tokenizer, text):
     stream = bytes_tokenizer.stream()
     ids = bytes_tokenizer.encode(text)

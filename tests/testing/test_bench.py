@@ -46,9 +46,20 @@ def bench_modules(monkeypatch):
 
 def test_end_to_end_serves_compares_and_breaks_down(tmp_path):
     done = start(
-        BENCH / "bench_e2e.py", "--size", "tiny", "--patches", 3, "--batches", "1,3",
-        "--seconds", 0.3, "--out", tmp_path, "--plot", tmp_path / "stages.png",
-    )  # fmt: skip
+        BENCH / "bench_e2e.py",
+        "--size",
+        "tiny",
+        "--patches",
+        3,
+        "--batches",
+        "1,3",
+        "--seconds",
+        0.3,
+        "--out",
+        tmp_path,
+        "--plot",
+        tmp_path / "stages.png",
+    )
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
     assert said["kind"] == "end_to_end" and said["machine"]["versions"]["torch"]
@@ -77,10 +88,21 @@ def test_end_to_end_serves_compares_and_breaks_down(tmp_path):
 
 def test_ops_bench_prints_a_table_and_json(tmp_path):
     done = start(
-        "-m", "pytest", "bench", "-q", "-p", "no:cacheprovider", "--benchmark-only", "--quick",
-        "--size", "odd", "-k", "linear or moe_mlp or flow_step or silu_mul or overlap_add",
-        "--keep", tmp_path,
-    )  # fmt: skip
+        "-m",
+        "pytest",
+        "bench",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--benchmark-only",
+        "--quick",
+        "--size",
+        "odd",
+        "-k",
+        "linear or moe_mlp or flow_step or silu_mul or overlap_add",
+        "--keep",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     said = last_json(done.stdout)
     rows = {(r["op"], r["case"], r["dtype"]): r for r in said["rows"]}
@@ -119,9 +141,7 @@ def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
     case = next(c for c in for_op("silu_mul") if c.name == "mid_expert")
     row, _ = measure.measure(case, torch.float32, quick=True)
     assert row.backend == "cpu" and row.nbytes == 6 * 704 * 3 * 4
-    monkeypatch.setattr(
-        measure, "candidates", lambda op, kwargs: {"ours": lambda: kwargs["gate_up"][:, :704]}
-    )
+    monkeypatch.setattr(measure, "candidates", lambda op, kwargs: {"ours": lambda: kwargs["gate_up"][:, :704]})
     monkeypatch.setattr(measure, "served_by", lambda call: "cpu")
     with pytest.raises(AssertionError, match="silu_mul-mid_expert: ours differs"):
         measure.measure(case, torch.float32, quick=True)
@@ -129,9 +149,17 @@ def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
 
 def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
     done = start(
-        BENCH / "bench_moe.py", "--size", "tiny", "--tokens", "1,7", "--quick",
-        "--formats", "bf16,fp32", "--keep", tmp_path,
-    )  # fmt: skip
+        BENCH / "bench_moe.py",
+        "--size",
+        "tiny",
+        "--tokens",
+        "1,7",
+        "--quick",
+        "--formats",
+        "bf16,fp32",
+        "--keep",
+        tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
     rows = {(r["case"], r["dtype"]): r for r in said["rows"]}
@@ -139,10 +167,14 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
     one = rows["tiny_one_t7", "bf16"]
     assert one["backend"] == "cpu" and one["us"] > 0 and one["others_us"]["ours fp32"] > 0
     ways = (
-        "loop over the experts hit, bf16", "loop over all experts, bf16", "F.grouped_mm, bf16",
-        "bmm of gathered experts, bf16", "einsum over all experts, bf16",
-        "loop over the experts hit, fp32", "loop over all experts, fp32",
-    )  # fmt: skip
+        "loop over the experts hit, bf16",
+        "loop over all experts, bf16",
+        "F.grouped_mm, bf16",
+        "bmm of gathered experts, bf16",
+        "einsum over all experts, bf16",
+        "loop over the experts hit, fp32",
+        "loop over all experts, fp32",
+    )
     assert set(one["others_us"]) == set(one["others_x"]) == {"ours fp32", *ways}
     assert one["best"] in ways
     # 2 of 8 experts, the shared one, x and the result, and the routing
@@ -168,8 +200,10 @@ def test_moe_bench_adds_parts_of_one_series(bench_modules):
     assert added(None, first) is first
     both = added(first, part(8.0, mid_one_t1=1.0, mid_balanced_t1=2.0))
     assert [(r["case"], r["us"]) for r in both["rows"]] == [
-        ("mid_balanced_t1", 2.0), ("mid_one_t1", 1.0), ("mid_zipf_t16", 3.0),
-    ]  # fmt: skip
+        ("mid_balanced_t1", 2.0),
+        ("mid_one_t1", 1.0),
+        ("mid_zipf_t16", 3.0),
+    ]
     assert both["ceilings"]["cpu"]["gemm_tflops"]["fp32"] == 1.0 / 8
     for other in (part(9.0, commit="d"), part(9.0, layers=4)):
         with pytest.raises(SystemExit, match="bench_moe: --add to a result of"):
@@ -289,9 +323,7 @@ def test_decoder_bench_times_nothing_that_is_wrong_or_moves_its_state(bench_modu
     assert rows[0]["ms"] > 0 and rows[0]["served"]["spectrum_head_"] == "cpu"
     for name, fault in (("step", wrong), ("step", moving), ("captured", stale)):
         with monkeypatch.context() as patch:
-            patch.setattr(
-                decoder_graph if name == "captured" else decoder_graph.Stream, name, fault
-            )
+            patch.setattr(decoder_graph if name == "captured" else decoder_graph.Stream, name, fault)
             rows, lacking = measure()
         assert [row["order"] for row in rows] == ["reference"]
         said = "AssertionError: " + ("the state's tensors moved" if fault is moving else "cpu,ref")

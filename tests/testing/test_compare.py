@@ -146,7 +146,11 @@ def test_what_quantisation_costs():
 
 def test_edit_distance():
     for wanted, got, distance in (
-        ("", "", 0), ("abc", "abc", 0), ("abc", "", 3), ("", "ab", 2), ("kitten", "sitting", 3),
+        ("", "", 0),
+        ("abc", "abc", 0),
+        ("abc", "", 3),
+        ("", "ab", 2),
+        ("kitten", "sitting", 3),
         (["one", "two", "three"], ["one", "three", "three", "four"], 2),
-    ):  # fmt: skip
+    ):
         assert edit_distance(wanted, got) == edit_distance(got, wanted) == distance

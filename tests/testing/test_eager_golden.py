@@ -101,8 +101,7 @@ def test_moe_block(ming):
     g = golden("e_moe")
     moe = ming.model.model.layers[1].mlp
     x, audio, image = g["x"], g["audio_mask"], g["image_mask"]
-    masks = {"none": (None, None), "audio": (audio, None), "image": (None, image),
-             "both": (audio, image)}  # fmt: skip
+    masks = {"none": (None, None), "audio": (audio, None), "image": (None, image), "both": (audio, image)}
     for name, pair in masks.items():
         close(moe(x, *pair), g[f"{name}.out"])
     for name in ("gate", "audio_gate", "image_gate"):
@@ -198,9 +197,7 @@ def test_decode(window):
         close(torch.cat(samples, dim=1), g[f"{window}.{name}"][:, 0])
 
 
-@pytest.mark.parametrize(("run", "patches", "bias"), [
-    ("six", 6, None), ("stop", 40, 50.0), ("nostop", 25, -50.0),
-])  # fmt: skip
+@pytest.mark.parametrize(("run", "patches", "bias"), [("six", 6, None), ("stop", 40, 50.0), ("nostop", 25, -50.0)])
 def test_text_to_speech(run, patches, bias):
     g = golden("g_tts")
     ming = variant()
@@ -209,10 +206,7 @@ def test_text_to_speech(run, patches, bias):
     noise = tape(g, run)
     ids = g["input_ids"] if run != "nostop" else nostop_ids(g["input_ids"])
     voice = g["prompt_latents"][:, :15]
-    loop = ming.tts(
-        ids, voice, ids == 501, lambda n: torch.stack(noise[11 * n : 11 * n + 11]),
-        max_patches=patches,
-    )  # fmt: skip
+    loop = ming.tts(ids, voice, ids == 501, lambda n: torch.stack(noise[11 * n : 11 * n + 11]), max_patches=patches)
     out = list(loop)
     count = g[f"{run}.latents"].shape[0]
     assert len(out) == count

@@ -65,8 +65,7 @@ def test_one_disturbed_run_acquits_and_three_convict(bench, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "op", "out"),
-    [("linear, fp32", "linear", 5), ("causal_conv1d, fp32", "causal_conv", 7)],
+    ("name", "op", "out"), [("linear, fp32", "linear", 5), ("causal_conv1d, fp32", "causal_conv", 7)]
 )
 def test_a_kernel_that_is_wrong_by_one_element_is_caught(bench, monkeypatch, name, op, out):
     guard, right = bench("guard"), getattr(_cpu, op)
@@ -157,9 +156,7 @@ def test_more_instructions_convict_in_ci_too(bench, monkeypatch, tmp_path, capsy
         assert _said(capsys, "linear, instructions", verdict)
 
 
-def test_in_ci_time_is_bounded_and_what_it_does_not_suffice_for_is_not_judged(
-    bench, monkeypatch, tmp_path, capsys
-):
+def test_in_ci_time_is_bounded_and_what_it_does_not_suffice_for_is_not_judged(bench, monkeypatch, tmp_path, capsys):
     guard, reporting = bench("guard"), bench("reporting")
     other = guard.CASES["linear, fp32"][1]
     ratios = {"linear, fp32": {"other": other, "ratio": 1.0}}

@@ -90,29 +90,36 @@ def test_the_kept_results_make_a_whole_page_that_needs_nothing_else(report, tmp_
 
 
 def test_shares_are_those_of_the_measured_ceilings(report):
-    ceilings = {
-        "cpu": {"threads": 2, "read_gbs": 50.0, "copy_gbs": 40.0, "gemm_tflops": {"fp32": 0.2}}
-    }
+    ceilings = {"cpu": {"threads": 2, "read_gbs": 50.0, "copy_gbs": 40.0, "gemm_tflops": {"fp32": 0.2}}}
     machine = {**describe(), "commit": "c"}
 
     def row(us, nbytes, flops, **other):
         return {
-            "op": "linear", "case": f"c{us}", "dtype": "fp32", "device": "cpu", "backend": "cpu",
-            "cache": "cold", "us": us, "us_p10": us, "us_p90": us, "nbytes": nbytes, "flops": flops,
-            "speedup": 2.0, "speedup_p10": 1.0, "speedup_p90": 3.0, "best": "F.linear",
-            "others_us": {}, "others_x": {}, **other,
-        }  # fmt: skip
+            "op": "linear",
+            "case": f"c{us}",
+            "dtype": "fp32",
+            "device": "cpu",
+            "backend": "cpu",
+            "cache": "cold",
+            "us": us,
+            "us_p10": us,
+            "us_p90": us,
+            "nbytes": nbytes,
+            "flops": flops,
+            "speedup": 2.0,
+            "speedup_p10": 1.0,
+            "speedup_p90": 3.0,
+            "best": "F.linear",
+            "others_us": {},
+            "others_x": {},
+            **other,
+        }
 
     rows = [row(10.0, 400_000, 1000), row(20.0, 4000, 3_000_000), row(5.0, 4000, 0)]
     gemms = {"fp32": {"ours": {"best": 0.3}, "torch.mm": {"best": 0.25}}}
     found = {
         "ops-mid": {"kind": "ops", "machine": machine, "ceilings": ceilings, "rows": rows},
-        "ceilings-cpu": {
-            "kind": "ceilings",
-            "machine": machine,
-            "ceilings": ceilings,
-            "gemms": gemms,
-        },
+        "ceilings-cpu": {"kind": "ceilings", "machine": machine, "ceilings": ceilings, "gemms": gemms},
     }
     content = report.build(found)
     assert content["ceilings"]["gemms"]["fp32"] == {"tflops": 0.3, "way": "ours"}
@@ -164,10 +171,18 @@ def test_in_a_headless_browser(report, tmp_path, width):
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
     quiet += " --disable-background-networking --disable-component-update"
     done = subprocess.run(
-        [BROWSER, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}",
-         f"--window-size={width},900", "--dump-dom", path.as_uri()],
-        capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+        [
+            BROWSER,
+            *quiet.split(),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--dump-dom",
+            path.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
     found = re.search(r'<pre id="said">(.*?)</pre>', done.stdout)
     assert found, done.stderr[-2000:]
     said = json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))

@@ -31,9 +31,13 @@ def said(exact=False, **changed):
 
 def test_less_and_a_little_more_is_no_fault_unless_exact():
     for changed in (
-        {}, {"registers": 107}, {"registers": 40}, {"shared_bytes": 21_999}, {"shared_bytes": 0},
+        {},
+        {"registers": 107},
+        {"registers": 40},
+        {"shared_bytes": 21_999},
+        {"shared_bytes": 0},
         {"products": (MMA, WGMMA)},
-    ):  # fmt: skip
+    ):
         assert said(**changed) == []
         assert bool(said(exact=True, **changed)) == bool(changed), changed
 
@@ -72,9 +76,10 @@ def test_every_cuda_kernel_is_kept_for_every_target_and_none_spills():
         assert {row["target"] for row in rows} == set(resources.targets(op)) <= TARGETS
         assert not any(row["spilled"] or row["local"] for row in rows), op
     prefill = [
-        row for row in content["kernels"]["moe_prefill"]
+        row
+        for row in content["kernels"]["moe_prefill"]
         if row["name"].startswith(("moe_prefill_up", "moe_prefill_down"))
-    ]  # fmt: skip
+    ]
     assert prefill and all(row["products"].startswith("wgmma") for row in prefill)
 
 
@@ -102,12 +107,8 @@ def test_every_triton_kernel_is_kept_for_three_architectures_and_few_spill():
     for kernel in triton_kernels():
         assert {row["sm"] for row in rows if row["kernel"] == kernel} == {80, 90, 100}, kernel
     for row in rows:
-        assert row["usage"]["STACK"] <= triton_process.MOST_STACK and row["usage"]["LOCAL"] == 0, (
-            row
-        )
-    spilling = {
-        op: sum(row["usage"]["STACK"] > 0 for row in content[op]["launches"]) for op in content
-    }
+        assert row["usage"]["STACK"] <= triton_process.MOST_STACK and row["usage"]["LOCAL"] == 0, row
+    spilling = {op: sum(row["usage"]["STACK"] > 0 for row in content[op]["launches"]) for op in content}
     assert {op: n for op, n in spilling.items() if n} == SPILLING
     wide = [r for r in rows if r["kernel"] == "_grouped_gemm_kernel" and r["sm"] == 90]
     assert any("wgmma" in str(row["products"]) for row in wide)

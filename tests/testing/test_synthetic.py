@@ -10,13 +10,7 @@ from safetensors.torch import load_file
 from mingcore.model import load
 from mingcore.testing.compare import max_relative
 from mingcore.testing.eager import EagerMing
-from mingcore.testing.synthetic import (
-    model_config,
-    model_names,
-    random_state_dict,
-    tensor_shapes,
-    write_checkpoint,
-)
+from mingcore.testing.synthetic import model_config, model_names, random_state_dict, tensor_shapes, write_checkpoint
 
 
 def test_names_and_shapes_are_the_official_ones(golden_folder):
@@ -30,9 +24,7 @@ def test_sizes_are_those_of_the_design():
     assert model_names() == ["tiny", "mid", "real"]
     mid = model_config("mid")
     llm, flow = mid["llm_config"], mid["ditar_config"]
-    assert (llm["hidden_size"], llm["num_hidden_layers"], llm["moe_intermediate_size"]) == (
-        1024, 8, 704,
-    )  # fmt: skip
+    assert (llm["hidden_size"], llm["num_hidden_layers"], llm["moe_intermediate_size"]) == (1024, 8, 704)
     assert (flow["hidden_size"], flow["depth"], flow["num_heads"]) == (1024, 8, 16)
     backbone = mid["audio_tokenizer_config"]["dec_kwargs"]["backbone"]
     assert (backbone["hidden_size"], backbone["intermediate_size"]) == (896, 4864)
@@ -87,9 +79,7 @@ def test_both_implementations_agree(tmp_path, options, stacked):
     ours, eager = load(folder), EagerMing.load(folder)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, 500, (1, 9), generator=generator)
-    mask = (
-        torch.tensor([[0, 1, 1, 0, 0, 0, 1, 0, 0]]) if config["llm_config"]["multi_gate"] else None
-    )
+    mask = torch.tensor([[0, 1, 1, 0, 0, 0, 1, 0, 0]]) if config["llm_config"]["multi_gate"] else None
     latents = torch.randn(1, 15, 64, generator=generator)
     noise = torch.randn(11, 1, 5, 64, generator=generator)
     with torch.inference_mode():

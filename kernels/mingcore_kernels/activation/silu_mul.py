@@ -34,12 +34,5 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     on_device = torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext()
     with on_device:
         _silu_mul_kernel[(M, triton.cdiv(I, BLOCK))](
-            gate_up,
-            out,
-            I,
-            gate_up.stride(0),
-            out.stride(0),
-            BLOCK=BLOCK,
-            enable_fp_fusion=True,
-            num_warps=4,
+            gate_up, out, I, gate_up.stride(0), out.stride(0), BLOCK=BLOCK, enable_fp_fusion=True, num_warps=4
         )

@@ -91,14 +91,48 @@ def shares_of(S: int, window: int, T: int, tiles: int, block_s: int) -> int:
 
 @triton.jit(do_not_specialize=["T", "S", "shares", "window"])
 def _attention_decode_kernel(
-    q, k_cache, v_cache, positions, out, partial, T, S, scale, shares, window,
-    stride_q_b, stride_q_t, stride_q_h, stride_k_b, stride_k_s, stride_k_h,
-    stride_v_b, stride_v_s, stride_v_h, stride_p_b, stride_p_t,
-    k_scale, v_scale, stride_ks_b, stride_ks_s, stride_ks_h, stride_vs_b, stride_vs_s, stride_vs_h,
-    HEADS: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, WINDOWED: tl.constexpr,
-    SCALED: tl.constexpr, SPLIT: tl.constexpr, LOOKS: tl.constexpr, LOOK: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    q,
+    k_cache,
+    v_cache,
+    positions,
+    out,
+    partial,
+    T,
+    S,
+    scale,
+    shares,
+    window,
+    stride_q_b,
+    stride_q_t,
+    stride_q_h,
+    stride_k_b,
+    stride_k_s,
+    stride_k_h,
+    stride_v_b,
+    stride_v_s,
+    stride_v_h,
+    stride_p_b,
+    stride_p_t,
+    k_scale,
+    v_scale,
+    stride_ks_b,
+    stride_ks_s,
+    stride_ks_h,
+    stride_vs_b,
+    stride_vs_s,
+    stride_vs_h,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SCALED: tl.constexpr,
+    SPLIT: tl.constexpr,
+    LOOKS: tl.constexpr,
+    LOOK: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     i_share, i_tile = tl.program_id(0), tl.program_id(1)
     i_h, i_b = i_tile % HEADS, tl.program_id(2).to(tl.int64)
     o_r = i_tile // HEADS * BLOCK_R + tl.arange(0, BLOCK_R)  # query t, then head of the group
@@ -174,9 +208,7 @@ def _attention_decode_kernel(
 
 
 @triton.jit(do_not_specialize=["shares"])
-def _combine_kernel(
-    partial, out, shares, D: tl.constexpr, BLOCK_SHARES: tl.constexpr, BLOCK_D: tl.constexpr
-):
+def _combine_kernel(partial, out, shares, D: tl.constexpr, BLOCK_SHARES: tl.constexpr, BLOCK_D: tl.constexpr):
     """out[row] = the shares' sums, each times 2^(its largest logit - the largest of all)."""
     i_row = tl.program_id(0).to(tl.int64)
     o_i, o_d = tl.arange(0, BLOCK_SHARES), tl.arange(0, BLOCK_D)
@@ -227,9 +259,24 @@ def attention_decode(
         partial = q.new_empty(B * T * Hq, shares, D + 2, dtype=torch.float32)
     with on_device(q):
         _attention_decode_kernel[(shares, tiles, B)](
-            q, k_cache, v_cache, positions, out, partial, T, S, scale * _LOG2_E, shares, window,
-            *q.stride()[:3], *k_cache.stride()[:3], *v_cache.stride()[:3], *positions.stride(),
-            *scales, *steps[0], *steps[1],
+            q,
+            k_cache,
+            v_cache,
+            positions,
+            out,
+            partial,
+            T,
+            S,
+            scale * _LOG2_E,
+            shares,
+            window,
+            *q.stride()[:3],
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            *positions.stride(),
+            *scales,
+            *steps[0],
+            *steps[1],
             HEADS=Hkv,
             GROUP=Hq // Hkv,
             D=D,
@@ -243,7 +290,7 @@ def attention_decode(
             enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
-        )  # fmt: skip
+        )
         if shares > 1:
             _combine_kernel[(B * T * Hq,)](
                 partial,

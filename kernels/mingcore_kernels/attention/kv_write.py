@@ -38,13 +38,34 @@ def looks_of(T: int) -> dict[str, int]:
 
 @triton.jit(do_not_specialize=["T", "S"])
 def _kv_write_kernel(
-    k_cache, v_cache, k, v, positions, T, S, E,
-    stride_kc_b, stride_kc_s, stride_kc_h, stride_vc_b, stride_vc_s, stride_vc_h,
-    stride_k_b, stride_k_t, stride_k_h, stride_v_b, stride_v_t, stride_v_h,
-    stride_p_b, stride_p_t,
-    D: tl.constexpr, LOOKS: tl.constexpr, LOOK: tl.constexpr, BLOCK_T: tl.constexpr,
+    k_cache,
+    v_cache,
+    k,
+    v,
+    positions,
+    T,
+    S,
+    E,
+    stride_kc_b,
+    stride_kc_s,
+    stride_kc_h,
+    stride_vc_b,
+    stride_vc_s,
+    stride_vc_h,
+    stride_k_b,
+    stride_k_t,
+    stride_k_h,
+    stride_v_b,
+    stride_v_t,
+    stride_v_h,
+    stride_p_b,
+    stride_p_t,
+    D: tl.constexpr,
+    LOOKS: tl.constexpr,
+    LOOK: tl.constexpr,
+    BLOCK_T: tl.constexpr,
     BLOCK_E: tl.constexpr,
-):  # fmt: skip
+):
     i_b = tl.program_id(2).to(tl.int64)
     o_t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     o_e = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
@@ -77,8 +98,18 @@ def kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: 
     block_t = min(triton.next_power_of_2(T), BLOCK // block_e)
     with on_device(k):
         _kv_write_kernel[(triton.cdiv(T, block_t), triton.cdiv(E, block_e), B)](
-            k_cache, v_cache, k, v, positions, T, k_cache.shape[1], E,
-            *k_cache.stride()[:3], *v_cache.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            k_cache,
+            v_cache,
+            k,
+            v,
+            positions,
+            T,
+            k_cache.shape[1],
+            E,
+            *k_cache.stride()[:3],
+            *v_cache.stride()[:3],
+            *k.stride()[:3],
+            *v.stride()[:3],
             *positions.stride(),
             D=D,
             **looks_of(T),
@@ -86,4 +117,4 @@ def kv_write(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: 
             BLOCK_E=block_e,
             enable_fp_fusion=True,
             num_warps=4 if block_t * block_e >= 512 else 1,
-        )  # fmt: skip
+        )

@@ -39,12 +39,38 @@ _STATE_TILE = 2048
 
 @triton.jit
 def _product(
-    x, w, context, before_alpha, before_gain, seen, new, first, i_g, o_m, m_m, o_q, m_q, L, W, CG,
-    NG, stride_x_c, stride_x_t, KERNEL: tl.constexpr, STRIDE: tl.constexpr,
-    DILATION: tl.constexpr, TRANSPOSED: tl.constexpr, REPLICATE: tl.constexpr,
-    BEFORE: tl.constexpr, OPERAND: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_K: tl.constexpr, OFFSET: tl.constexpr, INSIDE: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    context,
+    before_alpha,
+    before_gain,
+    seen,
+    new,
+    first,
+    i_g,
+    o_m,
+    m_m,
+    o_q,
+    m_q,
+    L,
+    W,
+    CG,
+    NG,
+    stride_x_c,
+    stride_x_t,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    BEFORE: tl.constexpr,
+    OPERAND: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OFFSET: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
     """The sums [BLOCK_M, BLOCK_T] of the rows o_m of group i_g at the times o_q."""
     SPAN: tl.constexpr = (KERNEL - 1) * DILATION
     UP: tl.constexpr = STRIDE if TRANSPOSED else 1
@@ -78,8 +104,9 @@ def _product(
         p_x, p_context = x + c_0 * stride_x_c, context
         if context is not None:
             p_context = context + c_0 * W
-        b_x = inputs_of(p_x, p_context, o_c[:, None], o_j, m_x, seen, new, L, W, stride_x_c,
-                        stride_x_t, REPLICATE, INSIDE, OFFSET)  # fmt: skip
+        b_x = inputs_of(
+            p_x, p_context, o_c[:, None], o_j, m_x, seen, new, L, W, stride_x_c, stride_x_t, REPLICATE, INSIDE, OFFSET
+        )
         if BEFORE == "snake":
             b_alpha = tl.load(before_alpha + c_0 + o_c, mask=m_k, other=0.0)[:, None]
             b_gain = tl.load(before_gain + c_0 + o_c, mask=m_k, other=0.0)[:, None]
@@ -96,14 +123,53 @@ def _product(
 
 @triton.jit(do_not_specialize=["L", "T"])
 def _conv_dense_kernel(
-    x, w, bias, residual, context, lengths, valid, ended, before_alpha, before_gain, after_alpha,
-    after_gain, out, emitted, earlier, C, N, L, T, W, CG, NG, stride_x_b, stride_x_c, stride_x_t,
-    stride_r_b, stride_r_n, stride_r_t, stride_o_b, stride_o_n, stride_o_t,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, LEFT_PAD: tl.constexpr,
-    FLUSH: tl.constexpr, TRANSPOSED: tl.constexpr, REPLICATE: tl.constexpr, LAST: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, OPERAND: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, OFFSET: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    before_alpha,
+    before_gain,
+    after_alpha,
+    after_gain,
+    out,
+    emitted,
+    earlier,
+    C,
+    N,
+    L,
+    T,
+    W,
+    CG,
+    NG,
+    stride_x_b,
+    stride_x_c,
+    stride_x_t,
+    stride_r_b,
+    stride_r_n,
+    stride_r_t,
+    stride_o_b,
+    stride_o_n,
+    stride_o_t,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    LEFT_PAD: tl.constexpr,
+    FLUSH: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    LAST: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    OPERAND: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
     SPAN: tl.constexpr = (KERNEL - 1) * DILATION
     UP: tl.constexpr = STRIDE if TRANSPOSED else 1
     STEP: tl.constexpr = 1 if TRANSPOSED else STRIDE
@@ -129,29 +195,117 @@ def _conv_dense_kernel(
     low = first + i_t * BLOCK_T * STEP
     if (low >= 0) & (low + (BLOCK_T - 1) * STEP + REACH < new):
         b_acc = _product(
-            x, w, context, before_alpha, before_gain, seen, new, first, i_g, o_m, m_m, o_q, m_q, L,
-            W, CG, NG, stride_x_c, stride_x_t, KERNEL, STRIDE, DILATION, TRANSPOSED, REPLICATE,
-            BEFORE, OPERAND, BLOCK_M, BLOCK_T, BLOCK_K, OFFSET, True,
-        )  # fmt: skip
+            x,
+            w,
+            context,
+            before_alpha,
+            before_gain,
+            seen,
+            new,
+            first,
+            i_g,
+            o_m,
+            m_m,
+            o_q,
+            m_q,
+            L,
+            W,
+            CG,
+            NG,
+            stride_x_c,
+            stride_x_t,
+            KERNEL,
+            STRIDE,
+            DILATION,
+            TRANSPOSED,
+            REPLICATE,
+            BEFORE,
+            OPERAND,
+            BLOCK_M,
+            BLOCK_T,
+            BLOCK_K,
+            OFFSET,
+            True,
+        )
     else:
         b_acc = _product(
-            x, w, context, before_alpha, before_gain, seen, new, first, i_g, o_m, m_m, o_q, m_q, L,
-            W, CG, NG, stride_x_c, stride_x_t, KERNEL, STRIDE, DILATION, TRANSPOSED, REPLICATE,
-            BEFORE, OPERAND, BLOCK_M, BLOCK_T, BLOCK_K, OFFSET, False,
-        )  # fmt: skip
+            x,
+            w,
+            context,
+            before_alpha,
+            before_gain,
+            seen,
+            new,
+            first,
+            i_g,
+            o_m,
+            m_m,
+            o_q,
+            m_q,
+            L,
+            W,
+            CG,
+            NG,
+            stride_x_c,
+            stride_x_t,
+            KERNEL,
+            STRIDE,
+            DILATION,
+            TRANSPOSED,
+            REPLICATE,
+            BEFORE,
+            OPERAND,
+            BLOCK_M,
+            BLOCK_T,
+            BLOCK_K,
+            OFFSET,
+            False,
+        )
     o_n = (i_g * NG + o_m // UP)[:, None]
-    finish(b_acc, bias, residual, after_alpha, after_gain, out, o_n,
-           o_q[None, :] * UP + (o_m % UP)[:, None], m_m[:, None], T, count, stride_r_n, stride_r_t,
-           stride_o_n, stride_o_t, AFTER)  # fmt: skip
+    finish(
+        b_acc,
+        bias,
+        residual,
+        after_alpha,
+        after_gain,
+        out,
+        o_n,
+        o_q[None, :] * UP + (o_m % UP)[:, None],
+        m_m[:, None],
+        T,
+        count,
+        stride_r_n,
+        stride_r_t,
+        stride_o_n,
+        stride_o_t,
+        AFTER,
+    )
 
 
 @triton.jit
-def _input(x, context, before_alpha, before_gain, o_c, o_j, mask, m_n, seen, new, L, W, stride_x_c,
-           stride_x_t, REPLICATE: tl.constexpr, BEFORE: tl.constexpr,
-           INSIDE: tl.constexpr):  # fmt: skip
+def _input(
+    x,
+    context,
+    before_alpha,
+    before_gain,
+    o_c,
+    o_j,
+    mask,
+    m_n,
+    seen,
+    new,
+    L,
+    W,
+    stride_x_c,
+    stride_x_t,
+    REPLICATE: tl.constexpr,
+    BEFORE: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
     """inputs_of with the activation before, in float32; o_c, m_n [M, 1]."""
-    b_x = inputs_of(x, context, o_c, o_j, mask, seen, new, L, W, stride_x_c, stride_x_t, REPLICATE,
-                    INSIDE).to(tl.float32)  # fmt: skip
+    b_x = inputs_of(x, context, o_c, o_j, mask, seen, new, L, W, stride_x_c, stride_x_t, REPLICATE, INSIDE).to(
+        tl.float32
+    )
     if BEFORE == "snake":
         b_alpha = tl.load(before_alpha + o_c, mask=m_n, other=0.0)
         b_gain = tl.load(before_gain + o_c, mask=m_n, other=0.0)
@@ -163,10 +317,29 @@ def _input(x, context, before_alpha, before_gain, o_c, o_j, mask, m_n, seen, new
 
 @triton.jit
 def _four_sums(
-    x, w, context, before_alpha, before_gain, seen, new, first, o_n, m_n, o_t, L, W, CG, NG,
-    stride_x_c, stride_x_t, KERNEL: tl.constexpr, DILATION: tl.constexpr, REPLICATE: tl.constexpr,
-    BEFORE: tl.constexpr, INSIDE: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    context,
+    before_alpha,
+    before_gain,
+    seen,
+    new,
+    first,
+    o_n,
+    m_n,
+    o_t,
+    L,
+    W,
+    CG,
+    NG,
+    stride_x_c,
+    stride_x_t,
+    KERNEL: tl.constexpr,
+    DILATION: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    BEFORE: tl.constexpr,
+    INSIDE: tl.constexpr,
+):
     """The sums of the outputs o_t, o_t + DILATION, and so on to the fourth; stride 1."""
     b_0 = tl.zeros([o_n.shape[0], o_t.shape[1]], tl.float32)
     b_1, b_2, b_3 = b_0, b_0, b_0
@@ -176,9 +349,25 @@ def _four_sums(
         w_0 = tl.zeros(o_n.shape, tl.float32)
         w_1, w_2, w_3 = w_0, w_0, w_0
         for i in tl.static_range(KERNEL + 3):
-            b_x = _input(x, context, before_alpha, before_gain, o_c, first + o_t + i * DILATION,
-                         m_x, m_n, seen, new, L, W, stride_x_c, stride_x_t, REPLICATE, BEFORE,
-                         INSIDE)  # fmt: skip
+            b_x = _input(
+                x,
+                context,
+                before_alpha,
+                before_gain,
+                o_c,
+                first + o_t + i * DILATION,
+                m_x,
+                m_n,
+                seen,
+                new,
+                L,
+                W,
+                stride_x_c,
+                stride_x_t,
+                REPLICATE,
+                BEFORE,
+                INSIDE,
+            )
             if i < KERNEL:
                 p_w = w + (o_n.to(tl.int64) * CG + c) * KERNEL + i
                 w_0 = tl.load(p_w, mask=m_n, other=0).to(tl.float32)
@@ -195,10 +384,31 @@ def _four_sums(
 
 @triton.jit
 def _sum(
-    x, w, context, before_alpha, before_gain, seen, new, first, o_n, m_n, o_t, m_own, L, W, CG, NG,
-    stride_x_c, stride_x_t, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-    TRANSPOSED: tl.constexpr, REPLICATE: tl.constexpr, BEFORE: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    context,
+    before_alpha,
+    before_gain,
+    seen,
+    new,
+    first,
+    o_n,
+    m_n,
+    o_t,
+    m_own,
+    L,
+    W,
+    CG,
+    NG,
+    stride_x_c,
+    stride_x_t,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    BEFORE: tl.constexpr,
+):
     """The sums of the outputs o_t, one tap after another."""
     SPAN: tl.constexpr = (KERNEL - 1) * DILATION
     TAPS: tl.constexpr = SPAN // STRIDE + 1 if TRANSPOSED else KERNEL
@@ -216,22 +426,75 @@ def _sum(
                 p_w = w + (o_n.to(tl.int64) * CG + c) * KERNEL + i
                 b_w = tl.load(p_w, mask=m_n, other=0).to(tl.float32)
                 o_j, m_x = first + o_t * STRIDE + i * DILATION, m_own
-            b_acc += b_w * _input(x, context, before_alpha, before_gain, o_c, o_j, m_x, m_n, seen,
-                                  new, L, W, stride_x_c, stride_x_t, REPLICATE, BEFORE,
-                                  False)  # fmt: skip
+            b_acc += b_w * _input(
+                x,
+                context,
+                before_alpha,
+                before_gain,
+                o_c,
+                o_j,
+                m_x,
+                m_n,
+                seen,
+                new,
+                L,
+                W,
+                stride_x_c,
+                stride_x_t,
+                REPLICATE,
+                BEFORE,
+                False,
+            )
     return b_acc
 
 
 @triton.jit(do_not_specialize=["L", "T"])
 def _conv_direct_kernel(
-    x, w, bias, residual, context, lengths, valid, ended, before_alpha, before_gain, after_alpha,
-    after_gain, out, emitted, earlier, C, N, L, T, W, CG, NG, stride_x_b, stride_x_c, stride_x_t,
-    stride_r_b, stride_r_n, stride_r_t, stride_o_b, stride_o_n, stride_o_t,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr, LEFT_PAD: tl.constexpr,
-    FLUSH: tl.constexpr, TRANSPOSED: tl.constexpr, REPLICATE: tl.constexpr, LAST: tl.constexpr,
-    BEFORE: tl.constexpr, AFTER: tl.constexpr, SHARE: tl.constexpr, BLOCK_C: tl.constexpr,
+    x,
+    w,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    before_alpha,
+    before_gain,
+    after_alpha,
+    after_gain,
+    out,
+    emitted,
+    earlier,
+    C,
+    N,
+    L,
+    T,
+    W,
+    CG,
+    NG,
+    stride_x_b,
+    stride_x_c,
+    stride_x_t,
+    stride_r_b,
+    stride_r_n,
+    stride_r_t,
+    stride_o_b,
+    stride_o_n,
+    stride_o_t,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    LEFT_PAD: tl.constexpr,
+    FLUSH: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+    REPLICATE: tl.constexpr,
+    LAST: tl.constexpr,
+    BEFORE: tl.constexpr,
+    AFTER: tl.constexpr,
+    SHARE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     BLOCK_T: tl.constexpr,
-):  # fmt: skip
+):
     i_b, pid = tl.program_id(1).to(tl.int64), tl.program_id(0)
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     first, count = plan_of(seen, new, done, KERNEL, STRIDE, DILATION, LEFT_PAD, FLUSH, TRANSPOSED)
@@ -250,12 +513,49 @@ def _conv_direct_kernel(
     o_q = (i_t * BLOCK_T + tl.arange(0, BLOCK_T))[None, :]
     if SHARE == 1:
         b_0 = _sum(
-            x, w, context, before_alpha, before_gain, seen, new, first, o_n, m_n, o_q,
-            m_n & (o_q < tl.minimum(T, count)), L, W, CG, NG, stride_x_c, stride_x_t, KERNEL,
-            STRIDE, DILATION, TRANSPOSED, REPLICATE, BEFORE,
-        )  # fmt: skip
-        finish(b_0, bias, residual, after_alpha, after_gain, out, o_n, o_q, m_n, T, count,
-               stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
+            x,
+            w,
+            context,
+            before_alpha,
+            before_gain,
+            seen,
+            new,
+            first,
+            o_n,
+            m_n,
+            o_q,
+            m_n & (o_q < tl.minimum(T, count)),
+            L,
+            W,
+            CG,
+            NG,
+            stride_x_c,
+            stride_x_t,
+            KERNEL,
+            STRIDE,
+            DILATION,
+            TRANSPOSED,
+            REPLICATE,
+            BEFORE,
+        )
+        finish(
+            b_0,
+            bias,
+            residual,
+            after_alpha,
+            after_gain,
+            out,
+            o_n,
+            o_q,
+            m_n,
+            T,
+            count,
+            stride_r_n,
+            stride_r_t,
+            stride_o_n,
+            stride_o_t,
+            AFTER,
+        )
     else:
         APART: tl.constexpr = 4 * DILATION
         o_t = o_q // DILATION * APART + o_q % DILATION
@@ -263,29 +563,149 @@ def _conv_direct_kernel(
         high = first + (i_t * BLOCK_T + BLOCK_T - 1) // DILATION * APART + APART - 1
         if (low >= 0) & (high + (KERNEL - 1) * DILATION < new):
             b_0, b_1, b_2, b_3 = _four_sums(
-                x, w, context, before_alpha, before_gain, seen, new, first, o_n, m_n, o_t, L, W,
-                CG, NG, stride_x_c, stride_x_t, KERNEL, DILATION, REPLICATE, BEFORE, True,
-            )  # fmt: skip
+                x,
+                w,
+                context,
+                before_alpha,
+                before_gain,
+                seen,
+                new,
+                first,
+                o_n,
+                m_n,
+                o_t,
+                L,
+                W,
+                CG,
+                NG,
+                stride_x_c,
+                stride_x_t,
+                KERNEL,
+                DILATION,
+                REPLICATE,
+                BEFORE,
+                True,
+            )
         else:
             b_0, b_1, b_2, b_3 = _four_sums(
-                x, w, context, before_alpha, before_gain, seen, new, first, o_n, m_n, o_t, L, W,
-                CG, NG, stride_x_c, stride_x_t, KERNEL, DILATION, REPLICATE, BEFORE, False,
-            )  # fmt: skip
+                x,
+                w,
+                context,
+                before_alpha,
+                before_gain,
+                seen,
+                new,
+                first,
+                o_n,
+                m_n,
+                o_t,
+                L,
+                W,
+                CG,
+                NG,
+                stride_x_c,
+                stride_x_t,
+                KERNEL,
+                DILATION,
+                REPLICATE,
+                BEFORE,
+                False,
+            )
         if DILATION == 1:  # side by side: each thread writes four in a row
             b_y = tl.join(tl.join(b_0, b_2), tl.join(b_1, b_3))
             b_y = tl.reshape(b_y, [BLOCK_C, 4 * BLOCK_T])
             o_y = (i_t * 4 * BLOCK_T + tl.arange(0, 4 * BLOCK_T))[None, :]
-            finish(b_y, bias, residual, after_alpha, after_gain, out, o_n, o_y, m_n, T, count,
-                   stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
+            finish(
+                b_y,
+                bias,
+                residual,
+                after_alpha,
+                after_gain,
+                out,
+                o_n,
+                o_y,
+                m_n,
+                T,
+                count,
+                stride_r_n,
+                stride_r_t,
+                stride_o_n,
+                stride_o_t,
+                AFTER,
+            )
         else:
-            finish(b_0, bias, residual, after_alpha, after_gain, out, o_n, o_t, m_n, T, count,
-                   stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
-            finish(b_1, bias, residual, after_alpha, after_gain, out, o_n, o_t + DILATION, m_n, T,
-                   count, stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
-            finish(b_2, bias, residual, after_alpha, after_gain, out, o_n, o_t + 2 * DILATION, m_n,
-                   T, count, stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
-            finish(b_3, bias, residual, after_alpha, after_gain, out, o_n, o_t + 3 * DILATION, m_n,
-                   T, count, stride_r_n, stride_r_t, stride_o_n, stride_o_t, AFTER)  # fmt: skip
+            finish(
+                b_0,
+                bias,
+                residual,
+                after_alpha,
+                after_gain,
+                out,
+                o_n,
+                o_t,
+                m_n,
+                T,
+                count,
+                stride_r_n,
+                stride_r_t,
+                stride_o_n,
+                stride_o_t,
+                AFTER,
+            )
+            finish(
+                b_1,
+                bias,
+                residual,
+                after_alpha,
+                after_gain,
+                out,
+                o_n,
+                o_t + DILATION,
+                m_n,
+                T,
+                count,
+                stride_r_n,
+                stride_r_t,
+                stride_o_n,
+                stride_o_t,
+                AFTER,
+            )
+            finish(
+                b_2,
+                bias,
+                residual,
+                after_alpha,
+                after_gain,
+                out,
+                o_n,
+                o_t + 2 * DILATION,
+                m_n,
+                T,
+                count,
+                stride_r_n,
+                stride_r_t,
+                stride_o_n,
+                stride_o_t,
+                AFTER,
+            )
+            finish(
+                b_3,
+                bias,
+                residual,
+                after_alpha,
+                after_gain,
+                out,
+                o_n,
+                o_t + 3 * DILATION,
+                m_n,
+                T,
+                count,
+                stride_r_n,
+                stride_r_t,
+                stride_o_n,
+                stride_o_t,
+                AFTER,
+            )
 
 
 def causal_conv(
@@ -323,14 +743,42 @@ def causal_conv(
     before, before_alpha, before_gain, after, after_alpha, after_gain = acts
     strides = *x.stride(), *((0, 0, 0) if residual is None else residual.stride()), *out.stride()
     arguments = (
-        x, weight, bias, residual, context, lengths, valid, ended, before_alpha, before_gain,
-        after_alpha, after_gain, out, emitted, earlier, C, N, L, T, W, CG, NG, *strides,
-    )  # fmt: skip
+        x,
+        weight,
+        bias,
+        residual,
+        context,
+        lengths,
+        valid,
+        ended,
+        before_alpha,
+        before_gain,
+        after_alpha,
+        after_gain,
+        out,
+        emitted,
+        earlier,
+        C,
+        N,
+        L,
+        T,
+        W,
+        CG,
+        NG,
+        *strides,
+    )
     constants = {
-        "KERNEL": kernel, "STRIDE": stride, "DILATION": dilation, "LEFT_PAD": left_pad,
-        "FLUSH": flush, "TRANSPOSED": transposed, "REPLICATE": replicate, "LAST": int(last),
-        "BEFORE": before, "AFTER": after,
-    }  # fmt: skip
+        "KERNEL": kernel,
+        "STRIDE": stride,
+        "DILATION": dilation,
+        "LEFT_PAD": left_pad,
+        "FLUSH": flush,
+        "TRANSPOSED": transposed,
+        "REPLICATE": replicate,
+        "LAST": int(last),
+        "BEFORE": before,
+        "AFTER": after,
+    }
     with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
         if CG >= FEW:
             operand = x.dtype if x.dtype == weight.dtype else torch.float32
@@ -340,22 +788,30 @@ def causal_conv(
             unaligned = (stride if transposed else CG * kernel) * weight.itemsize % 16 != 0
             parts = before != "none" and operand != torch.float32
             config = conv_configs.choose(
-                str(8 * operand.itemsize), rows=NG * up, times=times, batch=B * groups,
-                single=unaligned or (parts and capability < 90), capability=capability,
-            )  # fmt: skip
+                str(8 * operand.itemsize),
+                rows=NG * up,
+                times=times,
+                batch=B * groups,
+                single=unaligned or (parts and capability < 90),
+                capability=capability,
+            )
             tiles = triton.cdiv(NG * up, config.block_m) * groups
             tiles *= max(triton.cdiv(times, config.block_t), 1)
             # the longest distances from where a step begins: within the weight and within x
-            farthest = max(
-                N * CG * kernel, config.block_k * (NG * kernel + x.stride(1)) + L * x.stride(2)
-            )
+            farthest = max(N * CG * kernel, config.block_k * (NG * kernel + x.stride(1)) + L * x.stride(2))
             offset = tl.int32 if farthest < FAR else tl.int64
             _conv_dense_kernel[(tiles, B)](
-                *arguments, **constants, OFFSET=offset, OPERAND=TYPES[operand],
-                BLOCK_M=config.block_m, BLOCK_T=config.block_t, BLOCK_K=config.block_k,
+                *arguments,
+                **constants,
+                OFFSET=offset,
+                OPERAND=TYPES[operand],
+                BLOCK_M=config.block_m,
+                BLOCK_T=config.block_t,
+                BLOCK_K=config.block_k,
                 enable_fp_fusion=True,
-                num_warps=config.warps, num_stages=config.stages,
-            )  # fmt: skip
+                num_warps=config.warps,
+                num_stages=config.stages,
+            )
         else:
             config = conv_configs.choose_direct(
                 channels=N * B, times=T, taps=kernel, stride=0 if transposed else stride
@@ -364,16 +820,35 @@ def causal_conv(
             times = -(-T // (config.share * apart)) * apart
             tiles = triton.cdiv(N, config.block_c) * max(triton.cdiv(times, config.block_t), 1)
             _conv_direct_kernel[(tiles, B)](
-                *arguments, **constants, SHARE=config.share, BLOCK_C=config.block_c,
-                BLOCK_T=config.block_t, enable_fp_fusion=True, num_warps=config.warps,
-            )  # fmt: skip
+                *arguments,
+                **constants,
+                SHARE=config.share,
+                BLOCK_C=config.block_c,
+                BLOCK_T=config.block_t,
+                enable_fp_fusion=True,
+                num_warps=config.warps,
+            )
         block_w = min(triton.next_power_of_2(max(W, 1)), _STATE_TILE)
         block_c = _STATE_TILE // block_w
         _conv_state_kernel[(triton.cdiv(C, block_c) if W else 1, B)](
-            x, context, earlier if in_place else lengths, valid, ended, context_out, lengths_out,
-            C, L, W, *x.stride(), REPLICATE=replicate, LAST=int(last), BLOCK_C=block_c,
-            BLOCK_W=block_w, enable_fp_fusion=True, num_warps=4,
-        )  # fmt: skip
+            x,
+            context,
+            earlier if in_place else lengths,
+            valid,
+            ended,
+            context_out,
+            lengths_out,
+            C,
+            L,
+            W,
+            *x.stride(),
+            REPLICATE=replicate,
+            LAST=int(last),
+            BLOCK_C=block_c,
+            BLOCK_W=block_w,
+            enable_fp_fusion=True,
+            num_warps=4,
+        )
 
 
 def capability_of(x: Tensor) -> int:

@@ -77,15 +77,7 @@ def why_invalid(config: Config, kind: str, capability: int) -> str | None:
     return None
 
 
-def choose(
-    kind: str,
-    *,
-    rows: int,
-    times: int,
-    batch: int = 1,
-    single: bool = False,
-    capability: int = 90,
-) -> Config:
+def choose(kind: str, *, rows: int, times: int, batch: int = 1, single: bool = False, capability: int = 90) -> Config:
     """The tile of a dense convolution.
 
     rows: output rows of a group; times: of a batch row, per phase; batch: rows of the batch times
@@ -126,9 +118,9 @@ def choose_direct(*, channels: int, times: int, taps: int, stride: int) -> Direc
     while block_t < min(times / share, 256 if share == 1 else 128):
         block_t *= 2
     block_c = max(room // block_t, 1)
-    while block_c > 1 and block_c * block_t > 128 and (
-        _tiles(channels, times, block_c, block_t * share) < 2 * PROCESSORS
-    ):  # fmt: skip
+    while (
+        block_c > 1 and block_c * block_t > 128 and (_tiles(channels, times, block_c, block_t * share) < 2 * PROCESSORS)
+    ):
         block_c //= 2
     return DirectConfig(block_c, block_t, share, 4)
 

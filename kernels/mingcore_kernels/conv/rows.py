@@ -30,8 +30,17 @@ def row_of(lengths, valid, ended, i_b, L, LAST: tl.constexpr):
 
 
 @triton.jit
-def plan_of(seen, new, done, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATION: tl.constexpr,
-            LEFT_PAD: tl.constexpr, FLUSH: tl.constexpr, TRANSPOSED: tl.constexpr):  # fmt: skip
+def plan_of(
+    seen,
+    new,
+    done,
+    KERNEL: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    LEFT_PAD: tl.constexpr,
+    FLUSH: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
+):
     """The first output's first input, counted from the chunk's; and how many outputs there are."""
     SPAN: tl.constexpr = (KERNEL - 1) * DILATION
     OVER: tl.constexpr = SPAN + 1 - STRIDE if SPAN + 1 > STRIDE else 0
@@ -52,9 +61,22 @@ def plan_of(seen, new, done, KERNEL: tl.constexpr, STRIDE: tl.constexpr, DILATIO
 
 
 @triton.jit
-def inputs_of(x, context, o_c, o_j, mask, seen, new, L, W, stride_x_c, stride_x_t,
-              REPLICATE: tl.constexpr, INSIDE: tl.constexpr,
-              OFFSET: tl.constexpr = tl.int64):  # fmt: skip
+def inputs_of(
+    x,
+    context,
+    o_c,
+    o_j,
+    mask,
+    seen,
+    new,
+    L,
+    W,
+    stride_x_c,
+    stride_x_t,
+    REPLICATE: tl.constexpr,
+    INSIDE: tl.constexpr,
+    OFFSET: tl.constexpr = tl.int64,
+):
     """The inputs o_j of the channels o_c of one row; `mask`: those wanted.
 
     Before the chunk the context's, or, of a new stream, zeros or its first input; beyond the row's
@@ -81,9 +103,23 @@ def inputs_of(x, context, o_c, o_j, mask, seen, new, L, W, stride_x_c, stride_x_
 
 @triton.jit
 def finish(
-    b_y, bias, residual, alpha, gain, out, o_n, o_t, m_n, T, count, stride_r_n, stride_r_t,
-    stride_o_n, stride_o_t, ACT: tl.constexpr,
-):  # fmt: skip
+    b_y,
+    bias,
+    residual,
+    alpha,
+    gain,
+    out,
+    o_n,
+    o_t,
+    m_n,
+    T,
+    count,
+    stride_r_n,
+    stride_r_t,
+    stride_o_n,
+    stride_o_t,
+    ACT: tl.constexpr,
+):
     """Bias, activation, residual; zeros beyond the row's own. o_n, m_n [M, 1], o_t [1 or M, T]."""
     o_wide, o_time = o_n.to(tl.int64), o_t.to(tl.int64)
     if bias is not None:
@@ -111,10 +147,24 @@ def tell(emitted, earlier, i_b, seen, count):
 
 @triton.jit(do_not_specialize=["L"])
 def _conv_state_kernel(
-    x, context, lengths, valid, ended, context_out, lengths_out, C, L, W, stride_x_b, stride_x_c,
-    stride_x_t, REPLICATE: tl.constexpr, LAST: tl.constexpr, BLOCK_C: tl.constexpr,
+    x,
+    context,
+    lengths,
+    valid,
+    ended,
+    context_out,
+    lengths_out,
+    C,
+    L,
+    W,
+    stride_x_b,
+    stride_x_c,
+    stride_x_t,
+    REPLICATE: tl.constexpr,
+    LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
-):  # fmt: skip
+):
     """The newest W inputs and the lengths; context_out may be the context itself."""
     i_b = tl.program_id(1).to(tl.int64)
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
@@ -130,7 +180,20 @@ def _conv_state_kernel(
     kept = tl.where(done != 0, 0, W)
     for w in range(0, W, BLOCK_W):  # upwards: what a piece writes no later one reads
         o_w = (w + tl.arange(0, BLOCK_W))[None, :]
-        b_x = inputs_of(x, context, o_c, new.to(tl.int32) - W + o_w, (o_c < C) & (o_w < kept), seen,
-                        some, L, W, stride_x_c, stride_x_t, REPLICATE, False)  # fmt: skip
+        b_x = inputs_of(
+            x,
+            context,
+            o_c,
+            new.to(tl.int32) - W + o_w,
+            (o_c < C) & (o_w < kept),
+            seen,
+            some,
+            L,
+            W,
+            stride_x_c,
+            stride_x_t,
+            REPLICATE,
+            False,
+        )
         tl.debug_barrier()  # what one thread writes, another may have to read first
         tl.store(context_out + o_c.to(tl.int64) * W + o_w, b_x, mask=(o_c < C) & (o_w < W))

@@ -17,10 +17,7 @@ BLOCK = 4096  # tokens, of queries or of keys, times the head's width: what the 
 
 
 @triton.jit
-def _head(
-    p_head, stride, o_t, m_t, cos, sin, norm, turned, D,
-    QK_NORM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+def _head(p_head, stride, o_t, m_t, cos, sin, norm, turned, D, QK_NORM: tl.constexpr, BLOCK_D: tl.constexpr):
     """A head of tokens o_t, normed, its first `turned` columns turned: [BLOCK_T, BLOCK_D]."""
     o_d = tl.arange(0, BLOCK_D)
     m_td = m_t[:, None] & (o_d < D)[None, :]
@@ -42,11 +39,25 @@ def _head(
 
 @triton.jit(do_not_specialize=["T", "rows", "rope_heads"])
 def _flow_attention_kernel(
-    qkv, cos, sin, q_norm, k_norm, out,
-    T, rows, H, D, rope_heads, scale,
-    OPERAND: tl.constexpr, QK_NORM: tl.constexpr, OVERLAP: tl.constexpr,
-    BLOCK_Q: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    qkv,
+    cos,
+    sin,
+    q_norm,
+    k_norm,
+    out,
+    T,
+    rows,
+    H,
+    D,
+    rope_heads,
+    scale,
+    OPERAND: tl.constexpr,
+    QK_NORM: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     i_head, i_r, i_q = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     wait_for_previous(OVERLAP)
     o_row = i_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
@@ -54,9 +65,7 @@ def _flow_attention_kernel(
     m_row = o_row < rows
     turned = tl.where(i_head < rope_heads, D, 0)
     p_q = qkv + i_r * T * (3 * H) + i_head * D
-    b_q = _head(
-        p_q, 3 * H, T - rows + o_row, m_row, cos, sin, q_norm, turned, D, QK_NORM, BLOCK_D
-    ).to(OPERAND)
+    b_q = _head(p_q, 3 * H, T - rows + o_row, m_row, cos, sin, q_norm, turned, D, QK_NORM, BLOCK_D).to(OPERAND)
     b_most = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_total = tl.zeros([BLOCK_Q], tl.float32)
     b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
@@ -105,7 +114,18 @@ def launch(
     block_s = min(most, max(16, triton.next_power_of_2(T)))
     q_norm, k_norm = qk_norm or (cos, cos)
     _flow_attention_kernel[(heads, R, triton.cdiv(rows, block_q))](
-        qkv, cos, sin, q_norm, k_norm, out, T, rows, H, D, rope_heads, D**-0.5,
+        qkv,
+        cos,
+        sin,
+        q_norm,
+        k_norm,
+        out,
+        T,
+        rows,
+        H,
+        D,
+        rope_heads,
+        D**-0.5,
         OPERAND=TYPES[qkv.dtype],
         QK_NORM=qk_norm is not None,
         OVERLAP=overlap,
@@ -116,4 +136,4 @@ def launch(
         num_warps=8 if block_d > 128 else 2 if block_q <= 16 and block_s <= 16 else 4,
         num_stages=1,
         **({"launch_pdl": True} if overlap else {}),
-    )  # fmt: skip
+    )

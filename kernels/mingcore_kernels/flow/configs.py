@@ -136,9 +136,7 @@ def _staged(config: Config, kind: str) -> int:
     return held * row * (config.block_n * weight + config.block_m * activation)
 
 
-def estimate_ns(
-    config: Config, kind: str, rows: int, columns: int, depth: int, processors: int = PROCESSORS
-) -> float:
+def estimate_ns(config: Config, kind: str, rows: int, columns: int, depth: int, processors: int = PROCESSORS) -> float:
     """What the product's time depends on: `rows` of x times `columns` rows of a matrix, of length
     `depth`; without what every tile pays alike."""
     weight, activation = KINDS[kind]
@@ -158,13 +156,7 @@ def estimate_ns(
 
 @lru_cache(maxsize=256)
 def choose(
-    kind: str,
-    *,
-    rows: int,
-    columns: int,
-    depth: int,
-    processors: int = PROCESSORS,
-    capability: int = 90,
+    kind: str, *, rows: int, columns: int, depth: int, processors: int = PROCESSORS, capability: int = 90
 ) -> Config:
     """The tile of one product; of equal ones the first of the table, with the fewest parts.
 

@@ -12,23 +12,37 @@ import triton.language as tl
 from torch import Tensor
 
 from . import configs as flow_configs
-from .product import (
-    TYPES,
-    block_of_parts,
-    inverse_rms,
-    row_products,
-    store_stream,
-    wait_for_previous,
-)
+from .product import TYPES, block_of_parts, inverse_rms, row_products, store_stream, wait_for_previous
 
 
 @triton.jit(do_not_specialize=["e", "M", "B", "N", "T", "P"])
 def _flow_embed_kernel(
-    x, w, bias, first, null_first, times, history, norm, y, z, sums,
-    e, M, B, N, T, P, H, C,
-    OPERAND: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    bias,
+    first,
+    null_first,
+    times,
+    history,
+    norm,
+    y,
+    z,
+    sums,
+    e,
+    M,
+    B,
+    N,
+    T,
+    P,
+    H,
+    C,
+    OPERAND: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """y, z [M, H] and sums of evaluation e from latents x [B * P, C]; M = R T, R = B or 2B."""
     tiles_m = tl.cdiv(M, BLOCK_M)
     i_m, i_n = tl.program_id(0) % tiles_m, tl.program_id(0) // tiles_m
@@ -41,9 +55,24 @@ def _flow_embed_kernel(
     o_b = o_r % B
     m_x = m_m & (o_t > N)
     b_y = row_products(
-        x, o_b * P + o_t - 1 - N, m_x, tl.zeros([BLOCK_M], tl.float32), w, o_w, 0, C, C, C,
-        OPERAND, False, EVEN_K, 1, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x,
+        o_b * P + o_t - 1 - N,
+        m_x,
+        tl.zeros([BLOCK_M], tl.float32),
+        w,
+        o_w,
+        0,
+        C,
+        C,
+        C,
+        OPERAND,
+        False,
+        EVEN_K,
+        1,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     b_bias = tl.load(bias + o_w).to(tl.float32)[:, None]
     b_y += tl.where(m_x[None, :], b_bias, 0.0)
     m_first = m_n[:, None] & (m_m & (o_t == 0) & (o_r < B))[None, :]
@@ -59,13 +88,35 @@ def _flow_embed_kernel(
 
 @triton.jit(do_not_specialize=["e", "j", "B", "P", "parts_in"])
 def _flow_step_out_kernel(
-    z, w, bias, sums, base, noise, guidance, dt, noise_scale, out,
-    e, j, B, P, H, C, parts_in,
-    OPERAND: tl.constexpr, NORM_FIRST: tl.constexpr, GUIDED: tl.constexpr,
-    HAS_NOISE: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    z,
+    w,
+    bias,
+    sums,
+    base,
+    noise,
+    guidance,
+    dt,
+    noise_scale,
+    out,
+    e,
+    j,
+    B,
+    P,
+    H,
+    C,
+    parts_in,
+    OPERAND: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    GUIDED: tl.constexpr,
+    HAS_NOISE: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
-):  # fmt: skip
+):
     """out [M, C], M = B P, not over base; z and sums have M rows, with GUIDED 2M."""
     M = B * P
     tiles_m = tl.cdiv(M, BLOCK_M)
@@ -82,18 +133,32 @@ def _flow_step_out_kernel(
 
     b_inverse = inverse_rms(sums, o_m, m_m, rows, H, parts_in, BLOCK_PARTS)
     b_v = row_products(
-        z, o_m, m_m, b_inverse, w, o_w, 0, H, H, H,
-        OPERAND, NORM_FIRST, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        z, o_m, m_m, b_inverse, w, o_w, 0, H, H, H, OPERAND, NORM_FIRST, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K
+    )
     if not NORM_FIRST:
         b_v *= b_inverse[None, :]
     b_v += b_bias
     if GUIDED:
         b_inverse = inverse_rms(sums, o_m + M, m_m, rows, H, parts_in, BLOCK_PARTS)
         b_u = row_products(
-            z, o_m + M, m_m, b_inverse, w, o_w, 0, H, H, H,
-            OPERAND, NORM_FIRST, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
-        )  # fmt: skip
+            z,
+            o_m + M,
+            m_m,
+            b_inverse,
+            w,
+            o_w,
+            0,
+            H,
+            H,
+            H,
+            OPERAND,
+            NORM_FIRST,
+            EVEN_K,
+            SPLIT,
+            BLOCK_M,
+            BLOCK_N,
+            BLOCK_K,
+        )
         if not NORM_FIRST:
             b_u *= b_inverse[None, :]
         b_g = tl.load(guidance + o_m // P, mask=m_m, other=0.0)[None, :]
@@ -134,8 +199,25 @@ def embed(
     (B, P, C), (M, H) = x.shape, y.shape
     tiles = triton.cdiv(M, config.block_m) * triton.cdiv(H, config.block_n)
     _flow_embed_kernel[(tiles,)](
-        x, w, bias, first, null_first, times, history, norm, y, z, sums,
-        e, M, B, N, T, P, H, C,
+        x,
+        w,
+        bias,
+        first,
+        null_first,
+        times,
+        history,
+        norm,
+        y,
+        z,
+        sums,
+        e,
+        M,
+        B,
+        N,
+        T,
+        P,
+        H,
+        C,
         OPERAND=TYPES[operand],
         EVEN_K=C % config.block_k == 0,
         OVERLAP=overlap,
@@ -146,7 +228,7 @@ def embed(
         num_warps=config.warps,
         num_stages=config.stages,
         **({"launch_pdl": True} if overlap else {}),
-    )  # fmt: skip
+    )
 
 
 def step_out(
@@ -178,8 +260,23 @@ def step_out(
     M, H = B * P, z.shape[1]
     tiles = triton.cdiv(M, config.block_m) * triton.cdiv(C, config.block_n)
     _flow_step_out_kernel[(tiles,)](
-        z, w, bias, sums, base, noise, guidance, dt, noise_scale, out,
-        e, j or 0, B, P, H, C, sums.shape[0],
+        z,
+        w,
+        bias,
+        sums,
+        base,
+        noise,
+        guidance,
+        dt,
+        noise_scale,
+        out,
+        e,
+        j or 0,
+        B,
+        P,
+        H,
+        C,
+        sums.shape[0],
         OPERAND=TYPES[operand],
         NORM_FIRST=z.dtype == torch.float32,
         GUIDED=z.shape[0] != M,
@@ -195,4 +292,4 @@ def step_out(
         num_warps=config.warps,
         num_stages=config.stages,
         **({"launch_pdl": True} if overlap else {}),
-    )  # fmt: skip
+    )

@@ -83,9 +83,16 @@ class _Launcher:
     def product(self, x: Tensor, w: Tensor, bias: Tensor, out: Tensor, **more) -> None:
         config = self.config(x.shape[0], w, x.element_size())
         flow_product.launch(
-            x, w, bias, out, config=config, operand=self.operand, overlap=self.overlap,
-            scratch=self.scratch if config.parts > 1 else None, **more,
-        )  # fmt: skip
+            x,
+            w,
+            bias,
+            out,
+            config=config,
+            operand=self.operand,
+            overlap=self.overlap,
+            scratch=self.scratch if config.parts > 1 else None,
+            **more,
+        )
 
     def tiles(self, rows: int, w: Tensor) -> int:
         """Partial sums of squares that a product onto the stream leaves per row."""
@@ -125,15 +132,49 @@ def flow_sample(
         return
     with on_device(condition):
         _sample(
-            condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-            matrices, biases, norms, scales, heads, rope_heads, guided, out, overlap,
-        )  # fmt: skip
+            condition,
+            history,
+            noise,
+            guidance,
+            times,
+            dt,
+            noise_scale,
+            advance,
+            cos,
+            sin,
+            matrices,
+            biases,
+            norms,
+            scales,
+            heads,
+            rope_heads,
+            guided,
+            out,
+            overlap,
+        )
 
 
 def _sample(
-    condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-    matrices, biases, norms, scales, heads, rope_heads, guided, out, overlap,
-):  # fmt: skip
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    out,
+    overlap,
+):
     cond_w, x_w, final_w = matrices[0], matrices[1], matrices[6]
     (B, N, C), P = history.shape, out.shape[1]
     H, T = cond_w.shape[0], 1 + N + P
@@ -159,18 +200,43 @@ def _sample(
     j = 0
     for e, forward in enumerate(advance):
         flow_ends.embed(
-            current, x_w, biases[1], first, biases[0], times, e, past, norms[0][0], *blocks.stream,
-            sums, T=T, N=N, config=embed, **at,
-        )  # fmt: skip
+            current,
+            x_w,
+            biases[1],
+            first,
+            biases[0],
+            times,
+            e,
+            past,
+            norms[0][0],
+            *blocks.stream,
+            sums,
+            T=T,
+            N=N,
+            config=embed,
+            **at,
+        )
         z, z_sums = blocks.run(sums)
         j += forward
         drawn = j if forward and j < noise.shape[0] else None
         free = [t for t in states if t is not base and t is not current]
         current = out if e + 1 == len(advance) else free[0]
         flow_ends.step_out(
-            z, final_w, biases[6], z_sums, base, noise, guidance, dt, noise_scale, current,
-            e=e, j=drawn, config=final, **at,
-        )  # fmt: skip
+            z,
+            final_w,
+            biases[6],
+            z_sums,
+            base,
+            noise,
+            guidance,
+            dt,
+            noise_scale,
+            current,
+            e=e,
+            j=drawn,
+            config=final,
+            **at,
+        )
         base = current if forward else base
 
 
@@ -203,9 +269,7 @@ class _Blocks:
         self.qkv, self.seen = (run.empty(M, n * H, dtype=run.operand) for n in (3, 1))
         self.hidden = run.empty(M, W, dtype=run.operand)
         self.sums = [
-            run.empty(run.tiles(rows, w[0]), rows)
-            for rows in (M, R * P)
-            for w in (self.matrices[1], self.matrices[3])
+            run.empty(run.tiles(rows, w[0]), rows) for rows in (M, R * P) for w in (self.matrices[1], self.matrices[3])
         ]
 
     def products(self) -> list[tuple[int, Tensor, int]]:
@@ -225,9 +289,7 @@ class _Blocks:
             sums = self._block(layer, y, z, sums, rows, norm)
         return z[: self.R * rows], sums
 
-    def _block(
-        self, layer: int, y: Tensor, z: Tensor, sums: Tensor, rows: int, next_norm: Tensor
-    ) -> Tensor:
+    def _block(self, layer: int, y: Tensor, z: Tensor, sums: Tensor, rows: int, next_norm: Tensor) -> Tensor:
         """One block from y (and z, sums) to y; of the last block `rows` of every T tokens."""
         run, M = self.launcher, self.R * rows
         qkv, out, up, down = (
@@ -239,9 +301,16 @@ class _Blocks:
         seen, hidden, other, z_out = self.seen[:M], self.hidden[:M], self.other[:M], z[:M]
         run.product(z, *qkv[:2], self.qkv, scale=qkv[2], sums=sums)
         flow_attention.launch(
-            self.qkv, *self.rope, qk_norm, seen, T=self.T, rows=rows, heads=self.heads,
-            rope_heads=self.rope_heads, overlap=run.overlap,
-        )  # fmt: skip
+            self.qkv,
+            *self.rope,
+            qk_norm,
+            seen,
+            T=self.T,
+            rows=rows,
+            heads=self.heads,
+            rope_heads=self.rope_heads,
+            overlap=run.overlap,
+        )
         stream = (y, self.norms[1][layer], z_out, out_sums)
         run.product(seen, *out[:2], other, scale=out[2], stream=stream, rows=rows, T=self.T)
         run.product(z_out, *up[:2], hidden, scale=up[2], sums=out_sums, gelu=True)

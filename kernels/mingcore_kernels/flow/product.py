@@ -46,9 +46,13 @@ def prefetch_rows(w, o_w, start, end, K):
     for k in range(start, end, 8 * LINE):
         p_line = w + o_w[:, None] * K + tl.minimum(k + o_line, end - 1)[None, :]
         tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [p_line.to(tl.int64)],
-            dtype=tl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+            "=r,l",
+            [p_line.to(tl.int64)],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
 
 
 @triton.jit
@@ -62,10 +66,24 @@ def inverse_rms(sums, o_m, m_m, M, K, parts, BLOCK_PARTS: tl.constexpr):
 
 @triton.jit
 def row_products(
-    x, o_m, m_m, b_inverse, w, o_w, start, end, K, stride_x,
-    OPERAND: tl.constexpr, NORM_FIRST: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    o_m,
+    m_m,
+    b_inverse,
+    w,
+    o_w,
+    start,
+    end,
+    K,
+    stride_x,
+    OPERAND: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """[BLOCK_N, BLOCK_M] float32: rows o_w of w times rows o_m of x, columns start to end.
 
     NORM_FIRST: rows of x are multiplied by b_inverse before they are rounded to OPERAND.
@@ -123,13 +141,40 @@ def store_stream(b_y, y, z, norm, sums, o_m, m_m, o_n, m_n, i_n, M, N):
 
 @triton.jit(do_not_specialize=["M", "parts_in", "rows", "T"])
 def _flow_product_kernel(
-    x, w, scale, bias, sums, out, y, norm, z, next_sums, scratch, counters,
-    M, N, K, parts_in, rows, T, stride_x,
-    OPERAND: tl.constexpr, NORMED: tl.constexpr, NORM_FIRST: tl.constexpr, GELU: tl.constexpr,
-    RESIDUAL: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr,
-    SPLIT: tl.constexpr, PARTS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_PARTS: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    scale,
+    bias,
+    sums,
+    out,
+    y,
+    norm,
+    z,
+    next_sums,
+    scratch,
+    counters,
+    M,
+    N,
+    K,
+    parts_in,
+    rows,
+    T,
+    stride_x,
+    OPERAND: tl.constexpr,
+    NORMED: tl.constexpr,
+    NORM_FIRST: tl.constexpr,
+    GELU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    SCALED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_PARTS: tl.constexpr,
+):
     i_tile, i_part = tl.program_id(0), tl.program_id(1)
     tiles_m = tl.cdiv(M, BLOCK_M)
     i_m, i_n = i_tile % tiles_m, i_tile // tiles_m  # tiles that share weights side by side
@@ -151,9 +196,24 @@ def _flow_product_kernel(
     if NORMED:
         b_inverse = inverse_rms(sums, o_m, m_m, M, K, parts_in, BLOCK_PARTS)
     b_out = row_products(
-        x, o_m, m_m, b_inverse, w, o_w, start, end, K, stride_x,
-        OPERAND, NORM_FIRST, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x,
+        o_m,
+        m_m,
+        b_inverse,
+        w,
+        o_w,
+        start,
+        end,
+        K,
+        stride_x,
+        OPERAND,
+        NORM_FIRST,
+        EVEN_K,
+        SPLIT,
+        BLOCK_M,
+        BLOCK_N,
+        BLOCK_K,
+    )
     if PARTS > 1:
         o_tile = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         p_tile = scratch + i_tile.to(tl.int64) * (PARTS * BLOCK_N * BLOCK_M) + o_tile
@@ -220,8 +280,25 @@ def launch(
     partial, counters = scratch or (out, out)
     tiles = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
     _flow_product_kernel[(tiles, config.parts)](
-        x, w, scale, bias, sums, out, y, norm, z, next_sums, partial, counters,
-        M, N, K, 0 if sums is None else sums.shape[0], rows, T, x.stride(0),
+        x,
+        w,
+        scale,
+        bias,
+        sums,
+        out,
+        y,
+        norm,
+        z,
+        next_sums,
+        partial,
+        counters,
+        M,
+        N,
+        K,
+        0 if sums is None else sums.shape[0],
+        rows,
+        T,
+        x.stride(0),
         OPERAND=TYPES[operand],
         NORMED=sums is not None,
         NORM_FIRST=sums is not None and x.dtype == torch.float32,
@@ -240,4 +317,4 @@ def launch(
         num_warps=config.warps,
         num_stages=config.stages,
         **({"launch_pdl": True} if overlap else {}),
-    )  # fmt: skip
+    )

@@ -99,9 +99,7 @@ def why_invalid(config: Config, product: str, kind: str, capability: int) -> str
     return None
 
 
-def fitted(
-    config: Config, product: str, kind: str, depths: tuple[int, ...], capability: int
-) -> Config:
+def fitted(config: Config, product: str, kind: str, depths: tuple[int, ...], capability: int) -> Config:
     """`config` with block_k dividing every summed dimension, if one from 32 on does, and with as
     many stages as the shared memory holds."""
     block_k = config.block_k
@@ -114,9 +112,7 @@ def fitted(
     return config
 
 
-def choose(
-    product: str, kind: str, *, rows: float, depths: tuple[int, ...], capability: int
-) -> Config:
+def choose(product: str, kind: str, *, rows: float, depths: tuple[int, ...], capability: int) -> Config:
     """The tile of a grouped product.
 
     rows: mean rows per group with any; depths: the summed dimensions of all its matrices. Raises

@@ -30,8 +30,7 @@ from . import configs
 
 
 @triton.jit
-def _sorted_tile(rows, offsets, i_m, E, HAS_ROWS: tl.constexpr, BLOCK_M: tl.constexpr,
-                 BLOCK_E: tl.constexpr):  # fmt: skip
+def _sorted_tile(rows, offsets, i_m, E, HAS_ROWS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr):
     """Tile i_m of all groups cut into BLOCK_M rows: its group, its slots and which of them are."""
     o_e = tl.arange(0, BLOCK_E)
     b_start = tl.load(offsets + o_e, mask=o_e < E, other=0)
@@ -50,8 +49,9 @@ def _sorted_tile(rows, offsets, i_m, E, HAS_ROWS: tl.constexpr, BLOCK_M: tl.cons
 
 
 @triton.jit
-def _few_tile(ids, i_unit, T, TOP_K: tl.constexpr, BY_EXPERT: tl.constexpr, BLOCK_M: tl.constexpr,
-              BLOCK_TOP: tl.constexpr):  # fmt: skip
+def _few_tile(
+    ids, i_unit, T, TOP_K: tl.constexpr, BY_EXPERT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_TOP: tl.constexpr
+):
     """All tokens of unit i_unit: an expert, or the expert of a slot, of which the first one counts.
 
     Row t is token t's first slot of that expert.
@@ -263,12 +263,34 @@ def launch(
     offsets = ids if offsets is None else offsets
     with on_device(x):
         _grouped_gemm_kernel[(programs,)](
-            x, w, scale, x_scale, out,
-            x_s, w_s, scale_s, x_scale_s, out_s,
-            ids, ids if rows is None else rows, offsets,
-            T, E, N, K, N_s, w_s.shape[1], tiles_m, tiles_s,
-            x.stride(0), w.stride(0), w.stride(1), out.stride(0),
-            x_s.stride(0), w_s.stride(0), out_s.stride(0),
+            x,
+            w,
+            scale,
+            x_scale,
+            out,
+            x_s,
+            w_s,
+            scale_s,
+            x_scale_s,
+            out_s,
+            ids,
+            ids if rows is None else rows,
+            offsets,
+            T,
+            E,
+            N,
+            K,
+            N_s,
+            w_s.shape[1],
+            tiles_m,
+            tiles_s,
+            x.stride(0),
+            w.stride(0),
+            w.stride(1),
+            out.stride(0),
+            x_s.stride(0),
+            w_s.stride(0),
+            out_s.stride(0),
             SWIGLU=swiglu,
             GATHER=swiglu,
             FEW=few,
@@ -288,7 +310,7 @@ def launch(
             enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
-        )  # fmt: skip
+        )
 
 
 def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor, out: Tensor) -> None:

@@ -65,11 +65,7 @@ _TABLE = {
         64: Config(64, 64, 64, 1, 4, 3),
         128: Config(128, 64, 64, 1, 8, 3),
     },
-    "32": {
-        16: Config(16, 16, 32, 1, 4, 3),
-        32: Config(32, 32, 32, 1, 4, 3),
-        64: Config(64, 32, 32, 1, 8, 2),
-    },
+    "32": {16: Config(16, 16, 32, 1, 4, 3), 32: Config(32, 32, 32, 1, 4, 3), 64: Config(64, 32, 32, 1, 8, 2)},
 }
 _BYTES = {"16": (2, 2), "w8": (1, 2), "32": (4, 4)}  # of a weight, of an activation
 
@@ -96,9 +92,7 @@ def choose(kind: str, rows: int, depth: int, capability: int) -> Config:
     """
     tiles = _TABLE[kind]
     config = tiles[next((height for height in tiles if rows <= height), max(tiles))]
-    while config.split * config.block_k > 32 * config.split and depth % (
-        config.split * config.block_k
-    ):
+    while config.split * config.block_k > 32 * config.split and depth % (config.split * config.block_k):
         config = replace(config, block_k=config.block_k // 2)
     while config.stages > 1 and staged_bytes(config, kind) + 1024 > shared_bytes(capability):
         config = replace(config, stages=config.stages - 1)
@@ -107,11 +101,30 @@ def choose(kind: str, rows: int, depth: int, capability: int) -> Config:
 
 @triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
-    x, x_scale, w, scale, bias, residual, out, M, N, K, stride_x, stride_r,
-    OPERAND: tl.constexpr, ACTIVATION: tl.constexpr, SCALED: tl.constexpr, X_SCALED: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_RESIDUAL: tl.constexpr, EVEN_K: tl.constexpr, SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    x_scale,
+    w,
+    scale,
+    bias,
+    residual,
+    out,
+    M,
+    N,
+    K,
+    stride_x,
+    stride_r,
+    OPERAND: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SCALED: tl.constexpr,
+    X_SCALED: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     tiles_m = tl.cdiv(M, BLOCK_M)
     i_m, i_n = tl.program_id(0) % tiles_m, tl.program_id(0) // tiles_m  # a weight's tiles together
     o_m = i_m * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -123,9 +136,8 @@ def _linear_kernel(
     else:
         o_w = tl.minimum(o_n, N - 1).to(tl.int64)  # rows past the end repeat the last, unwritten
     b_y = row_products(
-        x, o_m, m_m, x, w, o_w, 0, K, K, stride_x,
-        OPERAND, False, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x, o_m, m_m, x, w, o_w, 0, K, K, stride_x, OPERAND, False, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K
+    )
     if SCALED:
         b_y *= tl.load(scale + o_w)[:, None]
     if X_SCALED:
@@ -177,8 +189,18 @@ def linear(
     programs = triton.cdiv(M, config.block_m) * triton.cdiv(N, config.block_n)
     with on_device(x):
         _linear_kernel[(programs,)](
-            x, x_scale, w, scale, bias, residual, out, M, N, K,
-            x.stride(0), 0 if residual is None else residual.stride(0),
+            x,
+            x_scale,
+            w,
+            scale,
+            bias,
+            residual,
+            out,
+            M,
+            N,
+            K,
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
             OPERAND=TYPES[operand],
             ACTIVATION=activation,
             SCALED=scale is not None,
@@ -193,4 +215,4 @@ def linear(
             enable_fp_fusion=True,
             num_warps=config.warps,
             num_stages=config.stages,
-        )  # fmt: skip
+        )

@@ -43,11 +43,27 @@ def _float(b_w):
 
 @triton.jit
 def _row_gate_up_kernel(
-    x, w, scale, w_shared, scale_shared, ids, hidden, hidden_shared,
-    H, I, I_shared, programs_shared, stride_w_e, stride_w_n, stride_w_shared,
-    HAS_SHARED: tl.constexpr, SCALED: tl.constexpr, EVEN_K: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    scale,
+    w_shared,
+    scale_shared,
+    ids,
+    hidden,
+    hidden_shared,
+    H,
+    I,
+    I_shared,
+    programs_shared,
+    stride_w_e,
+    stride_w_n,
+    stride_w_shared,
+    HAS_SHARED: tl.constexpr,
+    SCALED: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """One token: hidden [K, I] and hidden_shared [Is] float32; the shared expert comes first."""
     pid = tl.program_id(0)
     is_shared = False
@@ -110,11 +126,27 @@ def _row_dot(p_w, p_h, I, o_w, stride_w_n, BLOCK_N: tl.constexpr, BLOCK_K: tl.co
 
 @triton.jit
 def _row_down_kernel(
-    w, scale, w_shared, scale_shared, weights, ids, hidden, hidden_shared, out,
-    H, I, I_shared, TOP_K, stride_w_e, stride_w_n, stride_w_shared,
-    HAS_SHARED: tl.constexpr, SCALED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    w,
+    scale,
+    w_shared,
+    scale_shared,
+    weights,
+    ids,
+    hidden,
+    hidden_shared,
+    out,
+    H,
+    I,
+    I_shared,
+    TOP_K,
+    stride_w_e,
+    stride_w_n,
+    stride_w_shared,
+    HAS_SHARED: tl.constexpr,
+    SCALED: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """One token: out [H] = the weighted sum over its experts, in order, and the shared one."""
     o_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     o_w = tl.minimum(o_n, H - 1).to(tl.int64)
@@ -137,9 +169,20 @@ def _row_down_kernel(
 
 @triton.jit(do_not_specialize=["TOP_K", "shared_first"])
 def _sum_slots_kernel(
-    by_slot, weights, ids, out, H, TOP_K, stride_s, stride_o, shared_first,
-    HAS_SHARED: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr, BLOCK_TOP: tl.constexpr,
-):  # fmt: skip
+    by_slot,
+    weights,
+    ids,
+    out,
+    H,
+    TOP_K,
+    stride_s,
+    stride_o,
+    shared_first,
+    HAS_SHARED: tl.constexpr,
+    FIRST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_TOP: tl.constexpr,
+):
     """out[t] = sum_k weights[t, k] by_slot[t * K + k] + by_slot[shared_first + t], in float32.
 
     FIRST: of slots that repeat an expert within their token only the first one was written.
@@ -193,9 +236,7 @@ def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     M, K = x.shape
     stored, scale = x.new_empty(M, K, dtype=torch.int8), x.new_empty(M, dtype=torch.float32)
     block = min(triton.next_power_of_2(K), 2048)
-    _quantise_rows_kernel[(M,)](
-        x, stored, scale, K, x.stride(0), BLOCK=block, enable_fp_fusion=True, num_warps=4
-    )
+    _quantise_rows_kernel[(M,)](x, stored, scale, K, x.stride(0), BLOCK=block, enable_fp_fusion=True, num_warps=4)
     return stored, scale
 
 
@@ -253,19 +294,52 @@ def _one_token(
     config = configs.choose_row("gate_up", K * I + I_s, H, processors)
     programs_s = triton.cdiv(I_s, config.block_n)
     _row_gate_up_kernel[(programs_s + K * triton.cdiv(I, config.block_n),)](
-        x, gate_up, gate_up_scale, w_s, scale_s, ids, hidden, hidden[K * I :],
-        H, I, I_s, programs_s, gate_up.stride(0), gate_up.stride(1), w_s.stride(0),
-        **options, EVEN_K=H % config.block_k == 0, BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k, enable_fp_fusion=True,
+        x,
+        gate_up,
+        gate_up_scale,
+        w_s,
+        scale_s,
+        ids,
+        hidden,
+        hidden[K * I :],
+        H,
+        I,
+        I_s,
+        programs_s,
+        gate_up.stride(0),
+        gate_up.stride(1),
+        w_s.stride(0),
+        **options,
+        EVEN_K=H % config.block_k == 0,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        enable_fp_fusion=True,
         num_warps=config.warps,
-    )  # fmt: skip
+    )
     config = configs.choose_row("down", H, max(I, I_s), processors)
     _row_down_kernel[(triton.cdiv(H, config.block_n),)](
-        down, down_scale, down_s, down_scale_s, weights, ids, hidden, hidden[K * I :], out,
-        H, I, I_s, K, down.stride(0), down.stride(1), down_s.stride(0),
-        **options, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-        enable_fp_fusion=True, num_warps=config.warps,
-    )  # fmt: skip
+        down,
+        down_scale,
+        down_s,
+        down_scale_s,
+        weights,
+        ids,
+        hidden,
+        hidden[K * I :],
+        out,
+        H,
+        I,
+        I_s,
+        K,
+        down.stride(0),
+        down.stride(1),
+        down_s.stride(0),
+        **options,
+        BLOCK_N=config.block_n,
+        BLOCK_K=config.block_k,
+        enable_fp_fusion=True,
+        num_warps=config.warps,
+    )
 
 
 def _tokens(
@@ -293,14 +367,10 @@ def _tokens(
     if dynamic:
         x, x_scale = quantised_rows(x)
     pair = (x, w_s, hidden_s, scale_s, x_scale) if shared else None
-    launch(
-        "gate_up", x, gate_up, hidden, scale=gate_up_scale, x_scale=x_scale, shared=pair, **where
-    )
+    launch("gate_up", x, gate_up, hidden, scale=gate_up_scale, x_scale=x_scale, shared=pair, **where)
 
     # what few tokens leave is small: keep it in float32
-    by_slot = out.new_empty(
-        S + (T if shared else 0), H, dtype=torch.float32 if T <= FEW else out.dtype
-    )
+    by_slot = out.new_empty(S + (T if shared else 0), H, dtype=torch.float32 if T <= FEW else out.dtype)
     hidden_scale = hidden_s_scale = None
     if dynamic:
         hidden, hidden_scale = quantised_rows(hidden)
@@ -311,7 +381,19 @@ def _tokens(
     launch("down", hidden, down, by_slot, **scales, shared=pair, **where)
     block = min(triton.next_power_of_2(H), SUM_BLOCK)
     _sum_slots_kernel[(T, triton.cdiv(H, block))](
-        by_slot, weights, ids, out, H, K, by_slot.stride(0), out.stride(0), S,
-        HAS_SHARED=shared is not None, FIRST=T <= FEW, BLOCK=block,
-        BLOCK_TOP=triton.next_power_of_2(K), enable_fp_fusion=True, num_warps=4,
-    )  # fmt: skip
+        by_slot,
+        weights,
+        ids,
+        out,
+        H,
+        K,
+        by_slot.stride(0),
+        out.stride(0),
+        S,
+        HAS_SHARED=shared is not None,
+        FIRST=T <= FEW,
+        BLOCK=block,
+        BLOCK_TOP=triton.next_power_of_2(K),
+        enable_fp_fusion=True,
+        num_warps=4,
+    )

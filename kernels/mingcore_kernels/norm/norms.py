@@ -18,9 +18,21 @@ LONGEST = 16384  # elements of a row: 32 for each thread of 16 warps
 
 @triton.jit
 def _norm_kernel(
-    x, residual, weight, bias, out, total, H, eps, stride_x, stride_r,
-    LAYER: tl.constexpr, HAS_RESIDUAL: tl.constexpr, HAS_BIAS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+    x,
+    residual,
+    weight,
+    bias,
+    out,
+    total,
+    H,
+    eps,
+    stride_x,
+    stride_r,
+    LAYER: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     i_m = tl.program_id(0).to(tl.int64)
     o_h = tl.arange(0, BLOCK)
     m_h = o_h < H
@@ -54,15 +66,23 @@ def _launch(x, residual, weight, bias, eps, out, total, layer):
         return
     with on_device(x):
         _norm_kernel[(M,)](
-            x, residual, weight, bias, out, total, H, eps,
-            x.stride(0), 0 if residual is None else residual.stride(0),
+            x,
+            residual,
+            weight,
+            bias,
+            out,
+            total,
+            H,
+            eps,
+            x.stride(0),
+            0 if residual is None else residual.stride(0),
             LAYER=layer,
             HAS_RESIDUAL=residual is not None,
             HAS_BIAS=bias is not None,
             BLOCK=triton.next_power_of_2(H),
             enable_fp_fusion=True,
             num_warps=warps_of(H),
-        )  # fmt: skip
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
@@ -70,9 +90,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor) -> None:
     _launch(x, None, weight, None, eps, out, None, False)
 
 
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, total: Tensor
-) -> None:
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float, out: Tensor, total: Tensor) -> None:
     """Write s = x + residual, rounded to its type, into total and rms_norm(s) into out."""
     _launch(x, residual, weight, None, eps, out, total, False)
 

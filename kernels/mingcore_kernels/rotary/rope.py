@@ -19,11 +19,29 @@ WIDEST = 1024  # D
 
 @triton.jit(do_not_specialize=["T"])
 def _rope_kernel(
-    x, cos, sin, q, k, v, T, Hq, Hkv, rope_heads,
-    stride_x_b, stride_x_t, stride_x_h, stride_cos_b, stride_cos_t, stride_sin_b, stride_sin_t,
-    D: tl.constexpr, INTERLEAVED: tl.constexpr, HAS_KV: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
+    x,
+    cos,
+    sin,
+    q,
+    k,
+    v,
+    T,
+    Hq,
+    Hkv,
+    rope_heads,
+    stride_x_b,
+    stride_x_t,
+    stride_x_h,
+    stride_cos_b,
+    stride_cos_t,
+    stride_sin_b,
+    stride_sin_t,
+    D: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    HAS_KV: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     i_t, i_b = tl.program_id(0).to(tl.int64), tl.program_id(2).to(tl.int64)
     o_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     o_d = tl.arange(0, BLOCK_D)
@@ -84,9 +102,23 @@ def rope(
     one = cos.shape[0] == 1
     with on_device(x):
         _rope_kernel[(T, triton.cdiv(heads, block_h), B)](
-            x, cos, sin, q, k, v, T, Hq, Hkv, rope_heads,
-            x.stride(0), x.stride(1), x.stride(2),
-            0 if one else cos.stride(0), cos.stride(1), 0 if one else sin.stride(0), sin.stride(1),
+            x,
+            cos,
+            sin,
+            q,
+            k,
+            v,
+            T,
+            Hq,
+            Hkv,
+            rope_heads,
+            x.stride(0),
+            x.stride(1),
+            x.stride(2),
+            0 if one else cos.stride(0),
+            cos.stride(1),
+            0 if one else sin.stride(0),
+            sin.stride(1),
             D=D,
             INTERLEAVED=interleaved,
             HAS_KV=kv is not None,
@@ -94,4 +126,4 @@ def rope(
             BLOCK_D=block_d,
             enable_fp_fusion=True,
             num_warps=4 if block_h * block_d >= 512 else 1,
-        )  # fmt: skip
+        )

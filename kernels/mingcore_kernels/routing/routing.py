@@ -127,12 +127,5 @@ def sort_by_expert(ids: Tensor, rows: Tensor, offsets: Tensor) -> None:
     block = min(max(triton.next_power_of_2(max(S, 1)), 128), SORT_BLOCK)
     with on_device(ids):
         _sort_by_expert_kernel[(E,)](
-            ids,
-            rows,
-            offsets,
-            S,
-            E,
-            BLOCK=block,
-            enable_fp_fusion=True,
-            num_warps=4 if block <= 1024 else 8,
+            ids, rows, offsets, S, E, BLOCK=block, enable_fp_fusion=True, num_warps=4 if block <= 1024 else 8
         )

@@ -20,9 +20,20 @@ from ..conv.causal_conv import TYPES, capability_of
 
 @triton.jit(do_not_specialize=["L", "T"])
 def _frame_embed_kernel(
-    x, w, out, L, T, H, hop, stride_x_b, stride_o_b, OPERAND: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    out,
+    L,
+    T,
+    H,
+    hop,
+    stride_x_b,
+    stride_o_b,
+    OPERAND: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """x [B, L] dense along time, w [H, hop] dense, out [B, T, H] dense along H and T."""
     i_b, pid = tl.program_id(1).to(tl.int64), tl.program_id(0)
     tiles_m = tl.cdiv(H, BLOCK_M)
@@ -52,14 +63,30 @@ def frame_embed(samples: Tensor, weight: Tensor, hop: int, out: Tensor) -> None:
         return
     operand = samples.dtype if samples.dtype == weight.dtype else torch.float32
     config = conv_configs.choose(
-        str(8 * operand.itemsize), rows=H, times=T, batch=B,
-        single=hop * weight.itemsize % 16 != 0, capability=capability_of(samples),
-    )  # fmt: skip
+        str(8 * operand.itemsize),
+        rows=H,
+        times=T,
+        batch=B,
+        single=hop * weight.itemsize % 16 != 0,
+        capability=capability_of(samples),
+    )
     tiles = triton.cdiv(H, config.block_m) * triton.cdiv(T, config.block_t)
     with torch.cuda.device(samples.device) if samples.is_cuda else contextlib.nullcontext():
         _frame_embed_kernel[(tiles, B)](
-            samples, weight, out, L, T, H, hop, samples.stride(0), out.stride(0),
-            OPERAND=TYPES[operand], BLOCK_M=config.block_m, BLOCK_T=config.block_t,
-            BLOCK_K=config.block_k, enable_fp_fusion=True, num_warps=config.warps,
+            samples,
+            weight,
+            out,
+            L,
+            T,
+            H,
+            hop,
+            samples.stride(0),
+            out.stride(0),
+            OPERAND=TYPES[operand],
+            BLOCK_M=config.block_m,
+            BLOCK_T=config.block_t,
+            BLOCK_K=config.block_k,
+            enable_fp_fusion=True,
+            num_warps=config.warps,
             num_stages=config.stages,
-        )  # fmt: skip
+        )

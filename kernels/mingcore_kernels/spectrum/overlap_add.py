@@ -57,10 +57,27 @@ def carried_sums(numerator, i_b, before, o_t, o_i, F, hop, HAS_STATE: tl.constex
 
 @triton.jit
 def finish_hops(
-    b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator, lengths, emitted,
-    F, hop, outputs, last,
-    HAS_ENDED: tl.constexpr, IN_PLACE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+    b_sum,
+    i_b,
+    before,
+    writes,
+    fresh,
+    o_t,
+    o_i,
+    window,
+    ended,
+    out,
+    numerator,
+    lengths,
+    emitted,
+    F,
+    hop,
+    outputs,
+    last,
+    HAS_ENDED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
     """From sums b_sum [hops o_t, columns o_i] to samples, carried sums, lengths and emitted.
 
     before, fresh: frames that the row has had and has now.
@@ -101,11 +118,33 @@ def finish_hops(
 
 @triton.jit(do_not_specialize=["T", "outputs", "last", "stripes", "chunks"])
 def _overlap_add_kernel(
-    frames, window, numerator, lengths, valid, ended, out, numerator_out, lengths_out, emitted,
-    T, F, hop, outputs, last, stripes, chunks, stride_b, stride_t,
-    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr,
-    IN_PLACE: tl.constexpr, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr,
-):  # fmt: skip
+    frames,
+    window,
+    numerator,
+    lengths,
+    valid,
+    ended,
+    out,
+    numerator_out,
+    lengths_out,
+    emitted,
+    T,
+    F,
+    hop,
+    outputs,
+    last,
+    stripes,
+    chunks,
+    stride_b,
+    stride_t,
+    HAS_STATE: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_ENDED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+):
     i_stripe, i_chunk = tl.program_id(0) % stripes, tl.program_id(0) // stripes % chunks
     i_b = (tl.program_id(0) // (stripes * chunks)).to(tl.int64)
     o_t = i_chunk * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -125,9 +164,27 @@ def _overlap_add_kernel(
         b_w = tl.load(window + o_w, mask=m_w, other=0.0).to(tl.float32)
         b_sum += b_x * b_w[None, :]
     finish_hops(
-        b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator_out,
-        lengths_out, emitted, F, hop, outputs, last, HAS_ENDED, IN_PLACE, PARTS,
-    )  # fmt: skip
+        b_sum,
+        i_b,
+        before,
+        writes,
+        fresh,
+        o_t,
+        o_i,
+        window,
+        ended,
+        out,
+        numerator_out,
+        lengths_out,
+        emitted,
+        F,
+        hop,
+        outputs,
+        last,
+        HAS_ENDED,
+        IN_PLACE,
+        PARTS,
+    )
 
 
 def blocks_of(hops: int, hop: int) -> tuple[int, int, int]:
@@ -165,9 +222,23 @@ def overlap_add(
         numerator = numerator.clone()  # other programs write what the first ones read
     with on_device(frames):
         _overlap_add_kernel[(B * chunks * stripes,)](
-            frames, window, numerator, lengths, valid, ended, out, *after,
-            T, F, hop, out.shape[1], int(last), stripes, chunks,
-            frames.stride(0), frames.stride(1),
+            frames,
+            window,
+            numerator,
+            lengths,
+            valid,
+            ended,
+            out,
+            *after,
+            T,
+            F,
+            hop,
+            out.shape[1],
+            int(last),
+            stripes,
+            chunks,
+            frames.stride(0),
+            frames.stride(1),
             HAS_STATE=lengths is not None,
             HAS_VALID=valid is not None,
             HAS_ENDED=ended is not None,
@@ -177,4 +248,4 @@ def overlap_add(
             BLOCK_I=block_i,
             enable_fp_fusion=True,
             num_warps=warps,
-        )  # fmt: skip
+        )

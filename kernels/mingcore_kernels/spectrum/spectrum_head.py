@@ -61,10 +61,25 @@ def sine_and_cosine(x):
 
 @triton.jit(do_not_specialize=["M", "tiles"])
 def _spectrum_kernel(
-    x, w, bias, spectra, counters, M, F, K, tiles, stride_x,
-    OPERAND: tl.constexpr, HAS_BIAS: tl.constexpr, EVEN_K: tl.constexpr, OVERLAP: tl.constexpr,
-    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    w,
+    bias,
+    spectra,
+    counters,
+    M,
+    F,
+    K,
+    tiles,
+    stride_x,
+    OPERAND: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
     if counters is not None:  # of the next launch, each left at zero by somebody
@@ -79,9 +94,8 @@ def _spectrum_kernel(
     o_w = (tl.minimum(o_n // 2, half) + o_n % 2 * (half + 1)).to(tl.int64)
     b_none = tl.zeros([BLOCK_M], tl.float32)
     b_sums = row_products(
-        x, o_m, m_m, b_none, w, o_w, 0, K, K, stride_x,
-        OPERAND, False, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K,
-    )  # fmt: skip
+        x, o_m, m_m, b_none, w, o_w, 0, K, K, stride_x, OPERAND, False, EVEN_K, SPLIT, BLOCK_M, BLOCK_N, BLOCK_K
+    )
     if HAS_BIAS:
         b_sums += tl.load(bias + o_w).to(tl.float32)[:, None]
     b_pairs = tl.reshape(tl.trans(b_sums), [BLOCK_M, BLOCK_N // 2, 2])
@@ -99,12 +113,38 @@ def _spectrum_kernel(
 
 @triton.jit(do_not_specialize=["T", "outputs", "last", "stripes", "chunks"])
 def _inverse_kernel(
-    spectra, basis, window, numerator, lengths, valid, ended, out, numerator_out, lengths_out,
-    emitted, scratch, counters, T, F, hop, outputs, last, stripes, chunks,
-    HAS_STATE: tl.constexpr, HAS_VALID: tl.constexpr, HAS_ENDED: tl.constexpr,
-    IN_PLACE: tl.constexpr, OVERLAP: tl.constexpr, PRECISION: tl.constexpr, PARTS: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    spectra,
+    basis,
+    window,
+    numerator,
+    lengths,
+    valid,
+    ended,
+    out,
+    numerator_out,
+    lengths_out,
+    emitted,
+    scratch,
+    counters,
+    T,
+    F,
+    hop,
+    outputs,
+    last,
+    stripes,
+    chunks,
+    HAS_STATE: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    HAS_ENDED: tl.constexpr,
+    IN_PLACE: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PARTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     i_tile, i_split = tl.program_id(0), tl.program_id(1)
     i_stripe, i_chunk = i_tile % stripes, i_tile // stripes % chunks
     i_b = (i_tile // (stripes * chunks)).to(tl.int64)
@@ -151,9 +191,27 @@ def _inverse_kernel(
     before, writes = frames_before(lengths, i_b, first, stripes * chunks, HAS_STATE, IN_PLACE)
     b_sum += carried_sums(numerator, i_b, before, o_t, o_i, F, hop, HAS_STATE)
     finish_hops(
-        b_sum, i_b, before, writes, fresh, o_t, o_i, window, ended, out, numerator_out,
-        lengths_out, emitted, F, hop, outputs, last, HAS_ENDED, IN_PLACE, PARTS,
-    )  # fmt: skip
+        b_sum,
+        i_b,
+        before,
+        writes,
+        fresh,
+        o_t,
+        o_i,
+        window,
+        ended,
+        out,
+        numerator_out,
+        lengths_out,
+        emitted,
+        F,
+        hop,
+        outputs,
+        last,
+        HAS_ENDED,
+        IN_PLACE,
+        PARTS,
+    )
 
 
 @dataclass(frozen=True)
@@ -193,9 +251,7 @@ def product(operand_bytes: int, frames: int) -> Product:
     return Product(64, 32, 64, 1, 4, 4) if frames <= 256 else Product(64, 64, 64, 1, 4, 4)
 
 
-def inverse(
-    rows: int, hops: int, hop: int, F: int, processors: int, capability: int = 90
-) -> Inverse:
+def inverse(rows: int, hops: int, hop: int, F: int, processors: int, capability: int = 90) -> Inverse:
     """The inverse's tile for `rows` streams of `hops` hops; enough programs for the processors."""
     block_t = 16 if hops <= 24 else 32 if hops <= 64 else 64
     block_i = min(32 if block_t < 64 else 64, max(16, triton.next_power_of_2(hop)))
@@ -239,8 +295,7 @@ def spectrum_head(
     if B == 0:
         return
     with on_device(hidden):
-        _launch(hidden.view(B * T, H), weight, bias, window, hop, basis, state, valid, ended,
-                int(last), results, T, F)  # fmt: skip
+        _launch(hidden.view(B * T, H), weight, bias, window, hop, basis, state, valid, ended, int(last), results, T, F)
 
 
 def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, results, T, F):
@@ -265,7 +320,16 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
         c = product(operand.itemsize, M)
         programs = triton.cdiv(M, c.block_m) * triton.cdiv(F + 2, c.block_n)
         _spectrum_kernel[(programs,)](
-            x, weight, bias, spectra, counters, M, F, H, tiles, x.stride(0),
+            x,
+            weight,
+            bias,
+            spectra,
+            counters,
+            M,
+            F,
+            H,
+            tiles,
+            x.stride(0),
             OPERAND=TYPES[operand],
             HAS_BIAS=bias is not None,
             EVEN_K=H % (c.split * c.block_k) == 0,
@@ -277,11 +341,27 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
             enable_fp_fusion=True,
             num_warps=c.warps,
             num_stages=c.stages,
-        )  # fmt: skip
+        )
     scratch = x.new_empty(tiles * splits * tile.block_t * tile.block_i, dtype=torch.float32)
     _inverse_kernel[(tiles, splits)](
-        spectra, basis, window, numerator, lengths, valid, ended, out, *after, scratch, counters,
-        T, F, hop, out.shape[1], last, stripes, chunks,
+        spectra,
+        basis,
+        window,
+        numerator,
+        lengths,
+        valid,
+        ended,
+        out,
+        *after,
+        scratch,
+        counters,
+        T,
+        F,
+        hop,
+        out.shape[1],
+        last,
+        stripes,
+        chunks,
         HAS_STATE=lengths is not None,
         HAS_VALID=valid is not None,
         HAS_ENDED=ended is not None,
@@ -297,4 +377,4 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
         num_warps=tile.warps,
         num_stages=tile.stages,
         **({"launch_pdl": True} if overlap else {}),
-    )  # fmt: skip
+    )

@@ -13,13 +13,4 @@ it.
 from .codecs import Report, accelerate, undo
 from .experts import experts_of, pack, register, unpack, why_not
 
-__all__ = [
-    "Report",
-    "accelerate",
-    "experts_of",
-    "pack",
-    "register",
-    "undo",
-    "unpack",
-    "why_not",
-]
+__all__ = ["Report", "accelerate", "experts_of", "pack", "register", "undo", "unpack", "why_not"]

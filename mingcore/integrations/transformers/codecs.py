@@ -72,9 +72,7 @@ def accelerate(model: nn.Module) -> Report:
                     what = f"{type(activation).__name__} and {what}"
                 report.changed[inner] = what
     if not found:
-        raise InputError(
-            f"accelerate: {type(model).__name__} has none of the codecs {', '.join(MODELS)}"
-        )
+        raise InputError(f"accelerate: {type(model).__name__} has none of the codecs {', '.join(MODELS)}")
     return report
 
 
@@ -115,9 +113,7 @@ def _before(module: nn.Module) -> dict[nn.Module, nn.Module]:
             steps = list(child)
             for activation, wrapper in pairwise(steps):
                 conv = getattr(wrapper, "conv", None)
-                if isinstance(activation, nn.ELU) and isinstance(
-                    conv, (nn.Conv1d, nn.ConvTranspose1d)
-                ):
+                if isinstance(activation, nn.ELU) and isinstance(conv, (nn.Conv1d, nn.ConvTranspose1d)):
                     if activation.alpha == 1.0:
                         found[conv] = activation
     return found
@@ -162,9 +158,12 @@ class _Convolution:
         conv, self.snake = self.conv, None
         with torch.no_grad():
             self.packed = ops.pack_conv(
-                conv.weight.detach(), stride=conv.stride[0], dilation=conv.dilation[0],
-                groups=conv.groups, transposed=_transposed(conv),
-            )  # fmt: skip
+                conv.weight.detach(),
+                stride=conv.stride[0],
+                dilation=conv.dilation[0],
+                groups=conv.groups,
+                transposed=_transposed(conv),
+            )
             if isinstance(self.activation, nn.ELU):
                 self.before = "elu"
             elif self.activation is not None:
@@ -199,14 +198,15 @@ class _Convolution:
         whole = x if x.dim() == 3 else x[None]
         pad = conv.padding[0]
         options = {
-            "stride": conv.stride[0], "dilation": conv.dilation[0], "groups": conv.groups,
-            "activation_before": self.before, "snake_before": self.snake,
-        }  # fmt: skip
+            "stride": conv.stride[0],
+            "dilation": conv.dilation[0],
+            "groups": conv.groups,
+            "activation_before": self.before,
+            "snake_before": self.snake,
+        }
         if _transposed(conv):
             # `last` gives what the trimmed end leaves out: every output of PyTorch's
-            y, _ = ops.causal_conv_transpose1d(
-                whole, self.packed, conv.bias, trim_right=0, last=True, **options
-            )
+            y, _ = ops.causal_conv_transpose1d(whole, self.packed, conv.bias, trim_right=0, last=True, **options)
             y = y[..., pad : y.shape[-1] - pad] if pad else y
         else:
             whole = F.pad(whole, (pad, pad)) if pad else whole

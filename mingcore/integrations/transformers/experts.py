@@ -109,9 +109,7 @@ _prepare_while_tracing = torch.compiler.assume_constant_result(_prepare)
 def _identity(module: nn.Module) -> tuple:
     """Changes when weights are replaced, moved, converted, or written in place."""
     weights = [getattr(module, name) for name in _WEIGHTS]
-    return tuple(
-        (w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version) for w in weights
-    )
+    return tuple((w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version) for w in weights)
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -210,6 +208,5 @@ def _free(module: nn.Module) -> None:
 def _refuse_to_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
     if _freed(module):
         raise InputError(
-            f"state_dict: pack() has freed the weights of {prefix.rstrip('.')}; "
-            "call unpack(model) before saving it"
+            f"state_dict: pack() has freed the weights of {prefix.rstrip('.')}; call unpack(model) before saving it"
         )

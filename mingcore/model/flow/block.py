@@ -40,15 +40,11 @@ class Block:
         h = self.up(ops.rms_norm(x, self.norm2, EPS), activation="gelu_tanh")
         return self.down(h, residual=x)
 
-    def _heads(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], rows: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """Normed x [R,T,H] -> q [R,rows,Hn,D], k and v [R,T,Hn,D], turned by RoPE."""
         n, split = self.heads, isinstance(self.qkv, tuple)
         if not split and self.qk_norm is None:
-            q, k, v = ops.qkv_rope(
-                self.qkv(x), *rope, n, n, interleaved=True, rope_heads=self.rope_heads
-            )
+            q, k, v = ops.qkv_rope(self.qkv(x), *rope, n, n, interleaved=True, rope_heads=self.rope_heads)
             return q[:, q.shape[1] - rows :], k, v
         start = x.shape[1] - rows
         if split:

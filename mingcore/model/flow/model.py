@@ -44,10 +44,7 @@ class FlowHead:
         self.hidden_size, self.cond_size = packed.hidden, packed.cond_size
         self.channels, self.num_heads, self.depth = packed.channels, packed.heads, packed.depth
         self.device = packed.device
-        self.x_embedder, self.cond_embedder = (
-            Linear(*packed.linear(X)),
-            Linear(*packed.linear(COND)),
-        )
+        self.x_embedder, self.cond_embedder = (Linear(*packed.linear(X)), Linear(*packed.linear(COND)))
         self.blocks = [Block(packed, i) for i in range(packed.depth)]
         self.final_norm, self.final = packed.norms[2], Linear(*packed.linear(FINAL))
 
@@ -82,9 +79,7 @@ class FlowHead:
         return head
 
     @classmethod
-    def from_weights(
-        cls, w: Weights, config: FlowConfig, cond_size: int | None = None
-    ) -> FlowHead | None:
+    def from_weights(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> FlowHead | None:
         """cond_size: the condition's width where it is known; the weights must agree."""
         packed = read_flow_head(w, config, cond_size)
         return None if packed is None else cls(packed, w.activation_dtype)
@@ -169,9 +164,7 @@ class FlowHead:
             steps = 10 if steps is None else steps
             schedule = ops.FlowSchedule.make(steps, sigma=sigma, temperature=temperature)
         elif steps not in (None, schedule.steps):
-            raise InputError(
-                f"flow.sample: steps is {steps}, but the schedule has {schedule.steps}"
-            )
+            raise InputError(f"flow.sample: steps is {steps}, but the schedule has {schedule.steps}")
         S = schedule.steps
         if noise.dim() != 4 or not S <= noise.shape[0] <= S + 1:
             raise InputError(
@@ -239,9 +232,7 @@ class FlowHead:
             values = list(guidance)
             guidance = torch.tensor(values, dtype=torch.float32)
         if guidance.shape != (B,):
-            raise InputError(
-                f"flow.sample: guidance must be a number or {[B]}, got {list(guidance.shape)}"
-            )
+            raise InputError(f"flow.sample: guidance must be a number or {[B]}, got {list(guidance.shape)}")
         if values is not None and not all(0 <= g < math.inf for g in values):
             raise InputError(f"flow.sample: guidance must be finite and >= 0, got {values}")
         guided = values is None or any(g != 0 for g in values)
@@ -255,7 +246,5 @@ class FlowHead:
         if cond.shape != (B, H):
             raise InputError(f"flow.{what}: cond must be {[B, H]}, got {list(cond.shape)}")
         if history.dim() != 3 or history.shape[0] != B or history.shape[2] != C:
-            raise InputError(
-                f"flow.{what}: history must be [{B}, N, {C}], got {list(history.shape)}"
-            )
+            raise InputError(f"flow.{what}: history must be [{B}, N, {C}], got {list(history.shape)}")
         return B, P

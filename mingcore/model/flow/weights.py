@@ -16,9 +16,7 @@ from ..weights import Weights
 BLOCK_NAMES = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "mlp.ff.0.0", "mlp.ff.2")
 
 
-def read_flow_head(
-    w: Weights, config: FlowConfig, cond_size: int | None = None
-) -> ops.PackedFlowHead | None:
+def read_flow_head(w: Weights, config: FlowConfig, cond_size: int | None = None) -> ops.PackedFlowHead | None:
     """The tensors below `w`, each read into its place and packed there; None when `w` is dry.
 
     cond_size: the condition's width where it is known; the weights must agree.
@@ -90,9 +88,7 @@ def _dims(w: Weights, config: FlowConfig) -> tuple[int, int, int, int, int]:
 
     def agree(key: str, said: float | None, found: float) -> None:
         if said is not None and said != found:
-            raise CheckpointError(
-                f"{what}: ditar_config.{key} is {said}, but the weights have {found}"
-            )
+            raise CheckpointError(f"{what}: ditar_config.{key} is {said}, but the weights have {found}")
 
     H, C = shape("x_embedder.weight", 2)
     (pairs,) = shape("rotary_embed.inv_freq", 1)

@@ -25,25 +25,16 @@ class Layer:
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
-    def __init__(
-        self, attention_norm: Tensor, attention: Attention, mlp_norm: Tensor, mlp: MoE | SwiGLU
-    ):
+    def __init__(self, attention_norm: Tensor, attention: Attention, mlp_norm: Tensor, mlp: MoE | SwiGLU):
         self.attention_norm, self.attention = attention_norm, attention
         self.mlp_norm, self.mlp = mlp_norm, mlp
 
     @classmethod
     def from_weights(cls, w: Weights, config: LLMConfig, index: int) -> Layer:
-        H, D, heads, kv = (
-            config.hidden_size,
-            config.head_dim,
-            config.num_heads,
-            config.num_kv_heads,
-        )
+        H, D, heads, kv = (config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads)
         a = w.sub("attention")
         attention = Attention(
-            a.linear(
-                "query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias, block=True
-            ),
+            a.linear("query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias, block=True),
             a.linear("dense", H, heads * D, bias=config.use_bias, block=True),
             heads,
             kv,
@@ -54,10 +45,7 @@ class Layer:
         else:
             mlp = SwiGLU.from_weights(w.sub("mlp"), H, config.intermediate_size)
         return cls(
-            w.vector("input_layernorm.weight", H),
-            attention,
-            w.vector("post_attention_layernorm.weight", H),
-            mlp,
+            w.vector("input_layernorm.weight", H), attention, w.vector("post_attention_layernorm.weight", H), mlp
         )
 
 
@@ -75,12 +63,7 @@ class LLM:
         *,
         activation_dtype: torch.dtype,
     ):
-        self.config, self.embedding, self.head, self.head_scale = (
-            config,
-            embedding,
-            head,
-            head_scale,
-        )
+        self.config, self.embedding, self.head, self.head_scale = (config, embedding, head, head_scale)
         self.layers, self.norm = layers, norm
         self.activation_dtype = activation_dtype
         self.device = embedding.device
@@ -101,15 +84,12 @@ class LLM:
         if config.norm_head and not w.dry:
             scale = _head_scale(head).to(w.activation_dtype)
         layers: Sequence[Layer] = OnDemand(
-            lambda index: Layer.from_weights(inner.sub(f"layers.{index}"), config, index),
-            config.num_layers,
+            lambda index: Layer.from_weights(inner.sub(f"layers.{index}"), config, index), config.num_layers
         )
         if w.dry or not on_demand:
             layers = list(layers)
         norm = inner.vector("norm.weight", H)
-        return cls(
-            config, embedding, head, scale, layers, norm, activation_dtype=w.activation_dtype
-        )
+        return cls(config, embedding, head, scale, layers, norm, activation_dtype=w.activation_dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B,T] -> embeddings [B,T,H]."""
@@ -226,18 +206,12 @@ class LLM:
         B, T, _ = embeds.shape
         if state is not None and state.batch != B:
             raise InputError(f"llm: the state has {state.batch} rows, embeds has {B}")
-        masks = {
-            "audio_mask": audio_mask,
-            "image_mask": image_mask,
-            "attention_mask": attention_mask,
-        }
+        masks = {"audio_mask": audio_mask, "image_mask": image_mask, "attention_mask": attention_mask}
         for name, mask in masks.items():
             if mask is not None and mask.shape != (B, T):
                 raise InputError(f"llm: {name} must be {[B, T]}, got {list(mask.shape)}")
         if positions is not None and tuple(positions.shape) not in ((B, T), (3, B, T)):
-            raise InputError(
-                f"llm: positions must be {[B, T]} or {[3, B, T]}, got {list(positions.shape)}"
-            )
+            raise InputError(f"llm: positions must be {[B, T]} or {[3, B, T]}, got {list(positions.shape)}")
         return B, T, H
 
 

@@ -62,9 +62,7 @@ class MoE:
         logits = self.logits(x, audio_mask, image_mask)
         return ops.route_topk(logits, self.top_k, renormalize=self.renormalize)
 
-    def __call__(
-        self, x: Tensor, audio_mask: Tensor | None = None, image_mask: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, x: Tensor, audio_mask: Tensor | None = None, image_mask: Tensor | None = None) -> Tensor:
         """Masks are [B*T,1] bool."""
         B, T, H = x.shape
         flat = x.reshape(B * T, H)

@@ -60,10 +60,7 @@ class Backbone:
     @classmethod
     def from_weights(cls, w: Weights, config: BackboneConfig) -> Backbone:
         w.ignore("embed_tokens.weight", "the backbone reads frames, not tokens")
-        layers = [
-            Layer.from_weights(w.sub(f"layers.{i}"), config, config.windows[i])
-            for i in range(config.num_layers)
-        ]
+        layers = [Layer.from_weights(w.sub(f"layers.{i}"), config, config.windows[i]) for i in range(config.num_layers)]
         return cls(
             config,
             layers,

@@ -128,9 +128,7 @@ class Decoder:
             state.lengths.masked_fill_(last, 0)
         return sounds[0] if len(sounds) == 1 else torch.cat(sounds, dim=1)
 
-    def _sound(
-        self, hidden: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
-    ) -> Tensor:
+    def _sound(self, hidden: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None) -> Tensor:
         overlap, (B, T, _) = state.overlap, hidden.shape
         L = overlap.due(T, self.hop, last, valid)
         samples = torch.empty(B, L, dtype=overlap.numerator.dtype, device=hidden.device)

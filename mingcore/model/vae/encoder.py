@@ -88,16 +88,10 @@ class Encoder:
         device, dtype = self.backbone.device, self.backbone.activation_dtype
         tail = torch.zeros(batch, self.hop - 1, device=device, dtype=dtype)
         held = torch.zeros(batch, dtype=torch.int64, device=device)
-        return EncoderState(
-            self.backbone.new_state(batch, block), tail, held, torch.zeros_like(held)
-        )
+        return EncoderState(self.backbone.new_state(batch, block), tail, held, torch.zeros_like(held))
 
     def __call__(
-        self,
-        samples: Tensor,
-        state: EncoderState,
-        last: bool | Tensor,
-        valid: Tensor | None = None,
+        self, samples: Tensor, state: EncoderState, last: bool | Tensor, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """samples [B,L] -> mean, std [B,T,C] float32 of the whole frames there are.
 

@@ -79,9 +79,7 @@ class AudioVAE:
         window: how many of the newest frames are seen, so that memory is constant; format: "int8"
         keeps keys and values in 8 bits. Both depart from the reference. Raises InputError.
         """
-        return self.semantic.new_state(
-            batch, capacity, window=window, format=format, block=min(capacity, BLOCK)
-        )
+        return self.semantic.new_state(batch, capacity, window=window, format=format, block=min(capacity, BLOCK))
 
     def new_decoder_state(self, batch: int, block: int = STREAM_BLOCK) -> DecoderState:
         """An empty state; its size does not grow where every layer has a window."""
@@ -130,14 +128,10 @@ class AudioVAE:
     def sample_posterior(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """mean + std * noise, all [B,T,C]: latents of a voice, noise drawn by the caller."""
         if noise.shape != mean.shape:
-            raise InputError(
-                f"vae.sample_posterior: noise must be {list(mean.shape)}, got {list(noise.shape)}"
-            )
+            raise InputError(f"vae.sample_posterior: noise must be {list(mean.shape)}, got {list(noise.shape)}")
         return mean + std * noise
 
-    def unify(
-        self, latents: Tensor, state: SemanticState | None = None
-    ) -> tuple[Tensor, SemanticState]:
+    def unify(self, latents: Tensor, state: SemanticState | None = None) -> tuple[Tensor, SemanticState]:
         """latents [B,T,C] -> (unified embedding [B,T,Hs], state), at any length.
 
         The state continues a stream and is changed in place; None starts one.
@@ -187,9 +181,7 @@ class AudioVAE:
 def _check_samples(what: str, samples: Tensor, least: int) -> int:
     fits = samples.dim() == 2 and samples.shape[0] > 0 and samples.is_floating_point()
     if not fits or samples.shape[1] < least:
-        raise InputError(
-            f"{what}: samples must be float [B, L], got {samples.dtype} {list(samples.shape)}"
-        )
+        raise InputError(f"{what}: samples must be float [B, L], got {samples.dtype} {list(samples.shape)}")
     return samples.shape[0]
 
 

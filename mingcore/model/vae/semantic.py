@@ -86,10 +86,7 @@ class Semantic:
         return cls(
             fc1,
             w.linear("fc2", H, config.decoder.hidden_size),
-            [
-                Block.from_weights(s.sub(f"blocks.{i}"), H, heads)
-                for i in range(config.semantic_layers)
-            ],
+            [Block.from_weights(s.sub(f"blocks.{i}"), H, heads) for i in range(config.semantic_layers)],
             _norm(s, "ln_post", H),
             hidden=H,
             heads=heads,
@@ -98,13 +95,7 @@ class Semantic:
         )
 
     def new_state(
-        self,
-        batch: int,
-        capacity: int,
-        *,
-        window: int | None = None,
-        format: str | None = None,
-        block: int = 0,
+        self, batch: int, capacity: int, *, window: int | None = None, format: str | None = None, block: int = 0
     ) -> SemanticState:
         """window: frames that are seen (None: all); format: "int8" or None; see context.py."""
         if window is not None or format is not None:

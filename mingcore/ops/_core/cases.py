@@ -77,10 +77,7 @@ class Case:
         return f"{self.op}-{self.name}"
 
     def make(
-        self,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        seed: int = 0,
+        self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
     ) -> dict[str, Any]:
         """Fresh keyword arguments for `getattr(mingcore.ops, op)`, by name."""
         return self.build(Draw(device, dtype, seed), **self.dims)
@@ -113,9 +110,7 @@ def for_op(op: str, *, tag: str | None = None, large: bool = False) -> list[Case
     _load()
     if op not in _CASES:
         raise ValueError(f"for_op: op must be one of {sorted(_CASES)}, got {op!r}")
-    return [
-        c for c in _CASES[op] if (large or LARGE not in c.tags) and (tag is None or tag in c.tags)
-    ]
+    return [c for c in _CASES[op] if (large or LARGE not in c.tags) and (tag is None or tag in c.tags)]
 
 
 def _load() -> None:

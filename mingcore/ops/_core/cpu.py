@@ -47,12 +47,7 @@ def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | N
     """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
     grad = torch.is_grad_enabled()
     for name, t in zip(names, tensors):
-        if t is None or (
-            t.dtype in FLOATS
-            and t.is_cpu
-            and t.layout is STRIDED
-            and not (grad and t.requires_grad)
-        ):
+        if t is None or (t.dtype in FLOATS and t.is_cpu and t.layout is STRIDED and not (grad and t.requires_grad)):
             continue
         if t.dtype not in FLOATS:
             return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
@@ -102,9 +97,7 @@ def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:
     else:
         out.view(panels.shape).copy_(panels)
     if format == "int8_dyn":
-        out = torch.nn.functional.pad(
-            out.view(torch.uint8) ^ OFFSET, (0, 0, 0, -K % 4), value=OFFSET
-        )
+        out = torch.nn.functional.pad(out.view(torch.uint8) ^ OFFSET, (0, 0, 0, -K % 4), value=OFFSET)
         fours = out.unflatten(1, (-1, 4)).transpose(2, 3)
         out = new_panels(1, N, K, format, swiglu)[0].copy_(fours)
     return out

@@ -5,11 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-TYPES = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
+TYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 COPY_BYTES = 16
 _MATRICES = ("gate_up", "down", "shared_gate_up", "shared_down")
 _SCALES = ("gate_up_scale", "down_scale", "shared_gate_up_scale", "shared_down_scale")

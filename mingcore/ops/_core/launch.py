@@ -235,10 +235,7 @@ def exchange(op: str, device: int, size: int = EXCHANGE_BYTES) -> Tensor:
         rows = _exchanges.setdefault((device, size), {})
         row = rows.setdefault((op, stream, capture), len(rows))
     if row >= EXCHANGES * EXCHANGE_BYTES // size:
-        raise BackendError(
-            f"{op}: more than {EXCHANGES * EXCHANGE_BYTES // size} streams and graphs in one "
-            "process"
-        )
+        raise BackendError(f"{op}: more than {EXCHANGES * EXCHANGE_BYTES // size} streams and graphs in one process")
     return words[row]
 
 
@@ -317,12 +314,7 @@ def _encode():
 
 
 def launch(
-    kernel: Kernel,
-    grid: tuple[int, int, int],
-    block: tuple[int, int, int],
-    params: bytes,
-    *,
-    cooperative: bool = False,
+    kernel: Kernel, grid: tuple[int, int, int], block: tuple[int, int, int], params: bytes, *, cooperative: bool = False
 ) -> None:
     """Launch on PyTorch's current stream of the kernel's device; safe under graph capture.
 

@@ -36,12 +36,10 @@ SCHEMAS = {
     "moe_mlp": "Tensor x, Tensor gate_up, Tensor down, Tensor weights, Tensor ids, "
     "Tensor? shared_gate_up, Tensor? shared_down, Tensor? gate_up_scale, Tensor? down_scale, "
     "Tensor? shared_gate_up_scale, Tensor? shared_down_scale, str layout, str format -> Tensor",
-    "attention_prefill": "Tensor q, Tensor k, Tensor v, bool causal, int window, float scale "
-    "-> Tensor",
+    "attention_prefill": "Tensor q, Tensor k, Tensor v, bool causal, int window, float scale -> Tensor",
     "attention_decode": "Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, int window, "
     "float scale, Tensor? k_scale, Tensor? v_scale -> Tensor",
-    "kv_write_": "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor positions "
-    "-> ()",
+    "kv_write_": "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor positions -> ()",
     "flow_step": "Tensor x, Tensor v_cond, Tensor? v_null, float dt, Tensor guidance, "
     "Tensor? noise, Tensor noise_scale -> Tensor",
     "flow_step_": "Tensor(a!) x, Tensor v_cond, Tensor? v_null, float dt, Tensor guidance, "
@@ -211,9 +209,7 @@ def _fake(op: str) -> Callable:
 for _op, _schema in SCHEMAS.items():
     _arguments, _returns = _schema.rsplit(" -> ", 1)
     torch.library.define(
-        f"mingcore::{_op}",
-        f'({_arguments}, *, str backend="") -> {_returns}',
-        tags=(torch.Tag.pt2_compliant_tag,),
+        f"mingcore::{_op}", f'({_arguments}, *, str backend="") -> {_returns}', tags=(torch.Tag.pt2_compliant_tag,)
     )
     torch.library.impl(f"mingcore::{_op}", "CompositeExplicitAutograd", _at_run_time(_op))
     torch.library.register_fake(f"mingcore::{_op}", _fake(_op))

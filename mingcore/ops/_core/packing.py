@@ -21,12 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-FORMATS = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp64": torch.float64,
-}
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 QUANTISED = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}
 CPU_FORMATS = ("fp32", "bf16", "fp16", "int8", "int8_dyn")  # of panels
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}

@@ -156,9 +156,7 @@ def _included(path: Path) -> list[Path]:
         places = []  # an adapter's neighbours are the engine, not the kernel
     else:
         nodes = ast.walk(ast.parse(text))
-        places = [
-            p for node in nodes if isinstance(node, ast.ImportFrom) for p in _named(node, path)
-        ]
+        places = [p for node in nodes if isinstance(node, ast.ImportFrom) for p in _named(node, path)]
     return [place for place in places if place.is_file()]
 
 
@@ -212,9 +210,7 @@ def _character_span(text: str, node: ast.AST) -> tuple[tuple[int, int], tuple[in
     return start, (node.end_lineno, column(node.end_lineno, node.end_col_offset))
 
 
-_C_TOKENS = re.compile(
-    r"""//(?:\\\n|[^\n])*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL
-)
+_C_TOKENS = re.compile(r"""//(?:\\\n|[^\n])*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'""", re.DOTALL)
 
 
 def _without_c_comments(text: str) -> str:

@@ -26,18 +26,7 @@ from ...errors import BackendError, InputError
 
 Reason = str | None
 
-FAMILIES = (
-    "gemm",
-    "activation",
-    "norm",
-    "rotary",
-    "routing",
-    "moe",
-    "attention",
-    "flow",
-    "conv",
-    "spectrum",
-)
+FAMILIES = ("gemm", "activation", "norm", "rotary", "routing", "moe", "attention", "flow", "conv", "spectrum")
 _OPS = Path(__file__).parents[1]
 _AUTO = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "flash", "reference")}
 _GPU_KERNELS = ("cuda", "triton")

@@ -12,12 +12,7 @@ KERNELS = Path(mingcore_kernels.__file__).parent
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def unfit(
-    names: tuple[str, ...],
-    tensors: tuple[Tensor | None, ...],
-    types=FLOATS,
-    dense: bool = True,
-) -> str | None:
+def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...], types=FLOATS, dense: bool = True) -> str | None:
     """Why these operands cannot go to a kernel, or None: device, type, gradient, and with `dense`
     the last dimension's stride."""
     first = tensors[0]

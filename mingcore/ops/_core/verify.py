@@ -75,11 +75,7 @@ def run(
 
 def _kernels(ops: Sequence[str] | None, backends: Sequence[str] | None) -> list[registry.Entry]:
     backends = tuple(map(registry.check_backend, backends or ("triton", "cuda")))
-    found = [
-        entry
-        for entry in registry.entries()
-        if entry.backend in backends and entry.backend in ("triton", "cuda")
-    ]
+    found = [entry for entry in registry.entries() if entry.backend in backends and entry.backend in ("triton", "cuda")]
     if ops is None:
         return found
     unknown = sorted(set(ops) - {entry.op for entry in found})
@@ -89,9 +85,7 @@ def _kernels(ops: Sequence[str] | None, backends: Sequence[str] | None) -> list[
     return [entry for entry in found if entry.op in ops]
 
 
-def _result(
-    entry: registry.Entry, answer: dict, device: torch.device, folder: Path | None
-) -> Result:
+def _result(entry: registry.Entry, answer: dict, device: torch.device, folder: Path | None) -> Result:
     passed = answer["reason"] == ""
     record = str(verified.keep(entry, device, folder)) if passed else None
     here = verified.architecture(device)

@@ -14,9 +14,7 @@ def _silu_mul_why_not(gate_up):
     return unfit(("gate_up",), (gate_up,))
 
 
-@register(
-    "silu_mul", "triton", _silu_mul_why_not, sources=(KERNELS / "activation" / "silu_mul.py",)
-)
+@register("silu_mul", "triton", _silu_mul_why_not, sources=(KERNELS / "activation" / "silu_mul.py",))
 def silu_mul(gate_up):
     width = gate_up.shape[-1] // 2
     out = gate_up.new_empty((*gate_up.shape[:-1], width))

@@ -74,13 +74,7 @@ def attention_decode(
 
 
 def kv_write_(
-    k_cache: Tensor,
-    v_cache: Tensor,
-    k: Tensor,
-    v: Tensor,
-    positions: Tensor,
-    *,
-    backend: str | None = None,
+    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor, *, backend: str | None = None
 ) -> None:
     """Write new keys and values into a cache, in place: slot positions[b, t] mod S.
 
@@ -106,13 +100,7 @@ def kv_write_(
 
 
 def _heads(
-    op: str,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_name: str,
-    v_name: str,
-    stored: torch.dtype | None = None,
+    op: str, q: Tensor, k: Tensor, v: Tensor, k_name: str, v_name: str, stored: torch.dtype | None = None
 ) -> None:
     """stored: the type of k and v, None for q's."""
     checks.rank(op, "q", q, "[B, T, Hq, D]", 4)

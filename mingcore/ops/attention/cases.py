@@ -33,18 +33,15 @@ def _prefill(
 
 
 case("attention_prefill", "real_llm", _prefill, "real", B=1, T=300, Hq=16, Hkv=4, D=128)
-case("attention_prefill", "real_encoder", _prefill, "real", B=1, T=250, Hq=14, Hkv=2, D=64,
-     window=32)  # fmt: skip
-case("attention_prefill", "real_flow", _prefill, "real", "mid", B=2, T=11, S=11, Hq=16, Hkv=16,
-     D=64)  # fmt: skip
+case("attention_prefill", "real_encoder", _prefill, "real", B=1, T=250, Hq=14, Hkv=2, D=64, window=32)
+case("attention_prefill", "real_flow", _prefill, "real", "mid", B=2, T=11, S=11, Hq=16, Hkv=16, D=64)
 case("attention_prefill", "windowed", _prefill, B=2, T=13, Hq=4, Hkv=2, D=16, window=5)
 case("attention_prefill", "not_causal", _prefill, B=2, T=6, S=9, Hq=2, Hkv=2, D=8)
 case("attention_prefill", "scaled", _prefill, B=1, T=7, Hq=2, Hkv=1, D=8, scale=0.3)
 case("attention_prefill", "odd_sizes", _prefill, "odd", B=3, T=17, Hq=6, Hkv=3, D=10)
 case("attention_prefill", "window_one", _prefill, "edge", B=1, T=5, Hq=2, Hkv=1, D=8, window=1)
 case("attention_prefill", "one_token", _prefill, "edge", B=1, T=1, Hq=4, Hkv=2, D=16)
-case("attention_prefill", "strided", _prefill, "strided", B=2, T=5, Hq=2, Hkv=1, D=8,
-     layout=strided)  # fmt: skip
+case("attention_prefill", "strided", _prefill, "strided", B=2, T=5, Hq=2, Hkv=1, D=8, layout=strided)
 
 
 def _rows(positions: tuple[tuple[int, ...], ...], d: Draw) -> Tensor:
@@ -52,12 +49,7 @@ def _rows(positions: tuple[tuple[int, ...], ...], d: Draw) -> Tensor:
 
 
 def _kv_write(
-    d: Draw,
-    S: int,
-    Hkv: int,
-    D: int,
-    positions: tuple[tuple[int, ...], ...],
-    layout: Layout = torch.Tensor.contiguous,
+    d: Draw, S: int, Hkv: int, D: int, positions: tuple[tuple[int, ...], ...], layout: Layout = torch.Tensor.contiguous
 ) -> dict[str, Any]:
     B, T = len(positions), len(positions[0])
     args = {"k_cache": d.normal(B, S, Hkv, D), "v_cache": d.normal(B, S, Hkv, D)}
@@ -70,18 +62,14 @@ def _span(start: int, T: int) -> tuple[int, ...]:
 
 
 case("kv_write_", "real_llm", _kv_write, "real", S=512, Hkv=4, D=128, positions=(_span(300, 1),))
-case(
-    "kv_write_", "real_semantic", _kv_write, "real", S=256, Hkv=20, D=64, positions=(_span(95, 5),)
-)
+case("kv_write_", "real_semantic", _kv_write, "real", S=256, Hkv=20, D=64, positions=(_span(95, 5),))
 case("kv_write_", "rows_differ", _kv_write, S=12, Hkv=2, D=8, positions=(_span(0, 3), _span(7, 3)))
 case("kv_write_", "wraps", _kv_write, "edge", S=8, Hkv=2, D=8, positions=(_span(14, 5),))
 case("kv_write_", "longer_than_ring", _kv_write, "edge", S=4, Hkv=1, D=8, positions=(_span(3, 11),))
 case("kv_write_", "gap", _kv_write, "edge", S=8, Hkv=2, D=8, positions=((3, 20), (5, 6)))
-case("kv_write_", "padded", _kv_write, "edge", S=9, Hkv=2, D=8,
-     positions=((-1, -1, 4), (2, 3, -1), (-1, -1, -1)))  # fmt: skip
+case("kv_write_", "padded", _kv_write, "edge", S=9, Hkv=2, D=8, positions=((-1, -1, 4), (2, 3, -1), (-1, -1, -1)))
 case("kv_write_", "odd_sizes", _kv_write, "odd", S=7, Hkv=3, D=5, positions=(_span(1, 2),) * 3)
-case("kv_write_", "strided", _kv_write, "strided", S=6, Hkv=2, D=8, positions=(_span(2, 2),),
-     layout=strided)  # fmt: skip
+case("kv_write_", "strided", _kv_write, "strided", S=6, Hkv=2, D=8, positions=(_span(2, 2),), layout=strided)
 
 
 def _decode(
@@ -107,49 +95,125 @@ def _decode(
     return {**args, "positions": _rows(positions, d), "window": window, "scale": scale}
 
 
-case("attention_decode", "real_llm", _decode, "real", S=512, Hq=16, Hkv=4, D=128,
-     positions=(_span(300, 1),))  # fmt: skip
-case("attention_decode", "real_semantic", _decode, "real", S=512, Hq=20, Hkv=20, D=64,
-     positions=(_span(400, 5),))  # fmt: skip
-case("attention_decode", "real_decoder_ring", _decode, "real", S=37, Hq=14, Hkv=2, D=64,
-     positions=(_span(100, 5),), window=32)  # fmt: skip
-case("attention_decode", "real_llm_long", _decode, "real", S=4096, Hq=16, Hkv=4, D=128,
-     positions=(_span(4095, 1),))  # fmt: skip
-case("attention_decode", "real_semantic_long", _decode, "real", S=4096, Hq=20, Hkv=20, D=64,
-     positions=(_span(4091, 5),))  # fmt: skip
-case("attention_decode", "mid_llm", _decode, "mid", S=512, Hq=8, Hkv=2, D=128,
-     positions=(_span(300, 1),))  # fmt: skip
-case("attention_decode", "rows_differ", _decode, S=16, Hq=4, Hkv=2, D=8,
-     positions=(_span(0, 3), _span(9, 3), _span(4, 3)))  # fmt: skip
-case("attention_decode", "ring", _decode, S=11, Hq=4, Hkv=2, D=8, positions=(_span(35, 3),),
-     window=8)  # fmt: skip
-case("attention_decode", "ring_filling", _decode, S=11, Hq=2, Hkv=1, D=8,
-     positions=(_span(4, 2), _span(21, 2)), window=9)  # fmt: skip
-case("attention_decode", "padded", _decode, "edge", S=9, Hq=4, Hkv=2, D=8,
-     positions=((-1, 0, 1), (3, 4, -1), (-1, -1, -1)))  # fmt: skip
-case("attention_decode", "full_cache", _decode, "edge", S=8, Hq=2, Hkv=2, D=16,
-     positions=(_span(7, 1),))  # fmt: skip
-case("attention_decode", "first_token", _decode, "edge", S=8, Hq=2, Hkv=1, D=8,
-     positions=(_span(0, 1),))  # fmt: skip
-case("attention_decode", "window_one", _decode, "edge", S=8, Hq=2, Hkv=1, D=8,
-     positions=(_span(2, 4),), window=1)  # fmt: skip
-case("attention_decode", "scaled", _decode, S=9, Hq=2, Hkv=1, D=8, positions=(_span(5, 2),),
-     scale=0.3)  # fmt: skip
-case("attention_decode", "long_cache", _decode, S=4096, Hq=8, Hkv=4, D=64,
-     positions=(_span(3000, 5), _span(5000, 5), _span(60, 5)))  # fmt: skip
-case("attention_decode", "long_ring", _decode, S=200, Hq=4, Hkv=2, D=32,
-     positions=(_span(777, 3), _span(150, 3)), window=190)  # fmt: skip
-case("attention_decode", "many_queries", _decode, S=96, Hq=4, Hkv=2, D=16,
-     positions=(_span(30, 50), _span(100, 50)), window=40)  # fmt: skip
-case("attention_decode", "odd_sizes", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
-     positions=(_span(5, 3),) * 3)  # fmt: skip
-case("attention_decode", "strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,
-     positions=(_span(4, 2),), layout=strided)  # fmt: skip
-case("attention_decode", "eight_bits", _decode, S=300, Hq=4, Hkv=4, D=64,
-     positions=(_span(200, 5),), eight=True)  # fmt: skip
-case("attention_decode", "eight_bits_ring", _decode, S=70, Hq=4, Hkv=2, D=32,
-     positions=(_span(500, 5), _span(33, 5)), window=60, eight=True)  # fmt: skip
-case("attention_decode", "eight_bits_odd", _decode, "odd", S=13, Hq=6, Hkv=3, D=10,
-     positions=(_span(20, 3), (2, -1, 3)), eight=True)  # fmt: skip
-case("attention_decode", "eight_bits_strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8,
-     positions=(_span(4, 2),), eight=True, layout=strided)  # fmt: skip
+case("attention_decode", "real_llm", _decode, "real", S=512, Hq=16, Hkv=4, D=128, positions=(_span(300, 1),))
+case("attention_decode", "real_semantic", _decode, "real", S=512, Hq=20, Hkv=20, D=64, positions=(_span(400, 5),))
+case(
+    "attention_decode",
+    "real_decoder_ring",
+    _decode,
+    "real",
+    S=37,
+    Hq=14,
+    Hkv=2,
+    D=64,
+    positions=(_span(100, 5),),
+    window=32,
+)
+case("attention_decode", "real_llm_long", _decode, "real", S=4096, Hq=16, Hkv=4, D=128, positions=(_span(4095, 1),))
+case(
+    "attention_decode", "real_semantic_long", _decode, "real", S=4096, Hq=20, Hkv=20, D=64, positions=(_span(4091, 5),)
+)
+case("attention_decode", "mid_llm", _decode, "mid", S=512, Hq=8, Hkv=2, D=128, positions=(_span(300, 1),))
+case(
+    "attention_decode",
+    "rows_differ",
+    _decode,
+    S=16,
+    Hq=4,
+    Hkv=2,
+    D=8,
+    positions=(_span(0, 3), _span(9, 3), _span(4, 3)),
+)
+case("attention_decode", "ring", _decode, S=11, Hq=4, Hkv=2, D=8, positions=(_span(35, 3),), window=8)
+case(
+    "attention_decode", "ring_filling", _decode, S=11, Hq=2, Hkv=1, D=8, positions=(_span(4, 2), _span(21, 2)), window=9
+)
+case(
+    "attention_decode",
+    "padded",
+    _decode,
+    "edge",
+    S=9,
+    Hq=4,
+    Hkv=2,
+    D=8,
+    positions=((-1, 0, 1), (3, 4, -1), (-1, -1, -1)),
+)
+case("attention_decode", "full_cache", _decode, "edge", S=8, Hq=2, Hkv=2, D=16, positions=(_span(7, 1),))
+case("attention_decode", "first_token", _decode, "edge", S=8, Hq=2, Hkv=1, D=8, positions=(_span(0, 1),))
+case("attention_decode", "window_one", _decode, "edge", S=8, Hq=2, Hkv=1, D=8, positions=(_span(2, 4),), window=1)
+case("attention_decode", "scaled", _decode, S=9, Hq=2, Hkv=1, D=8, positions=(_span(5, 2),), scale=0.3)
+case(
+    "attention_decode",
+    "long_cache",
+    _decode,
+    S=4096,
+    Hq=8,
+    Hkv=4,
+    D=64,
+    positions=(_span(3000, 5), _span(5000, 5), _span(60, 5)),
+)
+case(
+    "attention_decode",
+    "long_ring",
+    _decode,
+    S=200,
+    Hq=4,
+    Hkv=2,
+    D=32,
+    positions=(_span(777, 3), _span(150, 3)),
+    window=190,
+)
+case(
+    "attention_decode",
+    "many_queries",
+    _decode,
+    S=96,
+    Hq=4,
+    Hkv=2,
+    D=16,
+    positions=(_span(30, 50), _span(100, 50)),
+    window=40,
+)
+case("attention_decode", "odd_sizes", _decode, "odd", S=13, Hq=6, Hkv=3, D=10, positions=(_span(5, 3),) * 3)
+case(
+    "attention_decode", "strided", _decode, "strided", S=10, Hq=2, Hkv=1, D=8, positions=(_span(4, 2),), layout=strided
+)
+case("attention_decode", "eight_bits", _decode, S=300, Hq=4, Hkv=4, D=64, positions=(_span(200, 5),), eight=True)
+case(
+    "attention_decode",
+    "eight_bits_ring",
+    _decode,
+    S=70,
+    Hq=4,
+    Hkv=2,
+    D=32,
+    positions=(_span(500, 5), _span(33, 5)),
+    window=60,
+    eight=True,
+)
+case(
+    "attention_decode",
+    "eight_bits_odd",
+    _decode,
+    "odd",
+    S=13,
+    Hq=6,
+    Hkv=3,
+    D=10,
+    positions=(_span(20, 3), (2, -1, 3)),
+    eight=True,
+)
+case(
+    "attention_decode",
+    "eight_bits_strided",
+    _decode,
+    "strided",
+    S=10,
+    Hq=2,
+    Hkv=1,
+    D=8,
+    positions=(_span(4, 2),),
+    eight=True,
+    layout=strided,
+)

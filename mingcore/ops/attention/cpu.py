@@ -61,11 +61,4 @@ def _kv_write_why_not(k_cache, v_cache, k, v, positions):
 @register("kv_write_", "cpu", _kv_write_why_not)
 def kv_write_(k_cache, v_cache, k, v, positions):
     k, v = dense_last(k), dense_last(v)
-    _cpu.kv_write(
-        array(k_cache),
-        array(v_cache),
-        array(k),
-        array(v),
-        array(positions),
-        torch.get_num_threads(),
-    )
+    _cpu.kv_write(array(k_cache), array(v_cache), array(k), array(v), array(positions), torch.get_num_threads())

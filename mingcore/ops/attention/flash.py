@@ -37,7 +37,6 @@ def attention_prefill(q, k, v, causal, window, scale):
     # their window counts the keys before the query's own, ours includes it; -1 is no bound
     left = window - 1 if window else -1
     out = flash_attn_func(
-        q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal,
-        window_size=(left, 0 if causal and window else -1),
-    )  # fmt: skip
+        q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal, window_size=(left, 0 if causal and window else -1)
+    )
     return out.contiguous()

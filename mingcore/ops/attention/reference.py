@@ -20,9 +20,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
 
 @register("attention_prefill", "reference")
 @by_row(q=0, k=0, v=0)
-def attention_prefill(
-    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale: float
-) -> Tensor:
+def attention_prefill(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale: float) -> Tensor:
     """softmax(scale q k^T) v; causal: query t sees keys s <= t, with a window also s > t - window.
 
     window 0: none. q [B, T, Hq, D], k and v [B, S, Hkv, D] -> [B, T, Hq, D].
@@ -69,9 +67,7 @@ def attention_decode(
     return _decode_masked(q, k_cache, v_cache, positions, window, scale)
 
 
-def _decode_masked(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, window: int, scale: float
-) -> Tensor:
+def _decode_masked(q: Tensor, k_cache: Tensor, v_cache: Tensor, positions: Tensor, window: int, scale: float) -> Tensor:
     S = k_cache.shape[1]
     last = positions.amax(dim=1, keepdim=True)
     slot = torch.arange(S, device=q.device)
@@ -121,9 +117,7 @@ def _written(positions: Tensor, S: int) -> Tensor:
     return (positions >= 0) & (positions > positions.amax(dim=1, keepdim=True) - S)
 
 
-def _kv_write_on_device(
-    k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor
-) -> None:
+def _kv_write_on_device(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> None:
     """Without reading anything back: a token that is not written repeats the write of its row's
     newest one, or, in a row without any, writes back what was there."""
     (B, S), T = k_cache.shape[:2], positions.shape[1]

@@ -26,8 +26,9 @@ def _decode_why_not(q, k_cache, v_cache, positions, window, scale, k_scale, v_sc
     return unfit(names, tensors, types=None) or unfit(("q",), (q,))
 
 
-@register("attention_decode", "triton", _decode_why_not,
-          sources=(KERNELS / "attention" / "attention_decode.py", __file__))  # fmt: skip
+@register(
+    "attention_decode", "triton", _decode_why_not, sources=(KERNELS / "attention" / "attention_decode.py", __file__)
+)
 def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     attention_kernels.attention_decode(
@@ -43,8 +44,6 @@ def _write_why_not(k_cache, v_cache, k, v, positions):
     return unfit(("k_cache", "v_cache", "k", "v"), (k_cache, v_cache, k, v))
 
 
-@register(
-    "kv_write_", "triton", _write_why_not, sources=(KERNELS / "attention" / "kv_write.py", __file__)
-)
+@register("kv_write_", "triton", _write_why_not, sources=(KERNELS / "attention" / "kv_write.py", __file__))
 def kv_write_(k_cache, v_cache, k, v, positions):
     cache_kernels.kv_write(k_cache, v_cache, k, v, positions)

@@ -116,9 +116,25 @@ def causal_conv1d(
     _operands(op, flat, x, bias, residual, outputs, state, span)
     carried = (None, None) if state is None else (state.context, state.lengths)
     y, context, lengths, emitted = call(
-        op, backend, x, flat.matrix, bias, residual, *carried, *rows, outputs, flat.kernel, stride,
-        dilation, groups, pad, replicate, *acts, flat.layout, flat.n,
-    )  # fmt: skip
+        op,
+        backend,
+        x,
+        flat.matrix,
+        bias,
+        residual,
+        *carried,
+        *rows,
+        outputs,
+        flat.kernel,
+        stride,
+        dilation,
+        groups,
+        pad,
+        replicate,
+        *acts,
+        flat.layout,
+        flat.n,
+    )
     return y, ConvState(context, lengths, emitted, offset)
 
 
@@ -157,10 +173,27 @@ def causal_conv1d_(
     acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
     _operands(op, flat, x, bias, residual, outputs, state, span, out)
     call(
-        op, backend, x, out, state.context, state.lengths, state.emitted, flat.matrix, bias,
-        residual, *rows, flat.kernel, stride, dilation, groups, pad, replicate, *acts, flat.layout,
+        op,
+        backend,
+        x,
+        out,
+        state.context,
+        state.lengths,
+        state.emitted,
+        flat.matrix,
+        bias,
+        residual,
+        *rows,
+        flat.kernel,
+        stride,
+        dilation,
+        groups,
+        pad,
+        replicate,
+        *acts,
+        flat.layout,
         flat.n,
-    )  # fmt: skip
+    )
     state.offset = offset
 
 
@@ -202,9 +235,24 @@ def causal_conv_transpose1d(
     _operands(op, flat, x, bias, residual, outputs, state, width)
     carried = (None, None) if state is None else (state.context, state.lengths)
     y, context, lengths, emitted = call(
-        op, backend, x, flat.matrix, bias, residual, *carried, *rows, outputs, flat.kernel, stride,
-        dilation, groups, flush, *acts, flat.layout, flat.n,
-    )  # fmt: skip
+        op,
+        backend,
+        x,
+        flat.matrix,
+        bias,
+        residual,
+        *carried,
+        *rows,
+        outputs,
+        flat.kernel,
+        stride,
+        dilation,
+        groups,
+        flush,
+        *acts,
+        flat.layout,
+        flat.n,
+    )
     return y, ConvState(context, lengths, emitted)
 
 
@@ -239,9 +287,26 @@ def causal_conv_transpose1d_(
     acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
     _operands(op, flat, x, bias, residual, outputs, state, width, out)
     call(
-        op, backend, x, out, state.context, state.lengths, state.emitted, flat.matrix, bias,
-        residual, *rows, flat.kernel, stride, dilation, groups, flush, *acts, flat.layout, flat.n,
-    )  # fmt: skip
+        op,
+        backend,
+        x,
+        out,
+        state.context,
+        state.lengths,
+        state.emitted,
+        flat.matrix,
+        bias,
+        residual,
+        *rows,
+        flat.kernel,
+        stride,
+        dilation,
+        groups,
+        flush,
+        *acts,
+        flat.layout,
+        flat.n,
+    )
     state.offset = 0
 
 
@@ -268,8 +333,7 @@ def pack_conv(
         checks.positive(op, name, value)
     first, second, kernel = weight.shape
     if first % groups or not weight.numel():
-        checks.fail(op, "weight", f"not empty, its channels a multiple of {groups} groups",
-                    list(weight.shape))  # fmt: skip
+        checks.fail(op, "weight", f"not empty, its channels a multiple of {groups} groups", list(weight.shape))
     inputs, outputs = (first, second * groups) if transposed else (second * groups, first)
     format = resolve_format(op, weight, format, FORMATS)
     weight, layout = weight.detach(), "rows"
@@ -311,12 +375,8 @@ def _flatten(op, x, weight, bias, stride, dilation, groups, transposed, residual
             checks.fail(op, "weight", f"packed for the {kind} convolution", "the other kind")
         for name, value in (("groups", groups), ("stride", stride), ("dilation", dilation)):
             if value != getattr(weight, name):
-                checks.fail(
-                    op, name, f"{getattr(weight, name)}, for which weight was packed", value
-                )
-        flat = _Flat(
-            weight.weight, weight.layout, weight.out_channels, weight.in_channels, weight.kernel
-        )
+                checks.fail(op, name, f"{getattr(weight, name)}, for which weight was packed", value)
+        flat = _Flat(weight.weight, weight.layout, weight.out_channels, weight.in_channels, weight.kernel)
     else:
         dims = "[C_in, C_out/groups, k]" if transposed else "[C_out, C_in/groups, k]"
         checks.rank(op, "weight", weight, dims, 3)
@@ -350,8 +410,7 @@ def _flush(op, kernel, stride, dilation, trim_right) -> int:
     if trim_right is None:
         return 0
     if not 0 <= trim_right <= beyond:
-        checks.fail(op, "trim_right", f"in 0..(k - 1) dilation + 1 - stride = 0..{beyond}",
-                    trim_right)  # fmt: skip
+        checks.fail(op, "trim_right", f"in 0..(k - 1) dilation + 1 - stride = 0..{beyond}", trim_right)
     return beyond - trim_right
 
 
@@ -384,10 +443,9 @@ def _activations(op, device, flat, before, snake_before, after, snake):
     if before is None and after is None and snake_before is None and snake is None:
         return _PLAIN
     return (
-        *_activation(op, device, "activation_before", before, "snake_before", snake_before,
-                     flat.inputs),
+        *_activation(op, device, "activation_before", before, "snake_before", snake_before, flat.inputs),
         *_activation(op, device, "activation", after, "snake", snake, flat.n),
-    )  # fmt: skip
+    )
 
 
 def _activation(op, device, name, activation, snake_name, snake, channels):
@@ -414,9 +472,7 @@ def _activation(op, device, name, activation, snake_name, snake, channels):
 
 def _operands(op, flat, x, bias, residual, outputs, state, width, out=None) -> None:
     B = x.shape[0]
-    if bias is not None and not (
-        bias.shape == (flat.n,) and bias.dtype in checks.FLOATS and bias.device == x.device
-    ):
+    if bias is not None and not (bias.shape == (flat.n,) and bias.dtype in checks.FLOATS and bias.device == x.device):
         checks.shape(op, "bias", bias, "[C_out]", (flat.n,))
         checks.floating(op, "bias", bias)
         checks.device(op, x, "bias", bias)

@@ -53,58 +53,114 @@ def _in_place_why_not(x, out, context, lengths, emitted, *rest):
 
 @register("causal_conv1d", "cpu", _why_not)
 def causal_conv1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     *acts, layout, n = rest
     results = _fresh(x, n, outputs, (kernel - 1) * dilation)
     sizes = (groups, kernel, stride, dilation, 1, left_pad, 0, replicate)
     matrix = weight if layout != "rows" else _matrix(weight, 1, 1, groups, False)
-    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         layout)  # fmt: skip
+    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, layout)
     return results
 
 
 @register("causal_conv1d_", "cpu", _in_place_why_not)
 def causal_conv1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     *acts, layout, _ = rest
     sizes = (groups, kernel, stride, dilation, 1, left_pad, 0, replicate)
     matrix = weight if layout != "rows" else _matrix(weight, 1, 1, groups, False)
     results = out, context, lengths, emitted
-    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         layout)  # fmt: skip
+    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, layout)
 
 
 @register("causal_conv_transpose1d", "cpu", _why_not)
 def causal_conv_transpose1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     *acts, layout, n = rest
     width = (kernel - 1) * dilation // stride
     results = _fresh(x, n, outputs, width)
     sizes = (groups, width + 1, 1, 1, stride, width, flush, False)
     matrix = weight if layout != "rows" else _matrix(weight, stride, dilation, groups, True)
-    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         layout)  # fmt: skip
+    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, layout)
     return results
 
 
 @register("causal_conv_transpose1d_", "cpu", _in_place_why_not)
 def causal_conv_transpose1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     *acts, layout, _ = rest
     width = (kernel - 1) * dilation // stride
     sizes = (groups, width + 1, 1, 1, stride, width, flush, False)
     matrix = weight if layout != "rows" else _matrix(weight, stride, dilation, groups, True)
     results = out, context, lengths, emitted
-    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         layout)  # fmt: skip
+    _run(x, matrix, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, layout)
 
 
 def _fresh(x, n, outputs, width):

@@ -17,9 +17,7 @@ _ACTS = ("none", "silu", "elu", "gelu", "gelu_tanh", "tanh", "snake")
 _TYPES = {dtype: i for i, dtype in enumerate(TYPES)}
 _PARAMS = struct.Struct("<17Q12q36i")  # CausalConvParams of causal_conv_rows.cuh
 _WARPS = THREADS // 32
-_SOURCES = (
-    launch.source(OP), __file__, cuda_conv_plan.__file__, cuda_common.__file__,
-)  # fmt: skip
+_SOURCES = (launch.source(OP), __file__, cuda_conv_plan.__file__, cuda_common.__file__)
 
 
 def _unfit(x, weight, bias, residual, layout, params) -> str | None:
@@ -45,8 +43,7 @@ def _conv_shape(x, T, kernel, stride, dilation, groups, rest) -> Shape:
 
 def _up_shape(x, T, kernel, stride, dilation, groups, rest) -> Shape:
     sizes = x.shape[1] // groups, rest[-1] // groups, groups, kernel, 1, dilation
-    return Shape(x.shape[0], T, *sizes, stride, (kernel - 1) * dilation // stride,
-                 *_elements(x, rest))  # fmt: skip
+    return Shape(x.shape[0], T, *sizes, stride, (kernel - 1) * dilation // stride, *_elements(x, rest))
 
 
 def _elements(x: Tensor, rest: tuple) -> tuple[int, bool, int]:
@@ -68,9 +65,7 @@ def _plan(shape: Shape, device: torch.device) -> Plan | str:
     there = torch.cuda.get_device_properties(device)
     if shape.T == 0 or shape.B == 0:
         return ""
-    made = cuda_conv_plan.plan(
-        shape, there.multi_processor_count, there.shared_memory_per_block_optin
-    )
+    made = cuda_conv_plan.plan(shape, there.multi_processor_count, there.shared_memory_per_block_optin)
     if not isinstance(made, str) and made.blocks >= 1 << 31:
         return f"there are {made.blocks} tiles; a launch takes less than 2^31"
     return made
@@ -95,8 +90,9 @@ def _in_place_reason(x, out, context, lengths, emitted) -> str | None:
 
 
 def _pure_reason(shape_of):
-    def why_not(x, weight, bias, residual, context, lengths, valid, ended, last, T, kernel, stride,
-                dilation, groups, *rest):  # fmt: skip
+    def why_not(
+        x, weight, bias, residual, context, lengths, valid, ended, last, T, kernel, stride, dilation, groups, *rest
+    ):
         sizes = T, kernel, stride, dilation, groups
         return _why_not(shape_of, x, weight, bias, residual, *sizes, rest)
 
@@ -104,8 +100,24 @@ def _pure_reason(shape_of):
 
 
 def _reason_in_place(shape_of):
-    def why_not(x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last,
-                kernel, stride, dilation, groups, *rest):  # fmt: skip
+    def why_not(
+        x,
+        out,
+        context,
+        lengths,
+        emitted,
+        weight,
+        bias,
+        residual,
+        valid,
+        ended,
+        last,
+        kernel,
+        stride,
+        dilation,
+        groups,
+        *rest,
+    ):
         sizes = out.shape[2], kernel, stride, dilation, groups
         reason = _in_place_reason(x, out, context, lengths, emitted)
         return reason or _why_not(shape_of, x, weight, bias, residual, *sizes, rest)
@@ -115,55 +127,118 @@ def _reason_in_place(shape_of):
 
 @register("causal_conv1d", "cuda", _pure_reason(_conv_shape), sources=_SOURCES, flags=launch.FLAGS)
 def causal_conv1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     shape = _conv_shape(x, outputs, kernel, stride, dilation, groups, rest)
     results = _fresh(x, rest[-1], outputs, shape.span)
-    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results,
-         (left_pad, 0, replicate), rest)  # fmt: skip
+    _run(
+        shape,
+        (x, weight, bias, residual),
+        (context, lengths, valid, ended, last),
+        results,
+        (left_pad, 0, replicate),
+        rest,
+    )
     return results
 
 
-@register(
-    "causal_conv1d_", "cuda", _reason_in_place(_conv_shape), sources=_SOURCES, flags=launch.FLAGS
-)
+@register("causal_conv1d_", "cuda", _reason_in_place(_conv_shape), sources=_SOURCES, flags=launch.FLAGS)
 def causal_conv1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     shape = _conv_shape(x, out.shape[2], kernel, stride, dilation, groups, rest)
     results = out, context, lengths, emitted
-    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results,
-         (left_pad, 0, replicate), rest)  # fmt: skip
+    _run(
+        shape,
+        (x, weight, bias, residual),
+        (context, lengths, valid, ended, last),
+        results,
+        (left_pad, 0, replicate),
+        rest,
+    )
 
 
-@register(
-    "causal_conv_transpose1d", "cuda", _pure_reason(_up_shape), sources=_SOURCES, flags=launch.FLAGS
-)
+@register("causal_conv_transpose1d", "cuda", _pure_reason(_up_shape), sources=_SOURCES, flags=launch.FLAGS)
 def causal_conv_transpose1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     shape = _up_shape(x, outputs, kernel, stride, dilation, groups, rest)
     results = _fresh(x, rest[-1], outputs, shape.span)
-    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results,
-         (0, flush, False), rest)  # fmt: skip
+    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results, (0, flush, False), rest)
     return results
 
 
-@register(
-    "causal_conv_transpose1d_", "cuda", _reason_in_place(_up_shape), sources=_SOURCES,
-    flags=launch.FLAGS,
-)  # fmt: skip
+@register("causal_conv_transpose1d_", "cuda", _reason_in_place(_up_shape), sources=_SOURCES, flags=launch.FLAGS)
 def causal_conv_transpose1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     shape = _up_shape(x, out.shape[2], kernel, stride, dilation, groups, rest)
     results = out, context, lengths, emitted
-    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results,
-         (0, flush, False), rest)  # fmt: skip
+    _run(shape, (x, weight, bias, residual), (context, lengths, valid, ended, last), results, (0, flush, False), rest)
 
 
 def _fresh(x, n, outputs, span):
@@ -202,11 +277,32 @@ def _run(shape: Shape, operands, rows, results, ends, rest) -> None:
     strides = [s for t in (x, residual, out) for s in ((0, 0, 0) if t is None else t.stride())]
     types = [0 if t is None else _TYPES[t.dtype] for t in (weight, bias, residual)]
     values = _PARAMS.pack(
-        *(0 if t is None else t.data_ptr() for t in tensors), *strides, B, L, shape.T, shape.C,
-        shape.N, shape.groups, shape.taps, shape.stride, shape.dilation, shape.up, shape.span,
-        *ends, last, _ACTS.index(before), _ACTS.index(after), *types, shape.fast, w_fast,
-        _by_eights(out), residual_fast, *plan[:13], alone, 0,
-    )  # fmt: skip
+        *(0 if t is None else t.data_ptr() for t in tensors),
+        *strides,
+        B,
+        L,
+        shape.T,
+        shape.C,
+        shape.N,
+        shape.groups,
+        shape.taps,
+        shape.stride,
+        shape.dilation,
+        shape.up,
+        shape.span,
+        *ends,
+        last,
+        _ACTS.index(before),
+        _ACTS.index(after),
+        *types,
+        shape.fast,
+        w_fast,
+        _by_eights(out),
+        residual_fast,
+        *plan[:13],
+        alone,
+        0,
+    )
     device, name = x.device.index, TYPES[x.dtype]
     if plan.blocks:
         kernel = launch.kernel(OP, f"{OP}_{plan.kind}_{name}", device, plan.shared_bytes)

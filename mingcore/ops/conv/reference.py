@@ -35,10 +35,31 @@ def activate(x: Tensor, name: str, alpha: Tensor | None, gain: Tensor | None) ->
 @register("causal_conv1d", "reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, left_pad, replicate, before, before_alpha, before_gain, after, after_alpha,
-    after_gain, layout, n,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    before,
+    before_alpha,
+    before_gain,
+    after,
+    after_alpha,
+    after_gain,
+    layout,
+    n,
+):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     span = (kernel - 1) * dilation
@@ -73,10 +94,30 @@ def causal_conv1d(
 @register("causal_conv_transpose1d", "reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv_transpose1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, flush, before, before_alpha, before_gain, after, after_alpha, after_gain,
-    layout, n,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    before,
+    before_alpha,
+    before_gain,
+    after,
+    after_alpha,
+    after_gain,
+    layout,
+    n,
+):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     width = context_width(kernel, stride, dilation, True)
@@ -90,9 +131,7 @@ def causal_conv_transpose1d(
             window = padded
         window = activate(wide(window), before, before_alpha, before_gain)
         w = unpack_conv(weight, layout, C, n, kernel, stride, dilation, groups, True)
-        y = F.conv_transpose1d(
-            window, w.to(window.dtype), None, stride, groups=groups, dilation=dilation
-        )
+        y = F.conv_transpose1d(window, w.to(window.dtype), None, stride, groups=groups, dilation=dilation)
         y = F.pad(y, (0, max(stride - (kernel - 1) * dilation - 1, 0)))
         y = y[:, :, width * stride : width * stride + outputs]
         y = _finished(y, bias, residual, emitted, after, after_alpha, after_gain)

@@ -35,50 +35,130 @@ def _in_place_why_not(x, out, context, lengths, emitted, *rest):
 
 @register("causal_conv1d", "triton", _why_not, sources=_SOURCES)
 def causal_conv1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     *acts, _, n = rest
     results = _fresh(x, n, outputs, (kernel - 1) * dilation)
     sizes = (kernel, stride, dilation, groups, left_pad, 0)
-    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         replicate=replicate)  # fmt: skip
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, replicate=replicate)
     return results
 
 
 @register("causal_conv1d_", "triton", _in_place_why_not, sources=_SOURCES)
 def causal_conv1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, left_pad, replicate, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    left_pad,
+    replicate,
+    *rest,
+):
     results = out, context, lengths, emitted
     sizes = (kernel, stride, dilation, groups, left_pad, 0)
-    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
-         rest[:-2], replicate=replicate, in_place=True)  # fmt: skip
+    _run(
+        x,
+        weight,
+        bias,
+        residual,
+        (context, lengths),
+        (valid, ended, last),
+        results,
+        sizes,
+        rest[:-2],
+        replicate=replicate,
+        in_place=True,
+    )
 
 
 @register("causal_conv_transpose1d", "triton", _why_not, sources=_SOURCES)
 def causal_conv_transpose1d(
-    x, weight, bias, residual, context, lengths, valid, ended, last, outputs, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    residual,
+    context,
+    lengths,
+    valid,
+    ended,
+    last,
+    outputs,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     *acts, _, n = rest
     results = _fresh(x, n, outputs, (kernel - 1) * dilation // stride)
     sizes = (kernel, stride, dilation, groups, 0, flush)
-    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts,
-         transposed=True)  # fmt: skip
+    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes, acts, transposed=True)
     return results
 
 
 @register("causal_conv_transpose1d_", "triton", _in_place_why_not, sources=_SOURCES)
 def causal_conv_transpose1d_(
-    x, out, context, lengths, emitted, weight, bias, residual, valid, ended, last, kernel, stride,
-    dilation, groups, flush, *rest,
-):  # fmt: skip
+    x,
+    out,
+    context,
+    lengths,
+    emitted,
+    weight,
+    bias,
+    residual,
+    valid,
+    ended,
+    last,
+    kernel,
+    stride,
+    dilation,
+    groups,
+    flush,
+    *rest,
+):
     results = out, context, lengths, emitted
     sizes = (kernel, stride, dilation, groups, 0, flush)
-    _run(x, weight, bias, residual, (context, lengths), (valid, ended, last), results, sizes,
-         rest[:-2], transposed=True, in_place=True)  # fmt: skip
+    _run(
+        x,
+        weight,
+        bias,
+        residual,
+        (context, lengths),
+        (valid, ended, last),
+        results,
+        sizes,
+        rest[:-2],
+        transposed=True,
+        in_place=True,
+    )
 
 
 def _fresh(x, n, outputs, width):
@@ -96,8 +176,18 @@ def _run(x, weight, bias, residual, carried, rows, results, sizes, acts, **kind)
     snakes = before, _dense(before_alpha), _dense(before_gain), after, _dense(after_alpha)
     carried = tuple(_dense(t) for t in carried)
     rows = (_dense(rows[0]), _dense(rows[1]), rows[2])
-    kernels.causal_conv(x, weight.contiguous(), _dense(bias), residual, carried, rows, results,
-                        sizes, (*snakes, _dense(after_gain)), **kind)  # fmt: skip
+    kernels.causal_conv(
+        x,
+        weight.contiguous(),
+        _dense(bias),
+        residual,
+        carried,
+        rows,
+        results,
+        sizes,
+        (*snakes, _dense(after_gain)),
+        **kind,
+    )
 
 
 def _frame_embed_why_not(samples, weight, hop, layout, n):
@@ -108,8 +198,7 @@ def _frame_embed_why_not(samples, weight, hop, layout, n):
     return unfit(("samples", "weight"), (samples, weight))
 
 
-@register("frame_embed", "triton", _frame_embed_why_not,
-          sources=(KERNELS / "spectrum" / "frame_embed.py", __file__))  # fmt: skip
+@register("frame_embed", "triton", _frame_embed_why_not, sources=(KERNELS / "spectrum" / "frame_embed.py", __file__))
 def frame_embed(samples, weight, hop, layout, n):
     out = samples.new_empty(samples.shape[0], -(-samples.shape[1] // hop), n)
     frame_kernels.frame_embed(samples, weight.contiguous(), hop, out)

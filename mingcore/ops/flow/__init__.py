@@ -151,8 +151,7 @@ def pack_flow_head(
         else:
             packed.append(weight.to(FORMATS.get(own, weight.dtype)).contiguous())
     layers = tuple(
-        (w if isinstance(w, PackedLinear) else pack_linear(w, backend=backend), bias.detach())
-        for w, bias in time
+        (w if isinstance(w, PackedLinear) else pack_linear(w, backend=backend), bias.detach()) for w, bias in time
     )
     vectors = (tuple(t.detach().contiguous() for t in group) for group in (biases, norms))
     kept = tuple(scales) if format in QUANTISED else ()

@@ -16,9 +16,7 @@ from .._core.layouts import strided
 TIME_CHANNELS = 256
 
 
-def head_weights(
-    d: Draw, L: int, H: int, W: int, C: int, Hc: int, heads: int, qk_norm: bool = False
-) -> dict[str, Any]:
+def head_weights(d: Draw, L: int, H: int, W: int, C: int, Hc: int, heads: int, qk_norm: bool = False) -> dict[str, Any]:
     """Random arguments of `ops.pack_flow_head` for L blocks, in the dtype of the draw."""
     shapes = (H, Hc), (H, C), (L, 3 * H, H), (L, H, H), (L, W, H), (L, H, W), (C, H)
     norms = [(L, H), (L, H), (H,)] + [(L, H // heads)] * (2 if qk_norm else 0)

@@ -60,9 +60,26 @@ def ring_pages(H: int, state: int, blocks: int, tiles: int, format: str, limit: 
 
 
 def _why_not(
-    condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-    matrices, biases, norms, scales, heads, rope_heads, guided, layout, format,
-):  # fmt: skip
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
     return (
         launch.why_not("flow_sample", condition.device)
         or _unfit_head(matrices, biases, norms, scales, heads, layout, format)
@@ -154,9 +171,26 @@ def workspace(rows: int, H: int, W: int, splits: int, velocities: int) -> list[i
     flags=launch.FLAGS,
 )
 def flow_sample(
-    condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-    matrices, biases, norms, scales, heads, rope_heads, guided, layout, format,
-):  # fmt: skip
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
     draws, B, P, C = noise.shape
     (H, Hc), (L, W) = matrices[0].shape, matrices[4].shape[:2]
     N, R = history.shape[1], (1 + guided) * B
@@ -264,13 +298,7 @@ def _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
     launch.launch(kernel, (blocks, 1, 1), (_THREADS, 1, 1), params)
 
 
-@register(
-    "flow_step",
-    "cuda",
-    _flow_step_why_not,
-    sources=(launch.source("flow_step"), __file__),
-    flags=launch.FLAGS,
-)
+@register("flow_step", "cuda", _flow_step_why_not, sources=(launch.source("flow_step"), __file__), flags=launch.FLAGS)
 def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out)

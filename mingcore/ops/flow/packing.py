@@ -89,9 +89,7 @@ class PackedFlowHead:
         H = self.hidden
         return self.cond_size, self.channels, H, H, H, self.width, H
 
-    def linear(
-        self, i: int, block: int | None = None, rows: slice = slice(None)
-    ) -> tuple[PackedLinear, Tensor]:
+    def linear(self, i: int, block: int | None = None, rows: slice = slice(None)) -> tuple[PackedLinear, Tensor]:
         """A view of matrix i (of a block's), or of some of its rows, and of its bias.
 
         In panels `rows` must begin and end at multiples of 32, or at the end.
@@ -125,10 +123,7 @@ class PackedFlowHead:
         head = self.as_rows()
         if self.format not in QUANTISED:
             return head
-        wide = [
-            dequantise(w, scale) if scale.numel() else w
-            for w, scale in zip(head.matrices, head.scales)
-        ]
+        wide = [dequantise(w, scale) if scale.numel() else w for w, scale in zip(head.matrices, head.scales)]
         rest = (self.biases, self.norms, (), head.time, self.heads, self.rope_heads)
         own = self._kept, self.theta, self.embed
         return PackedFlowHead(tuple(wide), *rest, "rows", "fp32", *own)
@@ -150,8 +145,7 @@ class PackedFlowHead:
         found, wanted = embed(t), [len(t), self.hidden]
         if list(found.shape) != wanted or not found.is_floating_point():
             raise InputError(
-                f"PackedFlowHead: embed must give [M, H] = {wanted} floats, got {found.dtype} "
-                f"{list(found.shape)}"
+                f"PackedFlowHead: embed must give [M, H] = {wanted} floats, got {found.dtype} {list(found.shape)}"
             )
         return found.detach().to(torch.promote_types(torch.float32, found.dtype))
 
@@ -207,9 +201,7 @@ def time_frequencies() -> Tensor:
     return step.double().exp().float()
 
 
-def rope_table(
-    tokens: int, dim: int, device: torch.device, theta: float = THETA
-) -> tuple[Tensor, Tensor]:
+def rope_table(tokens: int, dim: int, device: torch.device, theta: float = THETA) -> tuple[Tensor, Tensor]:
     """cos and sin [T, D/2] float32; the angles in float64."""
     exponent = torch.arange(0, dim, 2, dtype=torch.int64, device=device).float() / dim
     inv_freq = (1.0 / (theta**exponent)).double()

@@ -70,11 +70,7 @@ def _minus(a: float, b: float) -> float:
     return float(torch.tensor(a) - torch.tensor(b))
 
 
-SOLVERS: dict[str, Solver] = {
-    "euler_maruyama": _euler_maruyama,
-    "euler": _euler,
-    "midpoint": _midpoint,
-}
+SOLVERS: dict[str, Solver] = {"euler_maruyama": _euler_maruyama, "euler": _euler, "midpoint": _midpoint}
 
 
 @dataclass(frozen=True)
@@ -128,9 +124,7 @@ class FlowSchedule:
         ends = [i for i, advances in enumerate(self.advance) if advances]
         kept = list(self.evaluations[: ends[steps - 1] + 1])
         kept[-1] = Evaluation(kept[-1].t, kept[-1].dt)
-        return FlowSchedule(
-            self.t[: steps + 1], self.dt[:steps], self.noise_scale[:steps], tuple(kept)
-        )
+        return FlowSchedule(self.t[: steps + 1], self.dt[:steps], self.noise_scale[:steps], tuple(kept))
 
     @staticmethod
     def make(
@@ -156,9 +150,7 @@ class FlowSchedule:
         if sway is not None and not math.isfinite(sway):
             raise InputError(f"FlowSchedule: sway must be finite or None, got {sway}")
         t = _grid(steps, bool(epss), float(sway or 0.0))
-        return FlowSchedule.from_grid(
-            t, sigma=sigma, temperature=temperature, solver=solver, shift_dims=shift_dims
-        )
+        return FlowSchedule.from_grid(t, sigma=sigma, temperature=temperature, solver=solver, shift_dims=shift_dims)
 
     @staticmethod
     def from_grid(
@@ -212,17 +204,11 @@ def _grid(steps: int, epss: bool, sway: float) -> tuple[float, ...]:
 
 @lru_cache(maxsize=64)
 def _make(
-    grid: tuple[float, ...],
-    sigma: float,
-    temperature: float,
-    solver: str | Solver,
-    shift_dims: int | None,
+    grid: tuple[float, ...], sigma: float, temperature: float, solver: str | Solver, shift_dims: int | None
 ) -> FlowSchedule:
     t = torch.tensor(grid, dtype=torch.float32)
     if len(t) < 2 or not bool(((t >= 0) & (t <= 1)).all() and (t[1:] > t[:-1]).all()):
-        raise InputError(
-            f"FlowSchedule: the grid must be at least two increasing times in 0..1, got {grid}"
-        )
+        raise InputError(f"FlowSchedule: the grid must be at least two increasing times in 0..1, got {grid}")
     if shift_dims is not None:
         t = shifted(t, shift_dims)
     dt = tuple((t[1:] - t[:-1]).tolist())

@@ -19,9 +19,27 @@ _MAX_HEAD = 256
 _STEPS = ("noise", "guidance", "times", "dt", "noise_scale", "cos", "sin")
 
 
-def _why_not(condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-             matrices, biases, norms, scales, heads, rope_heads, guided, layout,
-             format):  # fmt: skip
+def _why_not(
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
     if layout != "rows":
         return f"the head is in layout {layout!r}; it takes 'rows'"
     if format in QUANTISED and format not in _STORED:
@@ -68,17 +86,44 @@ _SOURCES = (KERNELS / "flow" / "flow_sample.py", __file__, Path(__file__).with_n
 
 
 @register("flow_sample", "triton", _why_not, sources=_SOURCES)
-def flow_sample(condition, history, noise, guidance, times, dt, noise_scale, advance, cos, sin,
-                matrices, biases, norms, scales, heads, rope_heads, guided, layout,
-                format):  # fmt: skip
+def flow_sample(
+    condition,
+    history,
+    noise,
+    guidance,
+    times,
+    dt,
+    noise_scale,
+    advance,
+    cos,
+    sin,
+    matrices,
+    biases,
+    norms,
+    scales,
+    heads,
+    rope_heads,
+    guided,
+    layout,
+    format,
+):
     out = noise.new_empty(noise.shape[1:])
     states = (t.contiguous() for t in (noise, guidance, times, dt, noise_scale))
     weights = ([t.contiguous() for t in group] for group in (biases, norms, scales))
     flow_kernels.flow_sample(
-        condition.contiguous(), history.contiguous(), *states, advance, cos.contiguous(),
-        sin.contiguous(), matrices, *weights, heads, heads if rope_heads is None else rope_heads,
-        guided, out,
-    )  # fmt: skip
+        condition.contiguous(),
+        history.contiguous(),
+        *states,
+        advance,
+        cos.contiguous(),
+        sin.contiguous(),
+        matrices,
+        *weights,
+        heads,
+        heads if rope_heads is None else rope_heads,
+        guided,
+        out,
+    )
     return out
 
 
@@ -105,11 +150,6 @@ def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     return out
 
 
-@register(
-    "flow_step_",
-    "triton",
-    _flow_step_in_place_why_not,
-    sources=(KERNELS / "flow" / "flow_step.py",),
-)
+@register("flow_step_", "triton", _flow_step_in_place_why_not, sources=(KERNELS / "flow" / "flow_step.py",))
 def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
     step_kernels.flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)

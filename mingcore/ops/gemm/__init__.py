@@ -10,15 +10,7 @@ from torch import Tensor
 from ...errors import BackendError
 from .._core import checks, registry
 from .._core.dispatch import call
-from .._core.packing import (
-    CPU_FORMATS,
-    FORMATS,
-    QUANTISED,
-    PackedLinear,
-    format_of,
-    panels_shape,
-    quantise,
-)
+from .._core.packing import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of, panels_shape, quantise
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
@@ -74,11 +66,7 @@ def linear(
 
 
 def pack_linear(
-    weight: Tensor,
-    *,
-    format: str | None = None,
-    activation: str | None = None,
-    backend: str | None = None,
+    weight: Tensor, *, format: str | None = None, activation: str | None = None, backend: str | None = None
 ) -> PackedLinear:
     """Prepare weight [N, K] once, at load, for `linear` on its device.
 
@@ -115,11 +103,7 @@ def quantised(op: str, weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
 
 
 def native_packing(
-    op: str,
-    weight: Tensor,
-    format: str,
-    backend: str | None,
-    formats: Collection[str] = ("fp32", "bf16", "fp16"),
+    op: str, weight: Tensor, format: str, backend: str | None, formats: Collection[str] = ("fp32", "bf16", "fp16")
 ) -> ModuleType | None:
     """The adapter that packs this weight for the CPU, or None where rows stay rows.
 

@@ -73,36 +73,14 @@ for _name, _m, _k, _n, _options in [
 ]:
     case("linear", _name, _linear, "mid", M=_m, K=_k, N=_n, **_options)
 case("linear", "odd_sizes", _linear, "odd", "verify", M=(3,), K=67, N=45, bias=True, residual=True)
-case("linear", "odd_swiglu", _linear, "odd", "verify", M=(5,), K=33, N=70, activation="swiglu",
-     residual=True)  # fmt: skip
+case("linear", "odd_swiglu", _linear, "odd", "verify", M=(5,), K=33, N=70, activation="swiglu", residual=True)
 case("linear", "odd_silu", _linear, "odd", "verify", M=(2, 7), K=129, N=31, activation="silu")
 case("linear", "wide_silu", _linear, M=(64,), K=64, N=96, activation="silu", bias=True)
-case(
-    "linear",
-    "many_rows",
-    _linear,
-    "verify",
-    M=(150,),
-    K=96,
-    N=64,
-    bias=True,
-    activation="gelu_tanh",
-)
+case("linear", "many_rows", _linear, "verify", M=(150,), K=96, N=64, bias=True, activation="gelu_tanh")
 case("linear", "one_by_one", _linear, "edge", "verify", M=(1,), K=1, N=1, bias=True)
 case("linear", "vector", _linear, "edge", M=(), K=40, N=24)
 case("linear", "no_rows", _linear, "edge", "verify", M=(0,), K=16, N=24, bias=True)
-case(
-    "linear",
-    "strided",
-    _linear,
-    "strided",
-    "verify",
-    M=(6,),
-    K=48,
-    N=40,
-    layout=strided,
-    residual=True,
-)
+case("linear", "strided", _linear, "strided", "verify", M=(6,), K=48, N=40, layout=strided, residual=True)
 case("linear", "transposed", _linear, "strided", M=(2, 9), K=48, N=40, layout=transposed)
 case("linear", "float_input", _linear, "verify", M=(4,), K=80, N=72, bias=True, float_input=True)
 case("linear", "float_input_gelu", _linear, M=(4,), K=80, N=72, activation="gelu", float_input=True)
@@ -119,11 +97,7 @@ case("pack_linear", "mid_qkv", _pack_linear, "mid", K=1024, N=1536)
 
 
 def _grouped(
-    d: Draw,
-    sizes: tuple[int, ...],
-    K: int,
-    N: int,
-    layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
+    d: Draw, sizes: tuple[int, ...], K: int, N: int, layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous
 ) -> dict[str, Any]:
     ends = torch.tensor((0, *sizes), device=d.device).cumsum(0).to(torch.int32)
     x = layout(d.normal(sum(sizes), K))

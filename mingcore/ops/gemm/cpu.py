@@ -12,9 +12,7 @@ from .._core.registry import register
 from ..activation.cpu import silu_mul
 
 
-def _linear_why_not(
-    x, weight, bias, residual, activation, layout, n, scale=None, format="", largest_k=1 << 17
-):
+def _linear_why_not(x, weight, bias, residual, activation, layout, n, scale=None, format="", largest_k=1 << 17):
     if x.shape[-1] == 0:
         return "x has K = 0; it takes K >= 1"
     if scale is not None and layout == "rows":

@@ -13,12 +13,7 @@ from .._core.reference import matmul, quantised_matmul, wide
 from .._core.registry import register
 from ..activation.reference import swiglu
 
-ACTIVATIONS = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
-    "swiglu": swiglu,
-}
+ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"), "swiglu": swiglu}
 
 
 @register("linear", "reference")
@@ -74,9 +69,7 @@ def _on_device(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     return _masked(x, offsets, w.shape[1], lambda rows, e: matmul(rows, w[e]))
 
 
-def by_group(
-    x: Tensor, offsets: Tensor, width: int, product: Callable[[Tensor, int], Tensor]
-) -> Tensor:
+def by_group(x: Tensor, offsets: Tensor, width: int, product: Callable[[Tensor, int], Tensor]) -> Tensor:
     """out[rows of group e] = product(x[those rows], e): x [M, K] -> [M, width] in x.dtype."""
     if not x.is_cpu:
         return _masked(x, offsets, width, product)
@@ -88,9 +81,7 @@ def by_group(
     return out
 
 
-def _masked(
-    x: Tensor, offsets: Tensor, width: int, product: Callable[[Tensor, int], Tensor]
-) -> Tensor:
+def _masked(x: Tensor, offsets: Tensor, width: int, product: Callable[[Tensor, int], Tensor]) -> Tensor:
     """The product of all rows with every group's matrix, of which its own rows are kept: an oracle,
     not a fast path."""
     row = torch.arange(x.shape[0], device=x.device).unsqueeze(1)

@@ -48,10 +48,15 @@ def linear(x, weight, bias, residual, activation, layout, n, scale, format):
         with linear_kernels.on_device(x):
             rows, x_scale = quantised_rows(rows)
     linear_kernels.linear(
-        rows, weight, None if bias is None else bias.contiguous(),
-        None if residual is None else _rows(residual), activation, out,
-        scale=None if scale is None else scale.contiguous(), x_scale=x_scale,
-    )  # fmt: skip
+        rows,
+        weight,
+        None if bias is None else bias.contiguous(),
+        None if residual is None else _rows(residual),
+        activation,
+        out,
+        scale=None if scale is None else scale.contiguous(),
+        x_scale=x_scale,
+    )
     return out
 
 
@@ -67,8 +72,7 @@ def _grouped_why_not(x, w, offsets):
     return reason or unfit(("x",), (x,)) or _mismatch(x.dtype, w.dtype) or _too_many(w.shape[0])
 
 
-@register("grouped_gemm", "triton", _grouped_why_not,
-          sources=(KERNELS / "gemm" / "grouped_gemm.py", __file__))  # fmt: skip
+@register("grouped_gemm", "triton", _grouped_why_not, sources=(KERNELS / "gemm" / "grouped_gemm.py", __file__))
 def grouped_gemm(x, w, offsets):
     out = x.new_empty(x.shape[0], w.shape[1])
     gemm_kernels.grouped_gemm(x, w, offsets, out)

@@ -66,16 +66,7 @@ class ExpertPacker:
     backend as in `pack_experts`, and the same errors.
     """
 
-    def __init__(
-        self,
-        E: int,
-        H: int,
-        I: int,
-        format: str,
-        device: torch.device,
-        *,
-        backend: str | None = None,
-    ):
+    def __init__(self, E: int, H: int, I: int, format: str, device: torch.device, *, backend: str | None = None):
         self.op, self.format, self.added = "pack_experts", format, 0
         probe = torch.empty(0, device=device)
         self._cpu = native_packing(self.op, probe, format, backend, CPU_FORMATS)
@@ -150,9 +141,7 @@ def moe_mlp(
         _pair("moe_mlp", gate_up, down)
         if shared is not None:
             _shared_pair("moe_mlp", shared, down.shape[1])
-        packed = PackedExperts(
-            gate_up, down, *(shared or (None, None)), "rows", format_of(gate_up.dtype)
-        )
+        packed = PackedExperts(gate_up, down, *(shared or (None, None)), "rows", format_of(gate_up.dtype))
     else:
         packed = experts
         if shared is not None:

@@ -20,9 +20,7 @@ def _ids(d: Draw, T: int, K: int, E: int, only: int | None) -> Tensor:
     return d.choices(1, only, E)[0][d.choices(T, K, only).long()]
 
 
-def _experts(
-    d: Draw, E: int, H: int, I: int, shared: int, format: str | None = None
-) -> dict[str, Any]:
+def _experts(d: Draw, E: int, H: int, I: int, shared: int, format: str | None = None) -> dict[str, Any]:
     args: dict[str, Any] = {"gate_up": d.matrix(E, 2 * I, H), "down": d.matrix(E, H, I)}
     if shared:
         args["shared"] = (d.matrix(2 * shared, H), d.matrix(H, shared))

@@ -56,9 +56,7 @@ def moe_mlp(
 Scaled = tuple[Tensor, Tensor | None]
 
 
-def _one_token(
-    x: Tensor, gate_up: Scaled, down: Scaled, weights: Tensor, ids: Tensor, format: str
-) -> Tensor:
+def _one_token(x: Tensor, gate_up: Scaled, down: Scaled, weights: Tensor, ids: Tensor, format: str) -> Tensor:
     total = None
     for e, weight in zip(ids[0].tolist(), weights[0].tolist(), strict=True):
         hidden = silu_mul(_product(x, *_of(e, *gate_up), format))
@@ -74,9 +72,7 @@ def _of(e: int, w: Tensor, scale: Tensor | None) -> Scaled:
 def _grouped(x: Tensor, w: Tensor, scale: Tensor | None, offsets: Tensor, format: str) -> Tensor:
     if scale is None:
         return grouped_gemm(x, w, offsets)
-    return by_group(
-        x, offsets, w.shape[1], lambda rows, e: _product(rows, *_of(e, w, scale), format)
-    )
+    return by_group(x, offsets, w.shape[1], lambda rows, e: _product(rows, *_of(e, w, scale), format))
 
 
 def _product(x: Tensor, w: Tensor, scale: Tensor | None, format: str) -> Tensor:

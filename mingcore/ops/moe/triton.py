@@ -18,8 +18,21 @@ _NAMES = ("x", "gate_up", "down", "shared_gate_up", "shared_down")
 _SCALES = ("gate_up_scale", "down_scale", "shared_gate_up_scale", "shared_down_scale")
 
 
-def _moe_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, gate_up_scale,
-                 down_scale, shared_gate_up_scale, shared_down_scale, layout, format):  # fmt: skip
+def _moe_why_not(
+    x,
+    gate_up,
+    down,
+    weights,
+    ids,
+    shared_gate_up,
+    shared_down,
+    gate_up_scale,
+    down_scale,
+    shared_gate_up_scale,
+    shared_down_scale,
+    layout,
+    format,
+):
     if layout != "rows":
         return f"the experts are in layout {layout!r}; it takes 'rows'"
     reason = unfit(_NAMES, (x, gate_up, down, shared_gate_up, shared_down), types=None)
@@ -47,8 +60,21 @@ def _moe_why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, ga
 
 
 @register("moe_mlp", "triton", _moe_why_not, sources=(KERNELS / "moe" / "moe_mlp.py", __file__))
-def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, gate_up_scale,
-            down_scale, shared_gate_up_scale, shared_down_scale, layout, format):  # fmt: skip
+def moe_mlp(
+    x,
+    gate_up,
+    down,
+    weights,
+    ids,
+    shared_gate_up,
+    shared_down,
+    gate_up_scale,
+    down_scale,
+    shared_gate_up_scale,
+    shared_down_scale,
+    layout,
+    format,
+):
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     matrices = gate_up, down, weights.contiguous(), ids.contiguous(), shared_gate_up, shared_down
     scales = gate_up_scale, down_scale, shared_gate_up_scale, shared_down_scale

@@ -27,9 +27,7 @@ def add_rms_norm(
     return call("add_rms_norm", backend, x, residual, weight, eps)
 
 
-def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, backend: str | None = None
-) -> Tensor:
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, backend: str | None = None) -> Tensor:
     """(x - mean) * rsqrt(var + eps) * weight + bias, in float32: x [..., H], the others [H]."""
     _norm("layer_norm", x, weight)
     if bias is not None and bias.shape != weight.shape:

@@ -27,9 +27,7 @@ def _layer_norm(d: Draw, M: tuple[int, ...], H: int, layout=torch.Tensor.contigu
     return {"x": x, "weight": d.near_one(H), "bias": d.normal(H), "eps": 1e-5}
 
 
-for _op, _build in (
-    ("rms_norm", _rms_norm), ("add_rms_norm", _add_rms_norm), ("layer_norm", _layer_norm),
-):  # fmt: skip
+for _op, _build in (("rms_norm", _rms_norm), ("add_rms_norm", _add_rms_norm), ("layer_norm", _layer_norm)):
     case(_op, "real_llm", _build, "real", M=(1, 1), H=2048)
     case(_op, "real_flow", _build, "real", M=(2, 11), H=1024)
     case(_op, "real_semantic", _build, "real", M=(1, 5), H=1280)

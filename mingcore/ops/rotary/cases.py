@@ -56,13 +56,10 @@ def _qkv_rope(
 
 
 case("qkv_rope", "real_llm", _qkv_rope, "real", B=1, T=1, Hq=16, Hkv=4, D=128)
-case("qkv_rope", "real_flow", _qkv_rope, "real", "mid", B=2, T=11, Hq=16, Hkv=16, D=64,
-     interleaved=True)  # fmt: skip
+case("qkv_rope", "real_flow", _qkv_rope, "real", "mid", B=2, T=11, Hq=16, Hkv=16, D=64, interleaved=True)
 case("qkv_rope", "real_decoder", _qkv_rope, "real", B=1, T=5, Hq=14, Hkv=2, D=64)
-case("qkv_rope", "real_semantic", _qkv_rope, "real", B=1, T=5, Hq=20, Hkv=20, D=64,
-     interleaved=True)  # fmt: skip
-case("qkv_rope", "some_heads", _qkv_rope, B=2, T=3, Hq=4, Hkv=4, D=8, interleaved=True,
-     rope_heads=2)  # fmt: skip
+case("qkv_rope", "real_semantic", _qkv_rope, "real", B=1, T=5, Hq=20, Hkv=20, D=64, interleaved=True)
+case("qkv_rope", "some_heads", _qkv_rope, B=2, T=3, Hq=4, Hkv=4, D=8, interleaved=True, rope_heads=2)
 case("qkv_rope", "odd_sizes", _qkv_rope, "odd", B=3, T=5, Hq=6, Hkv=2, D=10, per_row=True)
 case("qkv_rope", "one", _qkv_rope, "edge", B=1, T=1, Hq=1, Hkv=1, D=2)
 case("qkv_rope", "strided", _qkv_rope, "strided", B=2, T=3, Hq=2, Hkv=1, D=16, layout=strided)

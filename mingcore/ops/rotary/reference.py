@@ -30,13 +30,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rope_heads: int
 
 @register("qkv_rope", "reference")
 def qkv_rope(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    num_heads: int,
-    num_kv_heads: int,
-    interleaved: bool,
-    rope_heads: int,
+    qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_kv_heads: int, interleaved: bool, rope_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """qkv [B, T, (Hq + 2 Hkv) D] -> rope(q) [B, T, Hq, D], rope(k) [B, T, Hkv, D], v as it is."""
     heads = (num_heads, num_kv_heads, num_kv_heads)

@@ -35,9 +35,7 @@ def _qkv_rope_why_not(qkv, cos, sin, num_heads, num_kv_heads, interleaved, rope_
     return _angles_unfit(qkv, cos, sin, qkv.shape[-1] // (num_heads + 2 * num_kv_heads))
 
 
-@register(
-    "qkv_rope", "triton", _qkv_rope_why_not, sources=(KERNELS / "rotary" / "rope.py", __file__)
-)
+@register("qkv_rope", "triton", _qkv_rope_why_not, sources=(KERNELS / "rotary" / "rope.py", __file__))
 def qkv_rope(qkv, cos, sin, num_heads, num_kv_heads, interleaved, rope_heads):
     heads = num_heads, num_kv_heads, num_kv_heads
     x = qkv.unflatten(-1, (sum(heads), -1))

@@ -22,9 +22,7 @@ def route_topk(
     return call("route_topk", backend, logits, top_k, renormalize)
 
 
-def sort_by_expert(
-    ids: Tensor, num_experts: int, *, backend: str | None = None
-) -> tuple[Tensor, Tensor]:
+def sort_by_expert(ids: Tensor, num_experts: int, *, backend: str | None = None) -> tuple[Tensor, Tensor]:
     """Group the slots of ids [T, K] int32 by expert.
 
     Returns rows [T*K] int32: the flat slots t*K + k ordered by expert, stable; offsets [E+1] int32:

@@ -8,9 +8,7 @@ from .._core.cases import Draw, case
 from ..moe.cases import _ids
 
 
-def _logits(
-    d: Draw, T: int, E: int, K: int, ties: bool = False, renormalize: bool = True
-) -> dict[str, Any]:
+def _logits(d: Draw, T: int, E: int, K: int, ties: bool = False, renormalize: bool = True) -> dict[str, Any]:
     logits = d.normal(T, E, scale=2.0)
     if ties:
         logits = logits.round()

@@ -19,9 +19,7 @@ def _route_why_not(logits, top_k, renormalize):
     return _too_many(logits.shape[1]) or unfit(("logits",), (logits,))
 
 
-@register(
-    "route_topk", "triton", _route_why_not, sources=(KERNELS / "routing" / "routing.py", __file__)
-)
+@register("route_topk", "triton", _route_why_not, sources=(KERNELS / "routing" / "routing.py", __file__))
 def route_topk(logits, top_k, renormalize):
     weights = logits.new_empty(logits.shape[0], top_k, dtype=torch.float32)
     ids = torch.empty_like(weights, dtype=torch.int32)
@@ -33,12 +31,7 @@ def _sort_why_not(ids, num_experts):
     return unfit(("ids",), (ids.flatten()[:1],), types=None)  # in any order: it is made dense
 
 
-@register(
-    "sort_by_expert",
-    "triton",
-    _sort_why_not,
-    sources=(KERNELS / "routing" / "routing.py", __file__),
-)
+@register("sort_by_expert", "triton", _sort_why_not, sources=(KERNELS / "routing" / "routing.py", __file__))
 def sort_by_expert(ids, num_experts):
     rows, offsets = ids.new_empty(ids.numel()), ids.new_empty(num_experts + 1)
     routing_kernels.sort_by_expert(ids.contiguous(), rows, offsets)

@@ -29,13 +29,7 @@ class OverlapState:
 
     @classmethod
     def start(
-        cls,
-        batch: int,
-        n_fft: int,
-        hop: int,
-        *,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        cls, batch: int, n_fft: int, hop: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> "OverlapState":
         """The state before the first frame."""
         carried = n_fft - hop
@@ -52,9 +46,7 @@ class OverlapState:
             self.lengths[torch.tensor(list(rows), device=self.lengths.device)] = 0
             self.skip = None
 
-    def due(
-        self, T: int, hop: int, last: bool | Tensor = False, valid: Tensor | None = None
-    ) -> int:
+    def due(self, T: int, hop: int, last: bool | Tensor = False, valid: Tensor | None = None) -> int:
         """L of the samples [B, L] that the next call gives for T frames: for the in-place forms."""
         return _due(T, hop, self.numerator.shape[1], self.skip, False, last, valid)[0]
 
@@ -77,9 +69,7 @@ class OverlapState:
         return self.numerator.nbytes + self.lengths.nbytes + self.emitted.nbytes
 
 
-def frame_embed(
-    samples: Tensor, weight: Tensor | PackedLinear, *, hop: int, backend: str | None = None
-) -> Tensor:
+def frame_embed(samples: Tensor, weight: Tensor | PackedLinear, *, hop: int, backend: str | None = None) -> Tensor:
     """Cut samples into frames and embed each: a convolution with kernel = stride = hop, no bias.
 
     samples [B, L], padded right with zeros to whole frames; weight [H, hop] or packed. Returns

@@ -14,9 +14,7 @@ from .._core.layouts import strided
 Layout = Callable[[Tensor], Tensor]
 
 
-def _frame_embed(
-    d: Draw, B: int, L: int, hop: int, H: int, layout: Layout = torch.Tensor.contiguous
-) -> dict[str, Any]:
+def _frame_embed(d: Draw, B: int, L: int, hop: int, H: int, layout: Layout = torch.Tensor.contiguous) -> dict[str, Any]:
     samples = layout(d.normal(B, L, scale=0.3))
     return {"samples": samples, "weight": d.matrix(H, hop), "hop": hop}
 

@@ -133,23 +133,16 @@ def _head_in_place_why_not(hidden, out, numerator, lengths, emitted, weight, bia
 
 
 @register("spectrum_head", "cpu", _head_why_not)
-def spectrum_head(
-    hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n
-):
+def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     results = _fresh(hidden.shape[0], outputs, window.shape[0] - hop)
-    _head(hidden, weight, bias, window, hop, numerator, lengths, (valid, ended, last), results,
-          layout)  # fmt: skip
+    _head(hidden, weight, bias, window, hop, numerator, lengths, (valid, ended, last), results, layout)
     return results
 
 
 @register("spectrum_head_", "cpu", _head_in_place_why_not)
-def spectrum_head_(
-    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout,
-    n,
-):  # fmt: skip
+def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
     results = out, numerator, lengths, emitted
-    _head(hidden, weight, bias, window, hop, numerator, lengths, (valid, ended, last), results,
-          layout)  # fmt: skip
+    _head(hidden, weight, bias, window, hop, numerator, lengths, (valid, ended, last), results, layout)
 
 
 def _head(hidden, weight, bias, window, hop, numerator, lengths, rows, results, layout):

@@ -60,9 +60,13 @@ def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
     return "many", *EMBED_TILE
 
 
-@register("frame_embed", "cuda", _embed_why_not,
-          sources=(launch.source("frame_embed"), __file__, cuda_common.__file__),
-          flags=launch.FLAGS)  # fmt: skip
+@register(
+    "frame_embed",
+    "cuda",
+    _embed_why_not,
+    sources=(launch.source("frame_embed"), __file__, cuda_common.__file__),
+    flags=launch.FLAGS,
+)
 def frame_embed(samples, weight, hop, layout, n):
     B, L = samples.shape
     T = -(-L // hop)
@@ -179,21 +183,20 @@ def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, out
     return results
 
 
-@register("overlap_add_", "cuda", _overlap_in_place_why_not, sources=_OVERLAP_SOURCES,
-          flags=launch.FLAGS)  # fmt: skip
+@register("overlap_add_", "cuda", _overlap_in_place_why_not, sources=_OVERLAP_SOURCES, flags=launch.FLAGS)
 def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, ended, last):
     results = out, numerator, lengths, emitted
     _overlap(frames, window, hop, (numerator, lengths), (valid, ended, last), results)
 
 
-def _head_why_not(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last,
-                  outputs, layout, n):  # fmt: skip
+def _head_why_not(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     reason = _head_reason(hidden, weight, bias, window, layout)
     return reason or _state_reason("spectrum_head", hidden, window, numerator, lengths)
 
 
-def _head_in_place_why_not(hidden, out, numerator, lengths, emitted, weight, bias, window, hop,
-                           valid, ended, last, layout, n):  # fmt: skip
+def _head_in_place_why_not(
+    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n
+):
     reason = _head_reason(hidden, weight, bias, window, layout)
     written = (out, numerator, lengths, emitted)
     return reason or _state_reason("spectrum_head", hidden, window, numerator, lengths, written)
@@ -267,9 +270,17 @@ def _head(hidden, weight, bias, window, hop, state, rows, results):
         launch.launch(kernel, (blocks, 1, 1), (FEW_THREADS, 1, 1), params)
     hops, chunks, group = inverse_blocks(T, F, hop)
     params, held = _params(
-        spectra, spectra.stride()[:2], window, hop, state, rows, results,
-        (hops, hop, 1, chunks, group), _turns(F, hidden.device), radices(F // 2),
-    )  # fmt: skip
+        spectra,
+        spectra.stride()[:2],
+        window,
+        hop,
+        state,
+        rows,
+        results,
+        (hops, hop, 1, chunks, group),
+        _turns(F, hidden.device),
+        radices(F // 2),
+    )
     kernel = launch.kernel("spectrum_head", "spectrum_inverse", device, SHARED_BYTES)
     launch.launch(kernel, (B * chunks, 1, 1), (INVERSE_THREADS, 1, 1), params)
     del held  # allocated until the launch is on its stream
@@ -279,17 +290,14 @@ _HEAD_SOURCES = (launch.source("spectrum_head"), __file__, cuda_common.__file__)
 
 
 @register("spectrum_head", "cuda", _head_why_not, sources=_HEAD_SOURCES, flags=launch.FLAGS)
-def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last,
-                  outputs, layout, n):  # fmt: skip
+def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     results = _fresh(hidden, outputs, window.shape[0] - hop)
     state, rows = (numerator, lengths), (valid, ended, last)
     _head(hidden, weight, bias, window, hop, state, rows, results)
     return results
 
 
-@register("spectrum_head_", "cuda", _head_in_place_why_not, sources=_HEAD_SOURCES,
-          flags=launch.FLAGS)  # fmt: skip
-def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid,
-                   ended, last, layout, n):  # fmt: skip
+@register("spectrum_head_", "cuda", _head_in_place_why_not, sources=_HEAD_SOURCES, flags=launch.FLAGS)
+def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
     state, rows = (numerator, lengths), (valid, ended, last)
     _head(hidden, weight, bias, window, hop, state, rows, (out, numerator, lengths, emitted))

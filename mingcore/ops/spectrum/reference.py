@@ -81,9 +81,7 @@ def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
 
 
 @register("spectrum_head", "reference")
-def spectrum_head(
-    hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n
-):
+def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     """hidden [B, T, H] -> Linear -> [log-magnitude | phase] -> irfft -> `overlap_add`."""
     spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
     waves = inverse_spectrum(spectrum)
@@ -91,10 +89,7 @@ def spectrum_head(
 
 
 @register("spectrum_head_", "reference")
-def spectrum_head_(
-    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout,
-    n,
-):  # fmt: skip
+def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
     """`spectrum_head` with its results written into out, numerator, lengths and emitted."""
     spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
     carried = (out, numerator, lengths, emitted)

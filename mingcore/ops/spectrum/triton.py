@@ -59,14 +59,14 @@ def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, e
     overlap_kernels.overlap_add(frames, window, hop, state, *_dense(valid, ended), last, results)
 
 
-def _head_why_not(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last,
-                  outputs, layout, n):  # fmt: skip
+def _head_why_not(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     reason = _head_reason(hidden, weight, bias, window, layout)
     return reason or _stream_reason(hidden, window, numerator, lengths)
 
 
-def _head_in_place_why_not(hidden, out, numerator, lengths, emitted, weight, bias, window, hop,
-                           valid, ended, last, layout, n):  # fmt: skip
+def _head_in_place_why_not(
+    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n
+):
     reason = _head_reason(hidden, weight, bias, window, layout)
     written = (out, numerator, lengths, emitted)
     return reason or _stream_reason(hidden, window, numerator, lengths, written)
@@ -89,17 +89,14 @@ _HEAD_SOURCES = (KERNELS / "spectrum" / "spectrum_head.py", __file__)
 
 
 @register("spectrum_head", "triton", _head_why_not, sources=_HEAD_SOURCES)
-def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last,
-                  outputs, layout, n):  # fmt: skip
+def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
     results = _fresh(hidden, outputs, window.shape[0] - hop)
-    _head(hidden, weight, bias, window, hop, _dense(numerator, lengths), valid, ended, last,
-          results)  # fmt: skip
+    _head(hidden, weight, bias, window, hop, _dense(numerator, lengths), valid, ended, last, results)
     return results
 
 
 @register("spectrum_head_", "triton", _head_in_place_why_not, sources=_HEAD_SOURCES)
-def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid,
-                   ended, last, layout, n):  # fmt: skip
+def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
     results = (out, numerator, lengths, emitted)
     _head(hidden, weight, bias, window, hop, (numerator, lengths), valid, ended, last, results)
 
@@ -107,6 +104,5 @@ def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, windo
 def _head(hidden, weight, bias, window, hop, state, valid, ended, last, results):
     basis = head_kernels.inverse_basis(window.shape[0], hidden.device)
     head_kernels.spectrum_head(
-        hidden.contiguous(), weight, bias, window, hop, basis, state, *_dense(valid, ended), last,
-        results,
-    )  # fmt: skip
+        hidden.contiguous(), weight, bias, window, hop, basis, state, *_dense(valid, ended), last, results
+    )

@@ -130,9 +130,7 @@ class FloatLayerNorm(nn.LayerNorm):
     """LayerNorm computed in float32."""
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.layer_norm(
-            x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps
-        )
+        y = F.layer_norm(x.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
         return y.to(x.dtype)
 
 
@@ -142,9 +140,7 @@ class SemanticBlock(nn.Module):
     def __init__(self, width: int, heads: int, layer: int):
         super().__init__()
         self.attn, self.attn_ln = SemanticAttention(width, heads, layer), FloatLayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
         self.mlp_ln = FloatLayerNorm(width)
 
     def forward(self, x: Tensor, angles: Tensor, mask: Tensor, cache: KVCache) -> Tensor:

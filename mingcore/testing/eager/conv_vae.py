@@ -28,11 +28,7 @@ def voxcpm_encode(t: Tensors, config: Mapping[str, Any], samples: Tensor) -> tup
 
 
 def voxcpm_decode(
-    t: Tensors,
-    config: Mapping[str, Any],
-    latents: Tensor,
-    buckets: Sequence[int] = (),
-    noise: Sequence[Tensor] = (),
+    t: Tensors, config: Mapping[str, Any], latents: Tensor, buckets: Sequence[int] = (), noise: Sequence[Tensor] = ()
 ) -> Tensor:
     """latents [B, T, C] -> samples [B, L]. buckets: that of each row's sample rate."""
     model, x, at = "decoder.model", latents.transpose(1, 2), 1
@@ -83,9 +79,7 @@ def _weight(t: Tensors, name: str) -> Tensor:
     return g * v / v.square().sum(dim=(1, 2), keepdim=True).sqrt()
 
 
-def _conv(
-    t: Tensors, name: str, x: Tensor, pad: int | None = None, stride: int = 1, dilation: int = 1
-) -> Tensor:
+def _conv(t: Tensors, name: str, x: Tensor, pad: int | None = None, stride: int = 1, dilation: int = 1) -> Tensor:
     """pad: zeros on the left, None as many as the kernel reaches back."""
     weight = _weight(t, name)
     pad = (weight.shape[2] - 1) * dilation if pad is None else pad

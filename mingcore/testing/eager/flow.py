@@ -156,9 +156,7 @@ class EagerFlow(nn.Module):
             h = block(h, angles)
         return self.final_layer(h)[:, -x.shape[1] :]
 
-    def guided(
-        self, x: Tensor, t: Tensor, cond: Tensor, history: Tensor, guidance: float
-    ) -> Tensor:
+    def guided(self, x: Tensor, t: Tensor, cond: Tensor, history: Tensor, guidance: float) -> Tensor:
         """v_c + g (v_c - v_u), float32, both branches in one doubled batch; g = 0 is v_c alone."""
         dtype = self.x_embedder.weight.dtype
         x, cond, history = x.to(dtype), cond.to(dtype), history.to(dtype)

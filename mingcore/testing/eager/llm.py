@@ -85,9 +85,7 @@ class MoE(nn.Module):
         shared = llm.get("num_shared_experts") or 0
         self.shared_experts = SwiGLU(H, shared * width) if shared else None
 
-    def router_logits(
-        self, x: Tensor, audio_mask: Tensor | None, image_mask: Tensor | None
-    ) -> Tensor:
+    def router_logits(self, x: Tensor, audio_mask: Tensor | None, image_mask: Tensor | None) -> Tensor:
         logits = self.gate(x)
         if image_mask is not None and hasattr(self, "image_gate"):
             logits = torch.where(image_mask.bool().flatten()[:, None], self.image_gate(x), logits)
@@ -117,9 +115,7 @@ class MoE(nn.Module):
         slots = slots.view(T, self.top_k, H).float()
         return (slots * weights[..., None]).sum(1).to(x.dtype)
 
-    def forward(
-        self, hidden: Tensor, audio_mask: Tensor | None = None, image_mask: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, hidden: Tensor, audio_mask: Tensor | None = None, image_mask: Tensor | None = None) -> Tensor:
         x = hidden.flatten(0, 1)
         weights, ids = self.route(self.router_logits(x, audio_mask, image_mask))
         y = self.routed(x, weights, ids).view_as(hidden)
@@ -178,9 +174,7 @@ class EagerLLM(nn.Module):
         if self.config.get("norm_head"):
             weight = self.lm_head.weight.detach().float()
             scaled = weight / (weight.norm(dim=0, keepdim=True) + 1e-7)
-            self.lm_head.weight = nn.Parameter(
-                scaled.to(self.lm_head.weight.dtype), requires_grad=False
-            )
+            self.lm_head.weight = nn.Parameter(scaled.to(self.lm_head.weight.dtype), requires_grad=False)
 
     def forward(
         self,

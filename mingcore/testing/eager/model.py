@@ -61,9 +61,7 @@ class EagerMing(nn.Module):
         return self.flowloss.cfm.model
 
     @classmethod
-    def load(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, device: str = "cpu"
-    ) -> EagerMing:
+    def load(cls, folder: str | Path, dtype: torch.dtype | None = None, device: str = "cpu") -> EagerMing:
         """Read a checkpoint folder in the official layout, one file or sharded.
 
         `dtype` None keeps the file's. Windows and inverse frequencies keep float32. Raises
@@ -134,9 +132,7 @@ class EagerMing(nn.Module):
             hidden, _ = self.model(embeds, cache)
             condition = hidden[:, -1]
             stop = self.stop_probability(condition)
-            latents = self.flow.sample(
-                condition, history, noise(step), steps=steps, guidance=guidance
-            )
+            latents = self.flow.sample(condition, history, noise(step), steps=steps, guidance=guidance)
             is_last = bool(stop[0] > 0.5) and step >= min_patches - 1
             samples = self.audio.decoder.decode(latents, decoder, is_last)
             yield Patch(latents, samples, stop, condition, history, is_last)

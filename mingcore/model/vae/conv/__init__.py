@@ -7,12 +7,4 @@ from .stream import CodecState
 from .vibevoice import VibeVoiceVAE
 from .voxcpm import VoxCPMVAE
 
-__all__ = [
-    "CodecState",
-    "ConvVAE",
-    "VibeVoiceConfig",
-    "VibeVoiceVAE",
-    "VoxCPMConfig",
-    "VoxCPMVAE",
-    "load",
-]
+__all__ = ["CodecState", "ConvVAE", "VibeVoiceConfig", "VibeVoiceVAE", "VoxCPMConfig", "VoxCPMVAE", "load"]

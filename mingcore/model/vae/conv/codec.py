@@ -67,11 +67,7 @@ class ConvVAE(ABC):
         return self.encode_stream(samples, last=True)[:2]
 
     def encode_stream(
-        self,
-        samples: Tensor,
-        state: CodecState | None = None,
-        last: bool | Tensor = False,
-        valid: Tensor | None = None,
+        self, samples: Tensor, state: CodecState | None = None, last: bool | Tensor = False, valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor, CodecState]:
         """The next samples [B, L], L >= 0, of a stream -> mean, std [B, T, C], state.
 
@@ -92,17 +88,11 @@ class ConvVAE(ABC):
     def sample_posterior(self, mean: Tensor, std: Tensor, noise: Tensor) -> Tensor:
         """mean + std * noise, all [B, T, C]; noise drawn by the caller."""
         if noise.shape != mean.shape:
-            raise InputError(
-                f"vae.sample_posterior: noise must be {list(mean.shape)}, got {list(noise.shape)}"
-            )
+            raise InputError(f"vae.sample_posterior: noise must be {list(mean.shape)}, got {list(noise.shape)}")
         return mean + std * noise
 
     def decode(
-        self,
-        latents: Tensor,
-        state: CodecState | None = None,
-        last: bool | Tensor = True,
-        valid: Tensor | None = None,
+        self, latents: Tensor, state: CodecState | None = None, last: bool | Tensor = True, valid: Tensor | None = None
     ) -> tuple[Tensor, CodecState]:
         """The next latents [B, T, C], T >= 0 -> samples [B, T * out_hop_samples], state.
 
@@ -119,10 +109,7 @@ class ConvVAE(ABC):
         what, C = "vae.decode", self.latent_dim
         fits = latents.dim() == 3 and latents.shape[2] == C and latents.shape[0] > 0
         if not fits or not latents.is_floating_point():
-            raise InputError(
-                f"{what}: latents must be float [B, T, {C}], got {latents.dtype} "
-                f"{list(latents.shape)}"
-            )
+            raise InputError(f"{what}: latents must be float [B, T, {C}], got {latents.dtype} {list(latents.shape)}")
         state = state or self.new_decoder_state(latents.shape[0])
         x = latents.to(self.device, self.activation_dtype).transpose(1, 2)
         valid, last = _rows(what, state, x, valid, last)
@@ -142,9 +129,7 @@ class ConvVAE(ABC):
         fits = x.dim() == 3 and x.shape[1] == self.channels and x.shape[0] > 0
         if not fits or not x.is_floating_point():
             shape = "[B, L]" if self.channels == 1 else f"[B, {self.channels}, L]"
-            raise InputError(
-                f"{what}: samples must be float {shape}, got {samples.dtype} {list(samples.shape)}"
-            )
+            raise InputError(f"{what}: samples must be float {shape}, got {samples.dtype} {list(samples.shape)}")
         return x.to(self.device, self.activation_dtype)
 
     def _padded(self, x, state: CodecState, valid, last) -> tuple[Tensor, Tensor | None]:
@@ -168,9 +153,7 @@ def _rows(what: str, state: CodecState, x: Tensor, valid, last):
         raise InputError(f"{what}: the state has {state.batch} rows, the input has {B}")
     for name, rows, dtype in (("valid", valid, torch.int64), ("last", last, torch.bool)):
         if isinstance(rows, Tensor) and (rows.shape != (B,) or rows.dtype != dtype):
-            raise InputError(
-                f"{what}: {name} must be {dtype} [{B}], got {rows.dtype} {list(rows.shape)}"
-            )
+            raise InputError(f"{what}: {name} must be {dtype} [{B}], got {rows.dtype} {list(rows.shape)}")
     if isinstance(last, Tensor):
         last = last.to(x.device)
     if valid is not None:

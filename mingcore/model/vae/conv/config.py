@@ -40,8 +40,7 @@ class VoxCPMConfig:
     cond_out_layer: bool = False
 
     def __post_init__(self) -> None:
-        positive(VOXCPM, self, "encoder_dim", "latent_dim", "decoder_dim", "sample_rate",
-                 "out_sample_rate", "cond_dim")  # fmt: skip
+        positive(VOXCPM, self, "encoder_dim", "latent_dim", "decoder_dim", "sample_rate", "out_sample_rate", "cond_dim")
         require(self.version in (1, 2), f"{VOXCPM}: version must be 1 or 2, got {self.version}")
         _rates(VOXCPM, encoder_rates=self.encoder_rates, decoder_rates=self.decoder_rates)
         # version 1 pads a stride of 1 so that there are more outputs than inputs
@@ -55,10 +54,7 @@ class VoxCPMConfig:
             f"{VOXCPM}.decoder_dim must be at least {least}, got {self.decoder_dim}: every entry "
             "of decoder_rates halves it",
         )
-        require(
-            self.cond_type in CONDITIONS,
-            f"{VOXCPM}.cond_type must be one of {CONDITIONS}, got {self.cond_type!r}",
-        )
+        require(self.cond_type in CONDITIONS, f"{VOXCPM}.cond_type must be one of {CONDITIONS}, got {self.cond_type!r}")
         require(
             self.cond_type != "concat" or self.cond_out_layer or not self.boundaries,
             f"{VOXCPM}.cond_out_layer must be true for cond_type 'concat'",
@@ -120,8 +116,7 @@ class VibeVoiceConfig:
     sample_rate: int = 24000
 
     def __post_init__(self) -> None:
-        positive(VIBEVOICE, self, "channels", "latent_dim", "kernel", "filters", "ffn_expansion",
-                 "sample_rate")  # fmt: skip
+        positive(VIBEVOICE, self, "channels", "latent_dim", "kernel", "filters", "ffn_expansion", "sample_rate")
         _rates(VIBEVOICE, downsampling_ratios=self.ratios)
         require(
             len(self.depths) == len(self.ratios) + 1 and min(self.depths) >= 0,
@@ -134,10 +129,7 @@ class VibeVoiceConfig:
         """By the keys of transformers; absent ones have its defaults."""
         s = Section(VIBEVOICE, values)
         act = s.get("hidden_act", str, "gelu")
-        require(
-            act in ACTIVATIONS,
-            f"{VIBEVOICE}.hidden_act must be one of {tuple(ACTIVATIONS)}, got {act!r}",
-        )
+        require(act in ACTIVATIONS, f"{VIBEVOICE}.hidden_act must be one of {tuple(ACTIVATIONS)}, got {act!r}")
         config = cls(
             channels=s.get("channels", int, 1),
             latent_dim=s.get("hidden_size", int, 64),

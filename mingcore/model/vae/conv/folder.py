@@ -55,9 +55,7 @@ def load(
         section = _published(config["acoustic_tokenizer_config"])
         prefixes, rename = ("model.acoustic_tokenizer.", "acoustic_tokenizer."), _renamed
     elif "audio_config" in config:
-        section, prefixes, rename = (
-            config["audio_config"], ("model.audio_tower.", "audio_tower."), str
-        )  # fmt: skip
+        section, prefixes, rename = (config["audio_config"], ("model.audio_tower.", "audio_tower."), str)
     else:
         raise CheckpointError(
             f"{folder / 'config.json'} is neither VoxCPM's nor VibeVoice's: it has none of "
@@ -139,8 +137,7 @@ def _published(values: Any) -> dict[str, Any]:
     for key, expected in fixed.items():
         got = values.get(key, expected)
         require(got == expected, f"{name}.{key} must be {expected!r}, got {got!r}")
-    for key, other in (("decoder_n_filters", "encoder_n_filters"),
-                       ("decoder_ratios", "encoder_ratios")):  # fmt: skip
+    for key, other in (("decoder_n_filters", "encoder_n_filters"), ("decoder_ratios", "encoder_ratios")):
         same = values.get(key) in (None, values.get(other))
         require(same, f"{name}.{key} must be {other}'s {values.get(other)}, got {values.get(key)}")
     depths = values.get("encoder_depths", "3-3-3-3-3-3-8")

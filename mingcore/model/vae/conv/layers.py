@@ -16,10 +16,7 @@ from .stream import Chunk, CodecState
 Layer = Callable[[Tensor, Chunk], Tensor]
 
 # weight norm: magnitude and direction, by torch.nn.utils.weight_norm and by its parametrization
-NORMED = (
-    ("weight_g", "weight_v"),
-    ("parametrizations.weight.original0", "parametrizations.weight.original1"),
-)
+NORMED = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 
 
 class Conv:
@@ -45,10 +42,7 @@ class Conv:
     ):
         self.slot, self.weight, self.bias, self.transposed = slot, weight, bias, transposed
         self.strided = options["stride"] > 1 and not transposed
-        for name, pair, act in (
-            ("activation_before", "snake_before", before),
-            ("activation", "snake", after),
-        ):
+        for name, pair, act in (("activation_before", "snake_before", before), ("activation", "snake", after)):
             options |= {name: "snake", pair: act} if isinstance(act, tuple) else {name: act}
         self.options = options
 

@@ -26,17 +26,11 @@ class CodecState:
 
     @classmethod
     def create(
-        cls,
-        batch: int,
-        contexts: Sequence[tuple[int, int]],
-        *,
-        dtype: torch.dtype,
-        device: torch.device,
+        cls, batch: int, contexts: Sequence[tuple[int, int]], *, dtype: torch.dtype, device: torch.device
     ) -> CodecState:
         """contexts: channels and width of each convolution's context."""
         layers = [
-            ops.ConvState.start(batch, channels, width, dtype=dtype, device=device)
-            for channels, width in contexts
+            ops.ConvState.start(batch, channels, width, dtype=dtype, device=device) for channels, width in contexts
         ]
         return cls(layers, torch.zeros(batch, dtype=torch.int64, device=device))
 

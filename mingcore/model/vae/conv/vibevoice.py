@@ -91,9 +91,7 @@ class _Block:
         width = config.ffn_expansion * C
         self.norm, self.ffn_norm = (w.sub(n).vector("weight", C) for n in ("norm", "ffn_norm"))
         self.eps, self.activation = config.rms_norm_eps, config.activation
-        self.mixer = build.conv(
-            w.sub("mixer"), "conv", C, C, config.kernel, groups=C, scale=wide(w, "gamma", C)
-        )
+        self.mixer = build.conv(w.sub("mixer"), "conv", C, C, config.kernel, groups=C, scale=wide(w, "gamma", C))
         self.up = w.linear("ffn.linear1", width, C)
         self.down = _scaled_linear(w.sub("ffn.linear2"), C, width, wide(w, "ffn_gamma", C))
 

@@ -115,9 +115,7 @@ class VoxCPMVAE(ConvVAE):
         rates = self.config.decoder_rates if self.config.use_noise_block else ()
         return [(batch, frames * prod(rates[: i + 1])) for i in range(len(rates))]
 
-    def draw_noise(
-        self, batch: int, frames: int, generator: torch.Generator | None = None
-    ) -> list[Tensor]:
+    def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> list[Tensor]:
         """Normal noise for `decode` of latents [batch, frames, C]: float32, on the CPU."""
         shapes = self.noise_shapes(batch, frames)
         return [torch.randn(shape, generator=generator) for shape in shapes]
@@ -131,16 +129,12 @@ class VoxCPMVAE(ConvVAE):
         bounds = self.config.boundaries
         if not bounds:
             if sample_rate is not None:
-                raise InputError(
-                    f"vae.decode: sample_rate must be None for this VAE, got {sample_rate}"
-                )
+                raise InputError(f"vae.decode: sample_rate must be None for this VAE, got {sample_rate}")
             return None
         if sample_rate is None or isinstance(sample_rate, int):
             return bisect_left(bounds, sample_rate or self.config.out_sample_rate)
         if len(sample_rate) != batch:
-            raise InputError(
-                f"vae.decode: sample_rate must be one or {batch}, got {len(sample_rate)}"
-            )
+            raise InputError(f"vae.decode: sample_rate must be one or {batch}, got {len(sample_rate)}")
         return torch.tensor([bisect_left(bounds, r) for r in sample_rate], device=self.device)
 
 
@@ -150,9 +144,8 @@ class _Unit:
     def __init__(self, w: Weights, build: Builder, C: int, dilation: int, groups: int):
         b = w.sub("block")
         self.dilated = build.conv(
-            b, "1", C, C, 7, dilation=dilation, groups=groups,
-            before=snake(b, "0", C), after=snake(b, "2", C),
-        )  # fmt: skip
+            b, "1", C, C, 7, dilation=dilation, groups=groups, before=snake(b, "0", C), after=snake(b, "2", C)
+        )
         self.mix = build.conv(b, "3", C, C)
 
     def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
@@ -214,10 +207,7 @@ def _encoder(w: Weights, config: VoxCPMConfig) -> Network:
         b = blocks.sub(str(i + 1)).sub("block")
         layers += _units(b, build, C, 0, config.depthwise)
         odd = stride % 2 if config.version == 1 else 0
-        down = build.conv(
-            b, "4", C, 2 * C, 2 * stride, stride=stride, left_pad=stride + odd,
-            before=snake(b, "3", C),
-        )  # fmt: skip
+        down = build.conv(b, "4", C, 2 * C, 2 * stride, stride=stride, left_pad=stride + odd, before=snake(b, "3", C))
         layers.append(down)
         C *= 2
     layers.append(build.conv(w, ("fc_mu", "fc_logvar"), C, config.latent_dim, 3))
@@ -240,11 +230,7 @@ def _decoder(w: Weights, config: VoxCPMConfig) -> Network:
         if config.boundaries:
             layers.append(_Condition(w.sub("sr_cond_model").sub(at), build, C, config))
         b = model.sub(at).sub("block")
-        layers.append(
-            build.conv(
-                b, "1", C, out, 2 * stride, stride=stride, transposed=True, before=snake(b, "0", C)
-            )
-        )
+        layers.append(build.conv(b, "1", C, out, 2 * stride, stride=stride, transposed=True, before=snake(b, "0", C)))
         if noisy:
             layers.append(_Noise(b.sub("2"), build, out, i, prod(config.decoder_rates[: i + 1])))
         layers += _units(b, build, out, 3 if noisy else 2, config.depthwise)
@@ -266,6 +252,5 @@ def _check_boundaries(w: Weights, boundaries: tuple[int, ...]) -> None:
     w.source.fill(w.prefix + name, stored)
     if stored.tolist() != list(boundaries):
         raise CheckpointError(
-            f"{w.source.what}: {w.prefix}{name} must be the config's {list(boundaries)}, got "
-            f"{stored.tolist()}"
+            f"{w.source.what}: {w.prefix}{name} must be the config's {list(boundaries)}, got {stored.tolist()}"
         )
