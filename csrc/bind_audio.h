@@ -174,7 +174,7 @@ LinearArgs head_linear(const Args& args, const Array& hidden, const py::object& 
     return a;
 }
 
-// table: see cpu/fft.h; turns [2, F / 2]: cosines and sines of 2 pi k / F.
+// table: see cpu/spectrum/fft.h; turns [2, F / 2]: cosines and sines of 2 pi k / F.
 void spectrum_head(const py::object& hidden_, const py::object& weight, const py::object& bias,
                    const std::string& layout, const py::object& window, int64_t hop,
                    const py::object& numerator, const py::object& numerator_out,

@@ -5,8 +5,8 @@
 
 #include <string>
 
-#include "cpu/kernels.h"
-#include "cpu/parallel.h"
+#include "cpu/lib/kernels.h"
+#include "cpu/lib/parallel.h"
 
 namespace py = pybind11;
 using namespace mingcore;
