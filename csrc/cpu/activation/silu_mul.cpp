@@ -1,6 +1,6 @@
 // silu_mul: out[M, I] = silu(gate_up[M, :I]) * gate_up[M, I:], in float32 inside.
 // Cost: 3 M I elements moved once, one exp each. Rows and blocks of columns are the tasks.
-#include "cpu/lib/kernels.h"
+#include "cpu/activation/silu_mul.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/vmath.h"
 

@@ -20,7 +20,7 @@
 // (5 queries of 20 heads of 64), caches in turn, EPYC, two cores: 1.6 times as fast at 1000, 3000 and
 // 12000 keys (0.23, 0.65 and 2.7 ms), so now widening them is the limit.
 // One region of sleeping threads costs 40 to 50 us: below SERIAL one thread does it all.
-#include "cpu/lib/kernels.h"
+#include "cpu/attention/attention_decode.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/arena.h"
 #include "cpu/attention/attention_decode_dots.h"
@@ -33,7 +33,7 @@ constexpr int64_t CHUNK = 512, GROUP = 64;
 constexpr int64_t SERIAL = 1 << 22;  // products under which waking threads costs more
 
 struct Plan {
-    const DecodeArgs* a;
+    const AttentionDecodeArgs* a;
     int64_t G, rows, groups, tasks, chunks, Dp;  // rows: T * G query rows, t first
     bool split;                                  // chunks are tasks of their own
     const int64_t *first, *last;                 // [B] lowest and highest position of a query
@@ -67,7 +67,7 @@ MC_INLINE Where where(const Plan& p, int64_t task) {
 // What the rows of the task see, and their queries.
 template <class T>
 static void prepare(const Plan& p, const Where& w, Scratch& c) {
-    const DecodeArgs& a = *p.a;
+    const AttentionDecodeArgs& a = *p.a;
     c.q.n = w.n;
     int64_t *low = (int64_t*)c.q.low, *high = (int64_t*)c.q.high;
     const int64_t oldest = most(p.last[w.b] - a.S + 1, 0);
@@ -97,7 +97,7 @@ MC_INLINE Span whole(const Scratch& c) {
 
 template <class C>
 static void run_chunk(const Plan& p, const Where& w, const Scratch& c, Span span, const Sums& to) {
-    const DecodeArgs& a = *p.a;
+    const AttentionDecodeArgs& a = *p.a;
     const C* k = (const C*)a.k.data + w.b * a.k.batch + w.head * a.k.head;
     const C* v = (const C*)a.v.data + w.b * a.v.batch + w.head * a.v.head;
     Scales by{};
@@ -118,7 +118,7 @@ static void run_chunk(const Plan& p, const Where& w, const Scratch& c, Span span
 
 template <class T>
 static void write_out(const Plan& p, const Where& w, const Scratch& c, const Sums& from) {
-    const DecodeArgs& a = *p.a;
+    const AttentionDecodeArgs& a = *p.a;
     for (int64_t r = 0; r < w.n; ++r) {
         const int64_t t = (w.row + r) / p.G, h = w.head * p.G + (w.row + r) % p.G;
         T* to = (T*)a.out.data + w.b * a.out.batch + t * a.out.token + h * a.out.head;
@@ -187,7 +187,7 @@ void run(void* context, int) {
 }  // namespace
 
 // Of the positions that row b's queries see.
-static Span bounds(const DecodeArgs& a, int64_t b) {
+static Span bounds(const AttentionDecodeArgs& a, int64_t b) {
     Span s{INT64_MAX, -1};  // here of queries: the lowest, and the highest itself
     for (int64_t t = 0; t < a.T; ++t) {
         const int64_t at = a.positions.data[b * a.positions.batch + t * a.positions.token];
@@ -198,7 +198,7 @@ static Span bounds(const DecodeArgs& a, int64_t b) {
     return {most(most(low, s.to - a.S + 1), 0), s.to};
 }
 
-void attention_decode(const DecodeArgs& a) {
+void attention_decode(const AttentionDecodeArgs& a) {
     Plan p{};
     p.a = &a;
     p.G = a.Hq / a.Hkv, p.rows = a.T * p.G, p.groups = ceil_div(p.rows, GROUP);

@@ -3,7 +3,7 @@
 // Cost: every byte read once and written once.
 #include <cstring>
 
-#include "cpu/lib/kernels.h"
+#include "cpu/attention/kv_write.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 

@@ -31,7 +31,7 @@ constexpr int64_t IN_PLACE = 4096;                // times beyond which each row
 constexpr int64_t CARRIED = 16;                   // channels whose context a task carries on
 
 struct Plan {
-    const ConvArgs& a;
+    const CausalConvArgs& a;
     Row* rows;
     int64_t span, inputs, outputs, K;  // per group: input channels, matrix rows, summed dimension
     int64_t b, t0, t1;                 // the stretch of time that is staged now
@@ -51,7 +51,7 @@ struct Plan {
 // The newest `span` inputs of a row's channel; in place the older ones move towards the front.
 template <class T>
 void carry(const Plan& p, int64_t b, int64_t c) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t span = p.span;
     const Row& row = p.rows[b];
     T* to = (T*)a.context_out + (b * a.C + c) * span;
@@ -92,7 +92,7 @@ void stage_tasks(void* context, int id) {
 template <class T>
 void direct_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     float *wide = p.scratch + id * p.scratch_each, *sums = wide + KC * PANEL;
     for (int64_t task; (task = claim(p.work)) < p.tasks;) {
         const int64_t each = p.panels * p.pieces, g = task / each, i = task % each;
@@ -126,7 +126,7 @@ void direct_tasks(void* context, int id) {
 template <class T>
 void rows_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     float* wide = p.scratch + id * p.scratch_each;
     float* sums = wide + p.outputs * p.K;
     float* line = sums + p.outputs * p.t1;
@@ -163,7 +163,7 @@ void rows_tasks(void* context, int id) {
 // panels: rows are (row of the batch, time), numbered through the batch. Packs [K, rows] per tile.
 void pack_tasks(void* context, int) {
     Plan& p = *(Plan*)context;
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     for (int64_t task; (task = claim(p.to_stage)) < a.groups * p.packed.tiles;) {
         const int64_t g = task / p.packed.tiles;
         const int tile = (int)(task % p.packed.tiles);
@@ -190,7 +190,7 @@ void pack_tasks(void* context, int) {
 
 void stage_rows_tasks(void* context, int) {
     Plan& p = *(Plan*)context;
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     for (int64_t task; (task = claim(p.work)) < a.B * a.C;) {
         const int64_t b = task / a.C, c = task % a.C, n = p.rows[b].times;
         if (n == 0) continue;
@@ -200,14 +200,14 @@ void stage_rows_tasks(void* context, int) {
 }
 
 // Channel-last and nothing but a bias to add: the sums of a time lie as they will in memory.
-MC_INLINE bool plain_last(const ConvArgs& a) {
+MC_INLINE bool plain_last(const CausalConvArgs& a) {
     return a.out.channel == 1 && a.up == 1 && a.after.act == ConvAct::none && !a.residual.data &&
            a.groups == 1 && a.out.dtype == Dtype::f32 && (!a.bias || a.bias_dtype == Dtype::f32);
 }
 
 void finish_panel(const Plan& p, int64_t g, int64_t m0, int columns, const float* sums,
                   float* turned) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t rows = p.row1 - p.row0;
     int64_t b = 0, first = 0;
     while (first + p.rows[b].times <= p.row0) first += p.rows[b++].times;
@@ -238,7 +238,7 @@ void finish_panel(const Plan& p, int64_t g, int64_t m0, int columns, const float
 template <class T>
 void panel_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t rows = p.row1 - p.row0, groups = ceil_div(p.panels, p.group);
     float *sums = p.scratch + id * p.scratch_each, *turned = sums + p.group * rows * PANEL;
     int64_t following = claim(p.work);
@@ -270,7 +270,7 @@ MC_INLINE int64_t lines(int64_t floats) { return ceil_div(floats, 16) * 16; }
 
 // Counts the rows in fresh scratch; `more` floats follow.
 Arena begin(Plan& p, int64_t more) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t rows = ceil_div(a.B * (int64_t)sizeof(Row), 4);
     Arena arena{(char*)workspace((size_t)(lines(rows) + more) * 4)};
     p.rows = (Row*)arena.take<float>(rows);
@@ -279,7 +279,7 @@ Arena begin(Plan& p, int64_t more) {
 }
 // The same, and where the inputs of every k lie.
 Arena begin_listed(Plan& p, int64_t more) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     Arena arena = begin(p, lines(2 * p.K) + more);
     p.where = arena.take<int64_t>(p.K);
     for (int64_t i = 0; i < a.taps; ++i) {
@@ -292,7 +292,7 @@ Arena begin_listed(Plan& p, int64_t more) {
 
 // Room for a channel's inputs of `times` times, in `channel_ld` and `phase_ld`.
 void leading(Plan& p, int64_t times) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     p.phase_ld = a.stride == 1 ? 0 : lines(times + p.span / a.stride + 1 + MANY);
     p.channel_ld = a.stride == 1 ? lines(times + p.span + MANY) : a.stride * p.phase_ld;
     if (p.channel_ld / 16 % 2 == 0) p.channel_ld += 16;  // else they would share few sets of L1
@@ -302,7 +302,7 @@ MC_INLINE int64_t line_of(const Plan& p, int64_t times) {  // the inputs of `tim
 }
 
 void run_direct(Plan& p, int threads, int64_t longest) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t fit = STAGED / (a.C * a.stride) / TC * TC;
     const int64_t stretch = least(most(fit, TC), ceil_div(longest, W) * W);
     leading(p, stretch);
@@ -325,13 +325,13 @@ void run_direct(Plan& p, int threads, int64_t longest) {
 // Kernel 1 on inputs that need nothing done to them: they serve where they are. Whole vectors only,
 // so that no load leaves the tensor.
 bool ready(const Plan& p, int64_t longest) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     return p.span == 0 && a.stride == 1 && a.before.act == ConvAct::none && !a.rows.valid &&
            a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0 && a.L <= IN_PLACE;
 }
 
 void run_ready(Plan& p, int threads) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     p.channel_ld = a.x.channel;
     p.scratch_each = lines(KC * PANEL + TC * PANEL);
     Arena arena = begin_listed(p, threads * p.scratch_each);
@@ -347,7 +347,7 @@ void run_ready(Plan& p, int threads) {
 }
 
 void run_rows(Plan& p, int threads, int64_t longest) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     const int64_t fit = OWN / (p.inputs * a.stride) / MANY * MANY;
     p.t1 = least(most(fit, MANY), ceil_div(longest, W) * W);
     leading(p, p.t1);
@@ -362,7 +362,7 @@ void run_rows(Plan& p, int threads, int64_t longest) {
 }
 
 void run_panels(Plan& p, int threads, int64_t longest) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     p.channel_ld = line_of(p, longest);
     const int64_t block = least(a.B * longest, ROW_BLOCK);
     p.group = panels_for((int)block);
@@ -389,7 +389,7 @@ void run_panels(Plan& p, int threads, int64_t longest) {
 
 template <class T>
 void clear_rest(const Plan& p) {
-    const ConvArgs& a = p.a;
+    const CausalConvArgs& a = p.a;
     for (int64_t b = 0; b < a.B; ++b)
         for (int64_t n = 0; n < a.N && p.rows[b].count < a.T; ++n)
             for (int64_t t = p.rows[b].count; t < a.T; ++t)
@@ -399,7 +399,7 @@ void clear_rest(const Plan& p) {
 
 }  // namespace
 
-void causal_conv(const ConvArgs& a) {
+void causal_conv(const CausalConvArgs& a) {
     Plan p{a};
     p.span = (a.taps - 1) * a.dilation;
     p.inputs = a.C / a.groups;

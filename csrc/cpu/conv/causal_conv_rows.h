@@ -2,7 +2,7 @@
 // as float32 behind their context, and how sums become outputs (bias, activation, residual).
 #pragma once
 #include "cpu/lib/arena.h"
-#include "cpu/lib/kernels.h"
+#include "cpu/conv/causal_conv.h"
 #include "cpu/lib/trig.h"
 
 namespace mingcore {
@@ -18,7 +18,7 @@ struct Row {
 MC_INLINE int64_t floor_div(int64_t a, int64_t b) { return a >= 0 ? a / b : -((-a + b - 1) / b); }
 
 // Outputs of a stream after so many inputs; once it is over, until every input is covered.
-static int64_t outputs_after(const ConvArgs& a, int64_t span, int64_t inputs, bool over) {
+static int64_t outputs_after(const CausalConvArgs& a, int64_t span, int64_t inputs, bool over) {
     if (over) {
         if (inputs == 0) return 0;
         return most(-floor_div(-(inputs + a.left_pad - most(span + 1 - a.stride, 0)), a.stride), 0);
@@ -26,7 +26,7 @@ static int64_t outputs_after(const ConvArgs& a, int64_t span, int64_t inputs, bo
     return most(floor_div(inputs + a.left_pad - span - 1, a.stride) + 1, 0);
 }
 
-static void count_rows(const ConvArgs& a, int64_t span, Row* rows) {
+static void count_rows(const CausalConvArgs& a, int64_t span, Row* rows) {
     for (int64_t b = 0; b < a.B; ++b) {
         Row& r = rows[b];
         r.seen = a.rows.lengths ? a.rows.lengths[b] : 0;
@@ -85,7 +85,7 @@ MC_INLINE void fill(float* to, int64_t n, float value) {
 }
 
 // to[i] = before(padded input p + i of channel c of row b): context, chunk, then padding.
-static void gather(const ConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t p, int64_t n, float* to) {
+static void gather(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t p, int64_t n, float* to) {
     const int64_t at = b * a.x.batch + c * a.x.channel;
     float* const out = to;
     const int64_t all = n;
@@ -122,7 +122,7 @@ static void gather(const ConvArgs& a, const Row& row, int64_t span, int64_t b, i
 }
 
 // The inputs of the times [t0, t1) of channel c, ready for contiguous loads: phase by phase.
-static void stage(const ConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t t0, int64_t t1, int64_t phase_ld,
+static void stage(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t t0, int64_t t1, int64_t phase_ld,
            float* line, float* to) {
     const int64_t n = (t1 - t0 - 1) * a.stride + span + 1;
     const int64_t p = row.begin + t0 * a.stride;
@@ -155,7 +155,7 @@ MC_INLINE void finish_line(ConvAct act, F bias, F alpha, F gain, const float* su
 
 // Outputs of a channel's phase at the times [t, t + n) of row b, from their sums.
 template <class T>
-static void finish(const ConvArgs& a, int64_t b, int64_t channel, int64_t phase, int64_t t, int64_t n,
+static void finish(const CausalConvArgs& a, int64_t b, int64_t channel, int64_t phase, int64_t t, int64_t n,
             int64_t limit, const float* sums) {
     const ConvAct act = a.after.act;
     const bool snaking = act == ConvAct::snake;
@@ -203,7 +203,7 @@ static void finish(const ConvArgs& a, int64_t b, int64_t channel, int64_t phase,
     }
 }
 // Matrix row m of group g, which has `limit` outputs in this row of the batch.
-MC_INLINE void finish(const ConvArgs& a, int64_t limit, int64_t b, int64_t g, int64_t m, int64_t t,
+MC_INLINE void finish(const CausalConvArgs& a, int64_t limit, int64_t b, int64_t g, int64_t m, int64_t t,
                       int64_t n, const float* sums) {
     const int64_t channel = g * (a.N / a.groups) + m / a.up, phase = m % a.up;
     if (a.out.dtype == Dtype::f32) finish<float>(a, b, channel, phase, t, n, limit, sums);

@@ -17,7 +17,7 @@
 #pragma once
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
-#include "cpu/lib/kernels.h"
+#include "cpu/flow/flow_sample.h"
 #include "cpu/lib/quantise.h"
 
 namespace mingcore {

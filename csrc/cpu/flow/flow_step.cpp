@@ -2,7 +2,7 @@
 // Cost: each operand read once, out written once; state and arithmetic are float32 whatever the
 // velocity's type. Every operand has its own strides, so the velocity may stay a slice of the
 // network's output. An absent operand costs nothing.
-#include "cpu/lib/kernels.h"
+#include "cpu/flow/flow_step.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 

@@ -5,6 +5,7 @@
 // the work: a task is a few output panels times a range of row tiles, claimed in memory order, so
 // that all threads stream until the end. Scales, bias, activation and residual are applied while the
 // sums are still in L1.
+#include "cpu/gemm/linear.h"
 #include "cpu/lib/epilogue.h"
 #include "cpu/lib/quantise.h"
 

@@ -1,43 +1,28 @@
 // Picks the kernels by CPUID when the module is loaded; tests may pick another set.
-#include "cpu/lib/kernels.h"
+#include "cpu/lib/dispatch.h"
+
+#include <cstring>
+
+#include "cpu/lib/features.h"
 
 #if defined(MC_X86)
 #include <cpuid.h>
 #endif
 
-#include <cstring>
-
-#define MC_DECLARE(ISA)                                                                        \
-    namespace ISA {                                                                            \
-    void linear(const LinearArgs&);                                                            \
-    void silu_mul(const SiluMulArgs&);                                                         \
-    int64_t moe_mlp(const MoeArgs&);                                                           \
-    void flow_step(const FlowStepArgs&);                                                       \
-    void flow_sample(const FlowSampleArgs&);                                                   \
-    uint32_t read_probe(const void*, int64_t, int, int, int64_t);                              \
-    void causal_conv(const ConvArgs&);                                                         \
-    void overlap_add(const OverlapArgs&);                                                      \
-    void spectrum_head(const SpectrumArgs&);                                                   \
-    void rms_norm(const NormArgs&);                                                            \
-    void layer_norm(const NormArgs&);                                                          \
-    void rope(const RopeArgs&);                                                                \
-    void route_topk(const RouteArgs&);                                                         \
-    void kv_write(const KvWriteArgs&);                                                         \
-    void attention_decode(const DecodeArgs&);                                                  \
-    static const Kernels kernels = {                                                           \
-        #ISA,        linear,      silu_mul,      moe_mlp,    flow_step,                        \
-        flow_sample, read_probe,  causal_conv,   overlap_add, spectrum_head,                   \
-        rms_norm,    layer_norm,  rope,          route_topk, kv_write,                         \
-        attention_decode};                                                                     \
+#define MC_NAME(result, name, arguments) name,
+#define MC_KERNELS(ISA)                                       \
+    namespace ISA {                                           \
+    MC_OPS(MC_DECLARE)                                        \
+    static const Kernels kernels = {#ISA, MC_OPS(MC_NAME)};   \
     }
 
 namespace mingcore {
 
 #if defined(MC_X86)
-MC_DECLARE(avx512)
-MC_DECLARE(avx2)
+MC_KERNELS(avx512)
+MC_KERNELS(avx2)
 #endif
-MC_DECLARE(scalar)
+MC_KERNELS(scalar)
 
 const Kernels* const available[] = {
 #if defined(MC_X86)

@@ -1,7 +1,7 @@
 // What follows a product while its sums are still in L1: bias, activation, residual, rounding.
 #pragma once
 #include "cpu/lib/gemm.h"
-#include "cpu/lib/kernels.h"
+#include "cpu/lib/types.h"
 #include "cpu/lib/vmath.h"
 
 namespace mingcore {

@@ -9,7 +9,7 @@
 // (the sum of the activations), which the caller takes off. Without, |w| times x with the sign of w:
 // a pair of these, at most 2 * 127 * 127, fits the 16 bits that the instruction saturates at.
 #pragma once
-#include "cpu/lib/kernels.h"
+#include "cpu/lib/features.h"
 #include "cpu/lib/simd.h"
 
 namespace mingcore {

@@ -71,7 +71,7 @@ void gather_quantised(const X* x, int64_t x_row, const int32_t* token, int n, in
 
 template <class X>
 void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     const X* x = (const X*)a.x + p.t0 * a.x_row;
     const int32_t* token = p.token + position;
     if (p.form == Form::quads)
@@ -81,7 +81,7 @@ void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* mem
 
 // The rows at `position`, ... as a tile; `at`: where their scales go.
 void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     if (p.form == Form::pairs)  // two of x are one word
         gather((const float*)a.x + p.t0 * (a.x_row / 2), a.x_row / 2, p.token + position, n, a.H / 2, to);
     else if (p.a->x_dtype == Dtype::f32) pack_tile_of<float>(p, position, n, at, memory, to);
@@ -164,7 +164,7 @@ void keep_result(const Segment& s, int64_t H, int64_t col, int n, const float* s
 
 template <class O>
 void add_up(const Plan& p, int64_t col, int n, O* out) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     const bool shared = p.positions > p.slots;
     for (int64_t t = 0; t < p.T; ++t) {
         const float* weights = a.weights + (p.t0 + t) * a.weights_row;
@@ -182,7 +182,7 @@ void add_up(const Plan& p, int64_t col, int n, O* out) {
 }
 
 void add_up(const Plan& p, int64_t panel) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     const int64_t col = panel * PANEL;
     const int n = (int)least(a.H - col, PANEL);
     if (a.out_dtype == Dtype::f32) add_up(p, col, n, (float*)a.out);
@@ -276,13 +276,13 @@ int element_bytes(Dtype dtype) {
     return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 || dtype == Dtype::u8 ? 1 : 2;
 }
 
-int64_t tokens_per_chunk(const MoeArgs& a) {
+int64_t tokens_per_chunk(const MoeMlpArgs& a) {
     const int64_t shared = a.shared_gate_up.data ? a.H + a.shared_I : 0;
     const int64_t most = CHUNK_FLOATS / (a.K * (a.H + a.I) + shared + 1) + 1;
     return ceil_div(a.T, ceil_div(a.T, most));  // chunks of one size
 }
 
-bool is_small(const MoeArgs& a, int64_t element) {
+bool is_small(const MoeMlpArgs& a, int64_t element) {
     const int64_t shared = a.shared_gate_up.data ? a.shared_I : 0;
     const int64_t products = 3 * a.H * a.T * (a.K * a.I + shared);
     const int64_t weights = 3 * a.H * (least(a.T * a.K, a.E) * a.I + shared);
@@ -290,7 +290,7 @@ bool is_small(const MoeArgs& a, int64_t element) {
 }
 
 // bf16 with bf16, many tokens, no row of an odd length.
-bool in_pairs(const MoeArgs& a) {
+bool in_pairs(const MoeMlpArgs& a) {
 #if defined(MC_AVX512)
     const int64_t odd = a.H | a.I | a.x_row | (a.shared_gate_up.data ? a.shared_I : 0);
     return cpu_bf16 && a.T >= MANY_TOKENS && a.w_dtype == Dtype::bf16 && a.x_dtype == Dtype::bf16 &&
@@ -302,7 +302,7 @@ bool in_pairs(const MoeArgs& a) {
 
 }  // namespace
 
-int64_t moe_mlp(const MoeArgs& a) {
+int64_t moe_mlp(const MoeMlpArgs& a) {
     const int64_t bad = first_bad_slot(a);
     if (bad >= 0 || a.T == 0) return bad;
     const int64_t element = element_bytes(a.w_dtype), chunk = tokens_per_chunk(a);

@@ -14,7 +14,7 @@
 #pragma once
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
-#include "cpu/lib/kernels.h"
+#include "cpu/moe/moe_mlp.h"
 #include "cpu/lib/quantise.h"
 
 namespace mingcore {
@@ -49,7 +49,7 @@ struct Item {
 };
 
 struct Plan {
-    const MoeArgs* a;
+    const MoeMlpArgs* a;
     int64_t t0, T;             // this chunk's tokens
     int64_t slots, positions;  // T K; with the shared expert's rows
     int64_t element;           // bytes of a weight
@@ -78,7 +78,7 @@ constexpr int64_t UNPACKED = KC * PANEL;     // rows_gemm's scratch
 
 // Everything the plan points to, for any ids; returns the bytes.
 size_t lay_out(Plan& p, char* base) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     const int64_t shared = p.positions - p.slots, hit = least(a.E, p.slots);
     const int64_t segments = hit + p.slots / ROW_BLOCK + ceil_div(shared, ROW_BLOCK);
     const int64_t tiles = p.positions / ROWS + 2 * segments, columns = ceil_div(a.H, PANEL);
@@ -110,11 +110,11 @@ size_t lay_out(Plan& p, char* base) {
     return arena.used;
 }
 
-MC_INLINE int32_t id_of(const MoeArgs& a, int64_t t, int64_t k) {
+MC_INLINE int32_t id_of(const MoeMlpArgs& a, int64_t t, int64_t k) {
     return a.ids[t * a.ids_row + k * a.ids_column];
 }
 
-int64_t first_bad_slot(const MoeArgs& a) {
+int64_t first_bad_slot(const MoeMlpArgs& a) {
     for (int64_t t = 0; t < a.T; ++t)
         for (int64_t k = 0; k < a.K; ++k)
             if (id_of(a, t, k) < 0 || id_of(a, t, k) >= a.E) return t * a.K + k;
@@ -123,7 +123,7 @@ int64_t first_bad_slot(const MoeArgs& a) {
 
 // Slots by expert, stable; then, for the shared expert, every token once.
 void sort_slots(Plan& p) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     for (int64_t e = 0; e <= a.E; ++e) p.start[e] = 0;
     for (int64_t t = 0; t < p.T; ++t)
         for (int64_t k = 0; k < a.K; ++k) ++p.start[id_of(a, p.t0 + t, k) + 1];
@@ -142,7 +142,7 @@ void sort_slots(Plan& p) {
 // The segments of expert e, or of the shared one, at positions [begin, end).
 void add_segments(Plan& p, const ExpertMatrix& gate_up, const ExpertMatrix& down, int64_t e,
                   int64_t width, int64_t begin, int64_t end, float* hidden, float* gated) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     const int64_t x_K = words(p, a.H), h_K = words(p, width);
     const int64_t blocks = ceil_div(end - begin, ROW_BLOCK), rows = end - begin;
     for (int64_t b = 0; b < blocks; ++b) {
@@ -208,7 +208,7 @@ int64_t same_expert(const Plan& p, int64_t s) {  // the end of the segments that
 }
 
 void make_plan(Plan& p) {
-    const MoeArgs& a = *p.a;
+    const MoeMlpArgs& a = *p.a;
     sort_slots(p);
     p.segment_count = p.item_count = 0;
     p.work.next = 0;

@@ -3,7 +3,7 @@
 //
 // Cost: x (and residual) read once from memory, out (and sum) written once, 3 to 6 flops an element.
 // The variance is that of centred values: a second pass over L1, and no cancellation.
-#include "cpu/lib/kernels.h"
+#include "cpu/norm/norms.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/vmath.h"
 

@@ -6,7 +6,7 @@
 // minutes: one thread reads 1, 2, 4 or 8 streams at once, `ahead` bytes ahead in each by prefetch
 // instructions (0: the hardware's own). roofline.py takes the best of all. With one stream and 4 KB
 // alone the probe once read 48 GB/s where products reached 57.
-#include "cpu/lib/kernels.h"
+#include "cpu/probe/read_probe.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 
@@ -61,13 +61,13 @@ void run(void* context, int) {
 
 }  // namespace
 
-uint32_t read_probe(const void* data, int64_t bytes, int threads, int streams, int64_t ahead) {
-    Plan plan{(const bf16*)data, bytes / 2, ahead, 0, {}};
-    void (*of)(void*, int) = streams >= 8   ? run<8>
-                             : streams >= 4 ? run<4>
-                             : streams >= 2 ? run<2>
-                                            : run<1>;
-    parallel(threads, of, &plan);
+uint32_t read_probe(const ReadProbeArgs& a) {
+    Plan plan{(const bf16*)a.data, a.bytes / 2, a.ahead, 0, {}};
+    void (*of)(void*, int) = a.streams >= 8   ? run<8>
+                             : a.streams >= 4 ? run<4>
+                             : a.streams >= 2 ? run<2>
+                                              : run<1>;
+    parallel(a.threads, of, &plan);
     return plan.check;
 }
 

@@ -8,7 +8,7 @@
 // Head by head, a head's angles in L1: 3.0 and 7.2.
 #include <cstring>
 
-#include "cpu/lib/kernels.h"
+#include "cpu/rotary/rope.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 

@@ -4,7 +4,7 @@
 // Logits become integers of the same order; K passes of a vector maximum over at most a few hundred
 // of them cost less than sorting, and find the first of equals without more.
 // Cost: K E compares and E exponentials a row.
-#include "cpu/lib/kernels.h"
+#include "cpu/routing/route_topk.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd_int.h"
 #include "cpu/lib/vmath.h"
@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t SERIAL = 1 << 14;  // logits under which waking threads costs more
 
 struct Plan {
-    const RouteArgs& a;
+    const RouteTopkArgs& a;
     Counter work;
 };
 
@@ -36,7 +36,7 @@ MC_INLINE float one(const T* p) {
 MC_INLINE float one(const float* p) { return *p; }
 
 template <class T>
-void row(const RouteArgs& a, int64_t t, float* x, int32_t* keys) {
+void row(const RouteTopkArgs& a, int64_t t, float* x, int32_t* keys) {
     const T* logits = (const T*)a.logits + t * a.row;
     const int64_t padded = (a.E + W - 1) / W * W;
     if (a.column == 1)
@@ -79,7 +79,7 @@ void row(const RouteArgs& a, int64_t t, float* x, int32_t* keys) {
 template <class T>
 void run(void* context, int) {
     Plan& plan = *(Plan*)context;
-    const RouteArgs& a = plan.a;
+    const RouteTopkArgs& a = plan.a;
     const int64_t padded = (a.E + W - 1) / W * W;
     float* x = (float*)workspace((size_t)padded * 8, 1);
     for (int64_t t; (t = claim(plan.work)) < a.T;) row<T>(a, t, x, (int32_t*)(x + padded));
@@ -87,7 +87,7 @@ void run(void* context, int) {
 
 }  // namespace
 
-void route_topk(const RouteArgs& a) {
+void route_topk(const RouteTopkArgs& a) {
     Plan plan{a, {}};
     parallel(a.T * a.E < SERIAL ? 1 : a.threads,
              a.dtype == Dtype::f32    ? run<float>

@@ -4,7 +4,7 @@
 // stretch of hops. A sample is summed from its oldest frame to its newest on top of what is carried,
 // so a stream's bits do not depend on how it was cut; where all frames that can reach it are there,
 // it is multiplied by one stored inverse of the envelope instead of being divided by a sum.
-#include "cpu/lib/kernels.h"
+#include "cpu/spectrum/overlap_add.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 
@@ -25,13 +25,13 @@ struct Row {
 };
 
 struct Plan {
-    const OverlapArgs& a;
+    const OverlapAddArgs& a;
     int64_t carried, parts, hops;  // hops: of a row, at most, that have samples to give
     const float* inverse;          // of the whole envelope [hop]
     Counter work;
 };
 
-Row row_of(const OverlapArgs& a, int64_t b) {
+Row row_of(const OverlapAddArgs& a, int64_t b) {
     const int64_t carried = a.F - a.hop, trim = carried / 2;
     Row r;
     r.seen = a.rows.lengths ? a.rows.lengths[b] : 0;
@@ -52,7 +52,7 @@ MC_INLINE Parts parts_of(const Row& r, int64_t t, int64_t parts) {
 }
 
 // Samples i.. of hop t: n <= W of them, of which only parts below `parts` reach.
-MC_INLINE F sum_of(const OverlapArgs& a, const float* frames, const float* numerator, int64_t t,
+MC_INLINE F sum_of(const OverlapAddArgs& a, const float* frames, const float* numerator, int64_t t,
                    const Parts& parts, int64_t last, int64_t i, int n) {
     const int64_t at = t * a.hop + i, left = a.F - a.hop - at;
     F sum = zero();
@@ -65,7 +65,7 @@ MC_INLINE F sum_of(const OverlapArgs& a, const float* frames, const float* numer
     }
     return sum;
 }
-MC_INLINE F envelope_of(const OverlapArgs& a, const Parts& parts, int64_t last, int64_t i, int n) {
+MC_INLINE F envelope_of(const OverlapAddArgs& a, const Parts& parts, int64_t last, int64_t i, int n) {
     F sum = zero();
     for (int64_t j = least(parts.enveloped, last); j >= parts.newest; --j) {
         const F w = loadn(a.window + j * a.hop + i, n);
@@ -76,7 +76,7 @@ MC_INLINE F envelope_of(const OverlapArgs& a, const Parts& parts, int64_t last, 
 
 // Calls fn(i, n, last) for vectors of the samples [from, to) of a hop: up to part `last` reaches.
 template <class Fn>
-MC_INLINE void vectors(const OverlapArgs& a, int64_t parts, int64_t from, int64_t to, Fn fn) {
+MC_INLINE void vectors(const OverlapAddArgs& a, int64_t parts, int64_t from, int64_t to, Fn fn) {
     const int64_t edge = a.F - (parts - 1) * a.hop;  // from here on there is one part less
     for (int64_t i = from; i < to;) {
         const int64_t stop = i < edge ? least(edge, to) : to;
@@ -88,7 +88,7 @@ MC_INLINE void vectors(const OverlapArgs& a, int64_t parts, int64_t from, int64_
 
 void run(void* context, int) {
     Plan& p = *(Plan*)context;
-    const OverlapArgs& a = p.a;
+    const OverlapAddArgs& a = p.a;
     const int64_t pieces = (p.hops + HOPS - 1) / HOPS;
     for (int64_t task; (task = claim(p.work)) < a.B * pieces;) {
         const int64_t b = task / pieces;
@@ -115,7 +115,7 @@ void run(void* context, int) {
 
 // After all samples: the sums that later frames reach, in ascending order, as they may lie in place.
 void carry(const Plan& p, int64_t b) {
-    const OverlapArgs& a = p.a;
+    const OverlapAddArgs& a = p.a;
     const Row row = row_of(a, b);
     float* to = a.numerator_out + b * p.carried;
     if (row.done) {
@@ -136,7 +136,7 @@ void carry(const Plan& p, int64_t b) {
 
 }  // namespace
 
-void overlap_add(const OverlapArgs& a) {
+void overlap_add(const OverlapAddArgs& a) {
     const int64_t carried = a.F - a.hop, parts = (a.F + a.hop - 1) / a.hop;
     float* inverse = (float*)workspace((size_t)(a.hop + W) * sizeof(float));
     const Parts all{0, parts - 1, parts - 1};

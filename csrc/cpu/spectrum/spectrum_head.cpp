@@ -6,20 +6,20 @@
 // multiply-adds in radices 8, 8, 5, 2), against 1.1 M multiply-adds of its linear. As a matrix the
 // transform would be 1.6 M multiply-adds a frame and 6.6 MB more to read.
 #include "cpu/spectrum/fft.h"
-#include "cpu/lib/kernels.h"
+#include "cpu/lib/dispatch.h"
+#include "cpu/spectrum/spectrum_head.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/trig.h"
 
 namespace mingcore {
 namespace MC_ISA {
 
-void linear(const LinearArgs&);
-void overlap_add(const OverlapArgs&);
+MC_OPS(MC_DECLARE)
 
 namespace {
 
 struct Plan {
-    const SpectrumArgs& a;
+    const SpectrumHeadArgs& a;
     int64_t frames, n, ld;      // frames of all rows, points of one, floats between spectra
     float *spectra, *scratch;   // [frames, ld]: replaced by the waves
     int64_t scratch_each, part;
@@ -61,9 +61,9 @@ void run(void* context, int id) {
 
 }  // namespace
 
-void spectrum_head(const SpectrumArgs& a) {
+void spectrum_head(const SpectrumHeadArgs& a) {
     LinearArgs product = a.linear;
-    OverlapArgs overlap = a.overlap;
+    OverlapAddArgs overlap = a.overlap;
     Plan p{a};
     p.frames = product.M, p.n = overlap.F;
     p.ld = (p.n + 2 + 15) / 16 * 16;

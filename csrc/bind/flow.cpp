@@ -1,5 +1,49 @@
-// flow_sample's arguments, checked. A part of bindings.cpp, which includes it behind `Args`.
-#pragma once
+#include "bind/args.h"
+#include "bind/register.h"
+#include "cpu/flow/flow_sample.h"
+#include "cpu/flow/flow_step.h"
+
+namespace mingcore {
+namespace {
+
+void flow_step(const py::object& x_, const py::object& v_cond_, const py::object& v_null_,
+               double dt, const py::object& guidance_, const py::object& noise_,
+               const py::object& noise_scale_, const py::object& out_, int threads) {
+    const Args args("flow_step");
+    static const char* const letters[] = {"B", "P", "C"};
+    const Array x = args.read(x_, "x", 3), out = args.read(out_, "out", 3);
+    args.dtype(x, "x", Dtype::f32, "float32");
+    args.dtype(out, "out", Dtype::f32, "float32");
+    auto operand = [&](const py::object& value, const char* name) -> Float3 {
+        const Array v = args.read_or_none(value, name, 3);
+        if (value.is_none()) return {nullptr, Dtype::f32, 0, 0};
+        for (int i = 0; i < 3; ++i) args.size(v, name, i, x.size[i], letters[i]);
+        return {v.data, v.dtype, v.stride[0], v.stride[1]};
+    };
+    auto per_row = [&](const py::object& value, const char* name) {
+        const Array v = args.read(value, name, 1);
+        args.size(v, name, 0, x.size[0], "B");
+        args.dtype(v, name, Dtype::f32, "float32");
+        return reinterpret_cast<const float*>(v.data);
+    };
+    FlowStepArgs a{};
+    a.B = x.size[0], a.P = x.size[1], a.C = x.size[2];
+    a.x = operand(x_, "x");
+    a.v_cond = operand(v_cond_, "v_cond");
+    a.v_null = operand(v_null_, "v_null");
+    a.noise = operand(noise_, "noise");
+    a.guidance = per_row(guidance_, "guidance");
+    a.noise_scale = per_row(noise_scale_, "noise_scale");
+    for (int i = 0; i < 3; ++i) args.size(out, "out", i, x.size[i], letters[i]);
+    args.writable(out, "out");
+    a.out = reinterpret_cast<float*>(out.data), a.out_batch = out.stride[0],
+    a.out_row = out.stride[1];
+    a.dt = static_cast<float>(dt);
+    a.threads = args.threads(threads);
+    if (x.empty()) return;
+    py::gil_scoped_release release;
+    current().flow_step(a);
+}
 
 void flow_dense(const Args& args, const Array& v, const char* name) {
     int64_t dense = 1;
@@ -121,3 +165,12 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
     py::gil_scoped_release release;
     current().flow_sample(a);
 }
+
+}  // namespace
+
+void register_flow(py::module_& m) {
+    m.def("flow_step", &flow_step);
+    m.def("flow_sample", &flow_sample);
+}
+
+}  // namespace mingcore

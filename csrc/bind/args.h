@@ -1,10 +1,21 @@
-// How the bindings read and check their arguments; part of bindings.cpp. Every complaint names the
-// op, the tensor and the dimension.
+// How the bindings read and check their arguments, without PyTorch: a tensor arrives as the tuple
+// (data_ptr, dtype code, sizes, strides in elements), or None where it may be absent. Every complaint
+// names the op, the tensor and the dimension.
 #pragma once
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "cpu/lib/dispatch.h"
+#include "cpu/lib/types.h"
+
+namespace mingcore {
+
+namespace py = pybind11;
 
 constexpr int MAX_DIMS = 5;
 
-[[noreturn]] void fail(const std::string& message) { throw py::value_error(message); }
+[[noreturn]] inline void fail(const std::string& message) { throw py::value_error(message); }
 
 struct Array {
     char* data = nullptr;
@@ -150,12 +161,47 @@ T one_of(const Args& args, const char* name, const std::string& value, const cha
     args.reject(name, "one of " + all, "'" + value + "'");
 }
 
-const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
-const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
+inline const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
+inline const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
 
-int64_t dtype_of(const py::object& value) {  // of a tensor that `read` has yet to check; or -1
+inline int64_t dtype_of(const py::object& value) {  // of a tensor that `read` has yet to check; or -1
     PyObject* t = value.ptr();
     if (!PyTuple_Check(t) || PyTuple_GET_SIZE(t) != 4) return -1;
     PyObject* code = PyTuple_GET_ITEM(t, 1);
     return PyLong_Check(code) ? PyLong_AsLongLong(code) : -1;
 }
+
+inline Heads heads_of(const Array& a) {  // [B, T, Hn, D]
+    return {a.data, a.stride[0], a.stride[1], a.stride[2]};
+}
+
+inline void same_dtype(const Args& args, const Array& a, const char* name, const Array& b,
+                const char* as) {
+    if (a.dtype != b.dtype) args.reject(name, std::string("of ") + as + "'s dtype", "another");
+}
+
+inline StreamRows stream_rows(const Args& args, const py::tuple& t) {
+    if (t.size() != 6) args.reject("rows", "six addresses", std::to_string(t.size()));
+    auto at = [&](int i) { return t[i].cast<uintptr_t>(); };
+    StreamRows rows;
+    rows.lengths = reinterpret_cast<const int64_t*>(at(0));
+    rows.valid = reinterpret_cast<const int64_t*>(at(1));
+    rows.ended = reinterpret_cast<const bool*>(at(2));
+    rows.last = at(3) != 0;
+    rows.lengths_out = reinterpret_cast<int64_t*>(at(4));
+    rows.emitted = reinterpret_cast<int64_t*>(at(5));
+    if (!rows.lengths_out || !rows.emitted) args.reject("rows", "given where to count", "null");
+    return rows;
+}
+
+// valid in 0..L, lengths >= 0: a wrong one would read beyond the chunk.
+inline void check_rows(const Args& args, const StreamRows& rows, int64_t B, int64_t L) {
+    for (int64_t b = 0; b < B; ++b) {
+        if (rows.valid && (rows.valid[b] < 0 || rows.valid[b] > L))
+            args.reject("valid", "in 0.." + std::to_string(L), std::to_string(rows.valid[b]));
+        if (rows.lengths && rows.lengths[b] < 0)
+            args.reject("state.lengths", ">= 0", std::to_string(rows.lengths[b]));
+    }
+}
+
+}  // namespace mingcore
