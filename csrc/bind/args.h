@@ -1,6 +1,6 @@
 // How the bindings read and check their arguments, without PyTorch: a tensor arrives as the tuple
-// (data_ptr, dtype code, sizes, strides in elements), or None where it may be absent. Every complaint
-// names the op, the tensor and the dimension.
+// (data_ptr, dtype code, sizes, strides in elements), or None where it may be absent. Every
+// complaint names the op, the tensor and the dimension.
 #pragma once
 #include <pybind11/pybind11.h>
 
@@ -91,7 +91,7 @@ public:
         return a;
     }
 
-    // [..., K] of any rank as [M, K], where its rows lie at one distance.
+    // [..., K] of any rank as [M, K], where its rows have one stride.
     Array read_rows(const py::object& value, const char* name) const {
         const Array a = read(value, name, -1);
         Array rows = a;
@@ -125,7 +125,7 @@ public:
         if (a.dtype != expected) reject(name, spelled, names[static_cast<int>(a.dtype)]);
     }
 
-    // Rows that overlap would be written twice, in any order.
+    // Rejects overlap: elements would be written twice, in any order.
     void writable(const Array& a, const char* name) const {
         int64_t extent = 1;
         for (int i = a.dims - 1; i >= 0; --i) {
@@ -164,7 +164,8 @@ T one_of(const Args& args, const char* name, const std::string& value, const cha
 inline const char* const act_names[] = {"none", "silu", "gelu", "gelu_tanh", "swiglu", nullptr};
 inline const char* const layout_names[] = {"rows", "panels", "panels_swiglu", nullptr};
 
-inline int64_t dtype_of(const py::object& value) {  // of a tensor that `read` has yet to check; or -1
+// The type code of a tensor that `read` has not checked yet; -1 where it is none.
+inline int64_t dtype_of(const py::object& value) {
     PyObject* t = value.ptr();
     if (!PyTuple_Check(t) || PyTuple_GET_SIZE(t) != 4) return -1;
     PyObject* code = PyTuple_GET_ITEM(t, 1);
@@ -180,6 +181,8 @@ inline void same_dtype(const Args& args, const Array& a, const char* name, const
     if (a.dtype != b.dtype) args.reject(name, std::string("of ") + as + "'s dtype", "another");
 }
 
+// What a stream knows of its rows: six addresses of [B], 0 where absent, int64 but for the bytes of
+// `ended`. The Python adapter has checked them and made them dense.
 inline StreamRows stream_rows(const Args& args, const py::tuple& t) {
     if (t.size() != 6) args.reject("rows", "six addresses", std::to_string(t.size()));
     auto at = [&](int i) { return t[i].cast<uintptr_t>(); };

@@ -70,9 +70,9 @@ FlowMatrix flow_matrix(const Args& args, const py::handle& value, const char* na
     const int64_t panels = (n + 31) / 32;
     if (blocks) args.size(w, name, 0, layers, "L");
     args.size(w, name, blocks, panels, "panels");
-    const bool quads = w.dtype == Dtype::u8;
-    args.size(w, name, blocks + 1, quads ? (k + 3) / 4 : k, "K");
-    args.size(w, name, blocks + 2, quads ? 4 * 32 : 32, "columns");
+    const bool vnni4 = w.dtype == Dtype::u8;
+    args.size(w, name, blocks + 1, vnni4 ? (k + 3) / 4 : k, "K");
+    args.size(w, name, blocks + 2, vnni4 ? 4 * 32 : 32, "columns");
     flow_dense(args, w, name);
     return {w.data, w.dtype, n, k, nullptr};
 }

@@ -22,9 +22,9 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
     if (swiglu && n % 2) args.reject("n", "even for swiglu", std::to_string(n));
     const int64_t outputs = swiglu ? n / 2 : n;
 
-    const bool quads = dtype_of(weight_) == static_cast<int64_t>(Dtype::u8);
+    const bool vnni4 = dtype_of(weight_) == static_cast<int64_t>(Dtype::u8);
     const Array weight =
-        args.read(weight_, "weight", a.layout == Layout::rows ? 2 : quads ? 4 : 3, true,
+        args.read(weight_, "weight", a.layout == Layout::rows ? 2 : vnni4 ? 4 : 3, true,
                   Args::Takes::weights);
     if (a.layout == Layout::rows) {
         args.size(weight, "weight", 0, n, "N");
@@ -37,16 +37,16 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
         if (a.layout == Layout::panels && swiglu)
             args.reject("layout", "panels_swiglu or rows for activation swiglu", layout);
         const int64_t panels = swiglu ? (outputs + 15) / 16 : (n + 31) / 32;
-        const int64_t rows = quads ? (a.K + 3) / 4 : a.K, row = quads ? 128 : 32;
+        const int64_t rows = vnni4 ? (a.K + 3) / 4 : a.K, row = vnni4 ? 128 : 32;
         args.size(weight, "weight", 0, panels, "panels");
-        args.size(weight, "weight", 1, rows, quads ? "ceil(K/4)" : "K");
+        args.size(weight, "weight", 1, rows, vnni4 ? "ceil(K/4)" : "K");
         args.size(weight, "weight", 2, 32, "columns");
-        if (quads) args.size(weight, "weight", 3, 4, "k");
+        if (vnni4) args.size(weight, "weight", 3, 4, "k");
         if (weight.stride[1] != row || weight.stride[0] != row * rows ||
             weight.stride[2] * 32 != row)
             args.reject("weight", "contiguous panels", "strides");
-        // the sums of 127 * 127 stay below 2^31
-        if (quads && a.K > 1 << 17) args.reject("x", "[M, K] with K <= 131072", x.shape());
+        // int32 sums of products up to 127 * 127 do not overflow
+        if (vnni4 && a.K > 1 << 17) args.reject("x", "[M, K] with K <= 131072", x.shape());
     }
     if (weight.dtype > Dtype::f16) {
         if (!scale.data) args.reject("scale", "given with a quantised weight", "None");

@@ -5,8 +5,8 @@
 namespace mingcore {
 namespace {
 
-// The shared pair may be None, and so may each of the 4 scales. Returns the first slot whose id is not in 0..E-1, and
-// nothing is computed; else -1.
+// The shared expert's matrices may be None, and so may each of the 4 scales. Returns the first slot
+// whose id is not in 0..E-1, and then nothing is computed; else -1.
 int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::object& down_,
                 const py::object& weights_, const py::object& ids_,
                 const py::object& shared_gate_up_, const py::object& shared_down_,
@@ -19,8 +19,8 @@ int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::obje
     a.layout = one_of<Layout>(args, "layout", layout, layout_names);
     if (a.layout == Layout::panels_swiglu) args.reject("layout", "rows or panels", layout);
     const bool rows = a.layout == Layout::rows;
-    const bool quads = dtype_of(gate_up_) == static_cast<int64_t>(Dtype::u8);
-    const int dims = rows ? 3 : quads ? 5 : 4;
+    const bool vnni4 = dtype_of(gate_up_) == static_cast<int64_t>(Dtype::u8);
+    const int dims = rows ? 3 : vnni4 ? 5 : 4;
     auto weight = [&](const py::object& value, const char* name, int dims) {
         if (value.is_none()) return Array();
         return args.read(value, name, dims, true, Args::Takes::weights);
@@ -42,7 +42,7 @@ int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::obje
     args.size(out, "out", 1, a.H, "H");
     args.writable(out, "out");
 
-    // [E, 2I, H] and [E, H, I], or one of them without E; or their panels; and scales [E, 2I], [E, H]
+    // [E, 2I, H] or [E, H, I], or without E; or their micro-panels; and scales [E, 2I] or [E, H]
     auto matrix = [&](const Array& w, const char* name, int64_t n, int64_t k, int scale) {
         const bool each = w.dims == dims;
         const int d = each;
@@ -54,15 +54,15 @@ int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::obje
             args.size(w, name, d + 1, k, "columns");
             return m;
         }
-        const int64_t stored = quads ? (k + 3) / 4 : k, row = quads ? 128 : 32;
+        const int64_t stored = vnni4 ? (k + 3) / 4 : k, row = vnni4 ? 128 : 32;
         args.size(w, name, d, (n + 31) / 32, "panels");
-        args.size(w, name, d + 1, stored, quads ? "ceil(columns / 4)" : "columns");
+        args.size(w, name, d + 1, stored, vnni4 ? "ceil(columns / 4)" : "columns");
         args.size(w, name, d + 2, 32, "rows of a panel");
-        if (quads) args.size(w, name, d + 3, 4, "columns of a quad");
+        if (vnni4) args.size(w, name, d + 3, 4, "columns of a quad");
         if (w.stride[d + 1] != row || w.stride[d] != row * stored || w.stride[d + 2] * 32 != row)
             args.reject(name, "contiguous panels", "strides");
         if (!quantised) return m;
-        if (quads && k > 1 << 17)  // the sums of 127 * 127 stay below 2^31
+        if (vnni4 && k > 1 << 17)  // int32 sums of products up to 127 * 127 do not overflow
             args.reject(name, "of at most 131072 columns", std::to_string(k));
         const std::string of = std::string(name) + "_scale";
         const Array s = args.read(scales[scale], of.c_str(), each ? 2 : 1);
@@ -73,14 +73,14 @@ int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::obje
         m.scale_expert = each ? s.stride[0] : 0;
         return m;
     };
-    // the width of quads is not in their shape
-    a.I = quads ? args.read(scales[0], "gate_up_scale", 2).size[1] / 2 : down.size[2];
+    // the width of a VNNI-4 matrix is not in its shape, which is padded
+    a.I = vnni4 ? args.read(scales[0], "gate_up_scale", 2).size[1] / 2 : down.size[2];
     if (a.E < 1 || a.I < 1) args.reject("down", "of E >= 1 experts of width I >= 1", down.shape());
     a.gate_up = matrix(gate_up, "gate_up", 2 * a.I, a.H, 0);
     a.down = matrix(down, "down", a.H, a.I, 1);
     if (shared_gate_up.data) {
         if (!shared_down.data) args.reject("shared_down", "given with shared_gate_up", "None");
-        a.shared_I = quads ? args.read(scales[2], "shared_gate_up_scale", 1).size[0] / 2
+        a.shared_I = vnni4 ? args.read(scales[2], "shared_gate_up_scale", 1).size[0] / 2
                            : shared_down.size[1];
         if (a.shared_I < 1) args.reject("shared_down", "of width >= 1", shared_down.shape());
         a.shared_gate_up = matrix(shared_gate_up, "shared_gate_up", 2 * a.shared_I, a.H, 2);

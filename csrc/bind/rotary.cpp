@@ -28,13 +28,13 @@ RopeArgs rope_of(const Args& args, int64_t B, int64_t T, int64_t D, const py::ob
 }
 
 RopeArgs::Part part_of(const Args& args, const RopeArgs& a, const Array& out, const char* name,
-                       int64_t heads, int64_t turned) {
+                       int64_t heads, int64_t rotated) {
     const int64_t sizes[] = {a.B, a.T, heads, a.D};
     static const char* const letters[] = {"B", "T", "heads", "D"};
     for (int i = 0; i < 4; ++i) args.size(out, name, i, sizes[i], letters[i]);
     if (out.dtype != a.dtype) args.reject(name, "of the input's dtype", "another");
     args.writable(out, name);
-    return {heads, turned < heads ? turned : heads, heads_of(out)};
+    return {heads, rotated < heads ? rotated : heads, heads_of(out)};
 }
 
 void rope(const py::object& x_, const py::object& cos, const py::object& sin, bool interleaved,

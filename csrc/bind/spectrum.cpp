@@ -49,7 +49,7 @@ void overlap_add(const py::object& frames_, const py::object& window, int64_t ho
     current().overlap_add(a);
 }
 
-// The Linear of the head: [B T, H] to [m | p], written to scratch that the kernel owns.
+// The head's linear: [B T, H] to [m | p], into scratch that the kernel owns.
 LinearArgs head_linear(const Args& args, const Array& hidden, const py::object& weight_,
                        const py::object& bias_, const std::string& layout, int64_t n, int threads) {
     LinearArgs a{};

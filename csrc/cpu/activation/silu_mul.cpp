@@ -1,5 +1,5 @@
 // silu_mul: out[M, I] = silu(gate_up[M, :I]) * gate_up[M, I:], in float32 inside.
-// Cost: 3 M I elements moved once, one exp each. Rows and blocks of columns are the tasks.
+// Cost: 3 M I elements moved once, one exp each. A task is a block of columns of a row.
 #include "cpu/activation/silu_mul.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/vmath.h"

@@ -3,7 +3,7 @@
 
 namespace mingcore {
 
-struct AttentionDecodeArgs {  // see ops/attention.py
+struct AttentionDecodeArgs {  // see mingcore.ops.attention_decode
     Heads q, k, v, out;
     Heads k_scale, v_scale;  // float32, of caches in int8; else their data is null
     Dtype dtype;             // of q, out and caches without scales

@@ -1,9 +1,10 @@
-// The two products of attention over a cache, for a few query rows at once, and the softmax between.
+// The two products of attention over a KV cache, for a few query rows at once, and the softmax
+// between.
 //
-// Scores: R rows times N keys are R N sums with the head dimension in the lanes, at most W of them;
-// W sums become one vector of W scores by a tree of adds (sum_rows), 2 shuffles a score where a
-// transpose would take 4. Each key is loaded, and widened from 16 bits, once for R rows.
-// Values: the head dimension stays in the lanes, each value row is loaded once for R rows.
+// Scores q k^T: the head dimension is in the lanes, R rows times N keys are R N = W accumulators.
+// They become one vector of W scores by a tree reduction (sum_rows), 2 shuffles a score where a
+// transpose would take 4. Each key is loaded, and widened from 16 bits, once for R rows. Values p
+// v: the head dimension stays in the lanes, each value row is loaded once for R rows.
 #pragma once
 #include "cpu/lib/simd_int.h"
 #include "cpu/lib/vmath.h"
@@ -13,7 +14,7 @@ namespace MC_ISA {
 namespace {
 
 constexpr int64_t BLOCK = 128;  // keys whose scores are held at once; a multiple of W
-constexpr int64_t AHEAD = 8;   // keys that are fetched before they are needed
+constexpr int64_t PREFETCH_KEYS = 8;   // software prefetch distance, in keys
 
 // Query rows of one task, all in scratch. Row r sees the positions low[r] .. high[r] - 1.
 struct Queries {
@@ -21,7 +22,7 @@ struct Queries {
     const float* q;       // [n, Dp], times the scale, padded with zeros
     const int64_t *low, *high;
 };
-struct Sums {  // of softmax(s) v so far: out / sum, weights relative to exp(top)
+struct Sums {  // the online softmax's state: softmax(s) v so far is out / sum, relative to exp(top)
     float *top, *sum;  // [n]
     float* out;        // [n, Dp]
 };
@@ -30,7 +31,8 @@ struct Scales {  // of 8-bit keys and values, by slot; null of others
     const float *k, *v;
     int64_t k_row, v_row;
 };
-MC_INLINE Scales behind(const Scales& s, int64_t slots) {
+// From a cache's slot on.
+MC_INLINE Scales from_slot(const Scales& s, int64_t slots) {
     return s.k ? Scales{s.k + slots * s.k_row, s.v + slots * s.v_row, s.k_row, s.v_row} : s;
 }
 
@@ -40,13 +42,13 @@ MC_INLINE F read(const T* p, int64_t left) {
 }
 
 template <class T>
-MC_INLINE void fetch(const T* row, int64_t D) {
+MC_INLINE void prefetch_row(const T* row, int64_t D) {
     for (int64_t d = 0; d < D; d += 64 / (int64_t)sizeof(T)) prefetch(row + d);
 }
 
-// s[r][j] = q[r] . k[j], for R rows and `keys` keys; s rows BLOCK long, what lies behind is lost.
-// v: the values of these keys, which come next; null where they were fetched before. A cache's rows
-// of one head are too far apart for the hardware to foresee them.
+// s[r][j] = q[r] . k[j], for R rows and `keys` keys; the rows of s are BLOCK long. v: the values of
+// these keys, to be prefetched; null where they were before. The stride between the rows of a head
+// in a cache is too large for the hardware's prefetcher.
 template <class T, int R>
 MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t k_row,
                       const T* v, int64_t v_row, int64_t keys, float* s) {
@@ -54,8 +56,8 @@ MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t
     for (int64_t j = 0; j < keys; j += N) {
         if (v)
             for (int64_t i = j; i < j + N; ++i) {
-                fetch(k + (i + AHEAD) * k_row, D);
-                fetch(v + i * v_row, D);
+                prefetch_row(k + (i + PREFETCH_KEYS) * k_row, D);
+                prefetch_row(v + i * v_row, D);
             }
         const T* key[N];
         for (int i = 0; i < N; ++i) key[i] = k + (j + i < keys ? j + i : keys - 1) * k_row;
@@ -87,7 +89,7 @@ MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t
 
 // out[r][d..] = out[r][d..] * factor[r] + sum_j p[r][j] v[j][d..], for R rows and V vectors.
 template <class T, int R, int V>
-MC_INLINE void weigh(const float* p, const T* v, int64_t v_row, int64_t keys, const float* factor,
+MC_INLINE void accumulate_values(const float* p, const T* v, int64_t v_row, int64_t keys, const float* factor,
                      float* out, int64_t Dp, int64_t left) {
     F acc[R][V];
     for (int r = 0; r < R; ++r)
@@ -106,9 +108,10 @@ MC_INLINE void weigh(const float* p, const T* v, int64_t v_row, int64_t keys, co
         for (int i = 0; i < V; ++i) store(out + r * Dp + i * W, acc[r][i]);
 }
 
-// Scores to weights: s[j] = exp(s[j] - top) for positions from + j that the row sees, else 0.
-// Moves the row's top and sum, and gives the factor for what was summed before.
-MC_INLINE float soften(float* s, int64_t keys, int64_t from, int64_t low, int64_t high, float& top,
+// A block of the online softmax: s[j] = exp(s[j] - top) for positions from + j that the row sees,
+// else 0. Updates the row's running maximum and sum; returns the factor that rescales what was
+// summed before.
+MC_INLINE float online_softmax(float* s, int64_t keys, int64_t from, int64_t low, int64_t high, float& top,
                        float& sum) {
     const int64_t padded = (keys + W - 1) / W * W;
     const int64_t first = low > from ? low - from : 0;
@@ -119,9 +122,9 @@ MC_INLINE float soften(float* s, int64_t keys, int64_t from, int64_t low, int64_
     }
     for (int64_t j = 0; j < first; ++j) s[j] = -__builtin_inff();
     for (int64_t j = last; j < padded; ++j) s[j] = -__builtin_inff();
-    F most = load(s);
-    for (int64_t j = W; j < padded; j += W) most = max(most, load(s + j));
-    const float block = max_lanes(most), before = top;
+    F largest = load(s);
+    for (int64_t j = W; j < padded; j += W) largest = max(largest, load(s + j));
+    const float block = max_lanes(largest), before = top;
     if (block > before) top = block;
     const F t = set1(top);
     F all = zero();
@@ -140,8 +143,8 @@ MC_INLINE void rescale(float* s, const float* scale, int64_t row, int64_t keys) 
     for (int64_t j = 0; j < keys; ++j) s[j] *= scale[j * row];
 }
 
-// R rows from row r on over one block of keys, at positions from, from + 1, ... A key's scale is
-// applied to its score, a value's to its weight: nothing else is widened than what is multiplied.
+// R rows from row r on over one block of keys, at positions from, from + 1, ... Dequantisation is
+// fused: a key's scale is applied to its score, a value's to its weight.
 template <class T, int R>
 static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int64_t k_row,
                    const T* v, int64_t v_row, const Scales& by, int64_t keys, int64_t from,
@@ -150,7 +153,7 @@ static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int6
     float factor[R];
     for (int i = 0; i < R; ++i) {
         if (by.k) rescale(s + i * BLOCK, by.k, by.k_row, keys);
-        factor[i] = soften(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i], to.top[r + i],
+        factor[i] = online_softmax(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i], to.top[r + i],
                            to.sum[r + i]);
         if (by.v) rescale(s + i * BLOCK, by.v, by.v_row, keys);
     }
@@ -158,12 +161,14 @@ static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int6
     float* out = to.out + r * q.Dp;
     int64_t d = 0;
     for (; d + V * W <= q.D; d += V * W)
-        weigh<T, R, V>(s, v + d, v_row, keys, factor, out + d, q.Dp, q.D - d);
+        accumulate_values<T, R, V>(s, v + d, v_row, keys, factor, out + d, q.Dp, q.D - d);
     for (; d < q.D; d += W)
-        weigh<T, R, 1>(s, v + d, v_row, keys, factor, out + d, q.Dp, q.D - d);
+        accumulate_values<T, R, 1>(s, v + d, v_row, keys, factor, out + d, q.Dp, q.D - d);
 }
 
-// How many rows go together when `left` are left: groups of like size, none of one where it can be.
+// Row blocking: how many of `left` rows go together, in groups of like size, none of one where
+// avoidable.
+constexpr int MAX_GROUP = W >= 8 ? 5 : 4;
 MC_INLINE int rows_together(int64_t left) {
     if (W < 8) return left >= 4 ? 4 : (int)left;
     return left > 7 ? 4 : left > 5 ? (int)(left + 1) / 2 : (int)left;
@@ -178,12 +183,12 @@ MC_INLINE void attend_all(const Queries& q, const Sums& to, const T* k, int64_t 
          : n == 2 ? attend<T, 2>
          : n == 3 ? attend<T, 3>
          : n == 4 ? attend<T, 4>
-                  : attend<T, W >= 8 ? 5 : 4>)(q, to, r, k, k_row, v, v_row, by, keys, from, s);
+                  : attend<T, MAX_GROUP>)(q, to, r, k, k_row, v, v_row, by, keys, from, s);
         r += n;
     }
 }
 
-// Adds what another chunk of keys gave.
+// Split-K merge: adds the state of another chunk of keys.
 MC_INLINE void merge(const Queries& q, const Sums& to, const Sums& more) {
     for (int64_t r = 0; r < q.n; ++r) {
         if (!(more.sum[r] != 0)) continue;  // it saw none of those keys

@@ -1,6 +1,6 @@
-// kv_write_: new keys and values into a cache, cache[b, positions[b, t] mod S] = new[b, t], skipped
-// where the position is negative or a newer token of the same call takes the slot.
-// Cost: every byte read once and written once.
+// kv_write_: new keys and values into a ring buffer, cache[b, positions[b, t] mod S] = new[b, t],
+// skipped where the position is negative or a newer token of the same call takes the slot. Cost:
+// every byte read once and written once.
 #include <cstring>
 
 #include "cpu/attention/kv_write.h"

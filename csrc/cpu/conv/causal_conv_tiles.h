@@ -1,19 +1,22 @@
-// Sums with times in the lanes: c[row, time] = sum_k w[k, row] x[k, time], one K block at a time.
+// The micro-kernel with times in the lanes: c[row, time] = sum_k w[k, row] x[k, time], one K block
+// at a time.
 //
-// Where an input lies is looked up per k, so that one flat loop serves every kernel size, dilation and
-// stride; the weights of the next block are fetched a little with every k.
-// Measured (2 Zen 5 cores, 518 GFLOP/s of FMAs on registers alone with AVX-512, 258 with AVX2; the 1x1
-// of VoxCPM's residual units streamed, the call from Python included, us, channels x times):
+// An indirection table gives the offset of each k's input, so that one flat loop serves every
+// kernel size, dilation and stride; the weights of the next block are prefetched a little with
+// every k. Measured (2 Zen 5 cores, 518 GFLOP/s of FMAs on registers alone with AVX-512, 258 with
+// AVX2; the 1x1 of VoxCPM's residual units streamed, the call from Python included, us, channels x
+// times):
 //                                  768x32  384x256  192x1280  96x2560
-//   a loop over taps within one over channels, parts of 3 vectors and a rest, nothing fetched ahead
+//   a loop over taps within one over channels, parts of 3 vectors and a rest, no prefetch
 //                                     149      294       386      283
-//   flat, equal parts, fetched ahead  118      208       295      172
-//   and an unswitched finish          114      194       253      156
+//   flat, equal parts, prefetch       118      208       295      172
+//   and an unswitched epilogue        114      194       253      156
 //   AVX2                              226      381       499      277
 // Copying inputs that could be read in place into rows an odd number of cache lines apart, against
 // rows that share few sets of L1: no gain up to 2560 times; with 16000 times, whose rows lie in
 // pages of their own, 15.5 ms instead of 19.8.
 #pragma once
+#include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
 
 namespace mingcore {
@@ -24,12 +27,11 @@ constexpr int MAX_ROWS = 8, MAX_VECTORS = 3;  // 24 sums + 3 inputs + 1 weight o
 #else
 constexpr int MAX_ROWS = 4, MAX_VECTORS = 3;
 #endif
-MC_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int ALONE = 6;  // vectors of one row: as many sums as hide an addition's latency
-constexpr int MANY = ALONE * W;  // what a tile may load beyond the times asked for
+constexpr int ROW_VECTORS = 6;  // of a single row: as many accumulators as hide an addition's latency
+constexpr int OVERREAD = ROW_VECTORS * W;  // floats that a tile may load beyond the times asked for
 
-// What a tile fetches ahead for whoever comes next: `step` bytes per k from `at` on.
-struct Fetch {
+// Software prefetch of a tile, for the one after it: `step` bytes per k from `at` on.
+struct Prefetch {
     const char* at;
     int64_t step;
 };
@@ -38,7 +40,7 @@ struct Fetch {
 template <int MR, int NV>
 __attribute__((noinline)) static void times_tile(const float* w, int64_t wr, int64_t wk,
                                                  const float* x, const int64_t* where, int64_t kc,
-                                                 float* c, int64_t c_row, bool first, Fetch fetch) {
+                                                 float* c, int64_t c_row, bool first, Prefetch fetch) {
     F sum[MR][NV];
     for (int r = 0; r < MR; ++r)
         for (int v = 0; v < NV; ++v) sum[r][v] = zero();
@@ -64,7 +66,7 @@ __attribute__((noinline)) static void times_tile(const float* w, int64_t wr, int
 template <int MR, int NV>
 static void times_of(int rows, int vectors, const float* w, int64_t wr, int64_t wk, const float* x,
                      const int64_t* where, int64_t kc, float* c, int64_t c_row, bool first,
-                     Fetch fetch) {
+                     Prefetch fetch) {
     if (rows == MR && vectors == NV)
         return times_tile<MR, NV>(w, wr, wk, x, where, kc, c, c_row, first, fetch);
     if constexpr (NV > 1) {
@@ -82,14 +84,14 @@ MC_INLINE void times_block(const float* w, int64_t wr, int64_t wk, int rows, con
                            const int64_t* where, int64_t kc, int64_t times, float* c, int64_t c_row,
                            bool first, const void* next, int64_t bytes) {
     const int vectors = (int)((times + W - 1) / W);
-    Fetch fetch{(const char*)next, 0};
+    Prefetch fetch{(const char*)next, 0};
     if (rows == 1) {
-        for (int v = 0; v < vectors; v += ALONE)
-            times_of<1, ALONE>(1, (int)smaller(vectors - v, ALONE), w, wr, wk, x + v * W, where, kc,
+        for (int v = 0; v < vectors; v += ROW_VECTORS)
+            times_of<1, ROW_VECTORS>(1, (int)min(vectors - v, ROW_VECTORS), w, wr, wk, x + v * W, where, kc,
                                c + v * W, c_row, first, fetch);
         return;
     }
-    // as equal parts as can be: a tile of one vector waits for its weights
+    // parts as equal as can be: a tile of one vector would wait for its weights
     const int wide = (vectors + MAX_VECTORS - 1) / MAX_VECTORS;
     const int tall = (rows + MAX_ROWS - 1) / MAX_ROWS;
     fetch.step = bytes / (kc * wide * tall);

@@ -2,33 +2,36 @@
 //
 // Cost of one evaluation at 8 x 1024, 22 rows (11 tokens, both branches): 4.08 GFLOP, of which the
 // products are all but 0.5 %, and 201 MB of bf16 weights. So the products are bound by the vector
-// units, and what stands between them must cost nothing: all rows of all requests and branches are
-// one product's rows; each product's end (bias, residual, GELU, packing for the next product, the
-// sums that RMSNorm needs) happens on 32 columns in L1; 1 / rms multiplies the next product's rows;
-// the last block computes P rows of each group only; and in the first block, where tokens of both
-// branches are still equal and those of the history always, every distinct row is computed once
-// (2 % fewer flops at 11 tokens, 10 % at 37). Memory is one workspace, kept between calls.
+// units, and everything between them is fused: all rows of all requests and branches are the rows
+// of one product; each product's epilogue (bias, residual, GELU, packing for the next product, the
+// partial sums of RMSNorm) runs on 32 columns in L1; 1 / rms scales the next product's rows; the
+// last block computes P rows of each group only; and in the first block, where tokens of both
+// branches are still equal and those of the history always, every distinct row is computed once (2
+// % fewer flops at 11 tokens, 10 % at 37). Memory is one workspace, reused between calls.
 //
-// Measured on 2 cores of an EPYC (Zen 5, 534 GFLOP/s of FMA, 42 GB/s), 10 steps, guidance, ways in
-// turns, medians in ms; oneDNN: the same network in PyTorch with prepacked linears and constants
-// hoisted, in float32, and with bf16 activations on instructions that our bf16 does not use:
+// Measured on 2 cores of an EPYC (Zen 5, 534 GFLOP/s of FMA, 42 GB/s), 10 steps, guidance,
+// interleaved, medians in ms; oneDNN: the same network in PyTorch with prepacked linears and
+// constants hoisted, in float32, and with bf16 activations on instructions that our bf16 does not
+// use:
 //
 //                 fp32   bf16   int8   int8_dyn   oneDNN float32   oneDNN bf16
 //   B 1, 11       113    107    106    43         232              145
 //   B 1, 37              319           110        675              333
 //   B 4, 11              368           111        785              345
 //
-// Predicted for bf16 at B = 1 were 84 ms (500 GFLOP/s, what one product alone reaches); the pace of
-// this shared machine differs from hour to hour: 88 to 107 ms, and oneDNN bf16, which is level with
-// ours at more rows, was 1.03 to 1.35 times slower at B = 1 in five runs. Of the time 84 % are the products'
-// inner loops, 9 % their ends, 2 % attention, 1.6 % waiting. In int8_dyn, whose products take a
-// quarter, what stands between them shows: of 47 ms, on another day, 61 % were inner loops (29 ms; 26
-// at the rate of one large int8 product), 16 % their ends, 6 % quantising, 5 % attention, 8 % waiting.
+// Predicted for bf16 at B = 1 were 84 ms (500 GFLOP/s, what one product alone reaches); the clock
+// of this shared machine differs from hour to hour: 88 to 107 ms, and oneDNN bf16, which is level
+// with ours at more rows, was 1.03 to 1.35 times slower at B = 1 in five runs. Of the time 84 % are
+// the products' micro-kernels, 9 % their epilogues, 2 % attention, 1.6 % waiting. In int8_dyn,
+// whose products take a quarter, the rest shows: of 47 ms, on another day, 61 % were micro-kernels
+// (29 ms; 26 at the rate of one large int8 product), 16 % epilogues, 6 % quantising, 5 % attention,
+// 8 % waiting.
 //
-// Tried. Without effect (interleaved medians): asking for the lines that a product's end will write
-// before the product (1.00); fetching weights two or three K blocks ahead instead of one; into L2
-// only (0.92 to 0.97); two or four panels in one task (0.96 to 0.99). Kept: the products of a phase
-// worked out once per phase, not per task (0.98); huge pages behind the weights (0.95 to 0.98).
+// Tried, without effect (interleaved medians): prefetching the lines that a product's epilogue will
+// write before the product (1.00); prefetching weights two or three K blocks ahead instead of one;
+// into L2 only (0.92 to 0.97); two or four panels in one task (0.96 to 0.99). Of use: the products
+// of a phase set up once per phase, not per task (0.98); huge pages behind the weights (0.95 to
+// 0.98).
 #include "cpu/flow/flow_sample_attention.h"
 #include "cpu/flow/flow_sample_products.h"
 
@@ -36,18 +39,18 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-// A whole panel of an embedding: done(i, sums of row i with the bias).
+// A whole panel of an embedding; calls done(i, sums of row i with the bias).
 template <class Done>
 MC_INLINE void embed_rows(const Plan& p, const Operand& x, int64_t count, int matrix, int64_t panel,
                           const Sums& s, Done done) {
     if (count == 0) return;
-    const Rows rows = x.packed((int)count);
+    const PackedRows rows = x.packed((int)count);
     const FlowMatrix& w = p.a->matrix[matrix];
     for (int64_t i = 0; i < PART_ROWS; ++i) s.factor[i] = 1;
     for (int t0 = 0; t0 < rows.tiles; t0 += PART_TILES) {
-        const int t1 = (int)least(t0 + PART_TILES, rows.tiles), i0 = rows.begin(t0);
+        const int t1 = (int)min(t0 + PART_TILES, rows.tiles), i0 = rows.begin(t0);
         multiply(w.dtype, rows, t0, t1, panel_of(w, 0, panel), 1, nullptr, s.c);
-        finish_sums(w, p.a->bias[matrix], 0, panel * PANEL, rows.begin(t1) - i0, s, s.c);
+        scale_sums(w, p.a->bias[matrix], 0, panel * PANEL, rows.begin(t1) - i0, s, s.c);
         for (int i = i0; i < rows.begin(t1); ++i) done(i, s.c + (i - i0) * PANEL);
     }
 }
@@ -59,7 +62,7 @@ MC_INLINE void copy32(float* to, const float* from) {
 // 32 columns of all tokens: [condition + time; history; x].
 void embed(const Plan& p, int e, int64_t panel, const Sums& s) {
     const FlowSampleArgs& a = *p.a;
-    const int64_t col = panel * PANEL, n = least(a.H - col, PANEL);
+    const int64_t col = panel * PANEL, n = min(a.H - col, PANEL);
     float* x = p.x + panel * p.rows * PANEL;
     float* first = p.first + panel * a.B * PANEL;
     float* history = p.history + panel * a.B * a.N * PANEL;
@@ -86,10 +89,11 @@ void embed(const Plan& p, int e, int64_t panel, const Sums& s) {
     for (int64_t i = 0; i < a.B * a.N; ++i) to_tokens(past + i, history + i * PANEL);
     embed_rows(p, p.current, a.B * a.P, 1, panel, s,
                [&](int64_t i, const float* c) { to_tokens(p.G + i, c); });
-    put_stream(p, Set::unique, e, 0, p.count(Set::unique, e), panel, a.norm[0], 0);
+    pack_stream(p, Set::unique, e, 0, p.count(Set::unique, e), panel, a.norm[0], 0);
 }
 
-// Request b: guidance, the step, noise; and x as the operand of the next evaluation.
+// Request b: classifier-free guidance, Euler's step, noise; and x as the operand of the next
+// evaluation.
 void advance(const Plan& p, int e, int64_t b) {
     const FlowSampleArgs& a = *p.a;
     const F guidance = set1(a.guidance[b]), dt = set1(a.dt[e]);
@@ -103,7 +107,7 @@ void advance(const Plan& p, int e, int64_t b) {
         const float* noise = a.noise + ((draw * a.B + b) * a.P + f) * a.C;
         float *state = p.state + at * p.state_row, *base = p.base + at * p.state_row;
         for (int64_t c = 0; c < a.C; c += W) {
-            const int n = (int)least(a.C - c, W);
+            const int n = (int)min(a.C - c, W);
             F v = load(v_cond + c);
             if (p.groups_of[b] == 2) v = fma(guidance, sub(v, load(v_null + c)), v);
             F y = fma(dt, v, load(base + c));
@@ -114,7 +118,7 @@ void advance(const Plan& p, int e, int64_t b) {
         }
     }
     for (int64_t col = 0; col < a.C; col += PANEL)
-        put(p.current, (int)(a.B * a.P), b * a.P, (b + 1) * a.P, col, nullptr,
+        pack_operand(p.current, (int)(a.B * a.P), b * a.P, (b + 1) * a.P, col, nullptr,
             [&](int64_t i) { return p.state + i * p.state_row + col; });
 }
 
@@ -154,17 +158,17 @@ MC_INLINE int branches(const FlowSampleArgs& a, int64_t b) {
 }
 
 Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed, bool quantised) {
-    Operand o{m.take<float>(K * rows), K, nullptr, nullptr, padded(rows, 16), pieces, normed};
+    Operand o{m.take<float>(K * rows), K, nullptr, nullptr, round_up(rows, 16), pieces, normed};
     o.squares = normed ? m.take<float>(pieces * o.rows16) : nullptr;
     o.largest = m.take<float>(pieces * o.rows16);
     if (!quantised) return o;
-    o.quads = m.take<float>(quads(K) * rows);
+    o.vnni4_data = m.take<float>(vnni4_words(K) * rows);
     o.scale = m.take<float>(o.rows16);
     o.sums = m.take<int32_t>(o.chunks() * o.rows16);
     return o;
 }
 
-// Everything the plan points to; returns the bytes.
+// Lays out everything the plan points to; returns the bytes.
 size_t lay_out(Plan& p, char* base) {
     const FlowSampleArgs& a = *p.a;
     Arena m{base};
@@ -179,7 +183,7 @@ size_t lay_out(Plan& p, char* base) {
     p.base = m.take<float>(a.B * a.P * p.state_row);
     p.first = m.take<float>(panels * a.B * PANEL);
     p.history = m.take<float>(panels * a.B * a.N * PANEL);
-    p.cos = m.take<float>(p.T * padded(p.D, W)), p.sin = m.take<float>(p.T * padded(p.D, W));
+    p.cos = m.take<float>(p.T * round_up(p.D, W)), p.sin = m.take<float>(p.T * round_up(p.D, W));
     p.condition = operand(m, Hc, a.B, ceil_div(Hc, PANEL), false, false);
     p.past = operand(m, a.C, a.B * a.N, ceil_div(a.C, PANEL), false, false);
     p.current = operand(m, a.C, a.B * a.P, ceil_div(a.C, PANEL), false, false);
@@ -190,7 +194,7 @@ size_t lay_out(Plan& p, char* base) {
     p.hidden = operand(m, a.W, p.rows, ceil_div(a.W, PANEL), false, a.quantised);
     int64_t each = 2 * (PART_ROWS + W) + PART_ROWS * PANEL;
     if (each < attention_scratch(p.T, p.D)) each = attention_scratch(p.T, p.D);
-    p.scratch_each = padded(each, 16);
+    p.scratch_each = round_up(each, 16);
     p.scratch = m.take<float>(p.scratch_each * p.threads);
     return m.used;
 }
@@ -198,7 +202,7 @@ size_t lay_out(Plan& p, char* base) {
 template <class T>
 void pack_whole(const T* x, const Operand& o, int64_t count) {
     if (count == 0) return;
-    const Rows rows = o.packed((int)count);
+    const PackedRows rows = o.packed((int)count);
     for (int t = 0; t < rows.tiles; ++t) {
         const int r = rows.begin(t);
         pack_tile(x + r * o.K, o.K, o.K, rows.begin(t + 1) - r, o.data + o.K * r);
@@ -210,7 +214,7 @@ void pack_whole(const void* x, Dtype dtype, const Operand& o, int64_t count) {
     else pack_whole((const f16*)x, o, count);
 }
 
-// What is ready before the first task: maps, tables, packed arguments, the start.
+// Before the first task: row maps, rotary tables, packed arguments, the initial state.
 void prepare(Plan& p) {
     const FlowSampleArgs& a = *p.a;
     for (int32_t b = 0, g = 0; b < a.B; g += p.groups_of[b++]) {
@@ -226,7 +230,7 @@ void prepare(Plan& p) {
             p.copy[i] = (int32_t)(p.first_group[b] * p.T + t);
             p.second_copy[i] = p.groups_of[b] == 2 ? p.copy[i] + (int32_t)p.T : -1;
         }
-    const int64_t Dp = padded(p.D, W);
+    const int64_t Dp = round_up(p.D, W);
     for (int64_t t = 0; t < p.T; ++t)
         for (int64_t d = 0; d < Dp; ++d) {
             const bool real = d < p.D;
@@ -258,7 +262,7 @@ void flow_sample(const FlowSampleArgs& a) {
     p.T = 1 + a.N + a.P, p.D = a.H / a.heads;
     p.threads = a.threads < 1 ? 1 : a.threads;
     p.qkv_row = 3 * a.H + 16;  // no power of two: the rows of a head must not share a set of L1
-    p.state_row = padded(a.C, PANEL);
+    p.state_row = round_up(a.C, PANEL);
     for (int64_t b = 0; b < a.B; ++b) p.G += branches(a, b);
     p.rows = p.G * p.T;
     lay_out(p, (char*)workspace(lay_out(p, nullptr)));

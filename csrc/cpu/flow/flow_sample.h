@@ -3,7 +3,7 @@
 
 namespace mingcore {
 
-struct FlowMatrix {  // [layers][ceil(n / 32)] panels, see Layout
+struct FlowMatrix {  // [layers][ceil(n / 32)] packed micro-panels, see Layout
     const void* data;
     Dtype dtype;
     int64_t n, k;
@@ -16,7 +16,8 @@ struct FlowVector {  // [layers][n]; data is null when absent
     int64_t n;
 };
 
-// The sampler: E evaluations of the velocity, and the step after each. See ops/flow_sampler.py.
+// The sampler: E evaluations of the velocity, and the step after each. See
+// mingcore.ops.flow_sample.
 struct FlowSampleArgs {
     int64_t B, N, P, C, L, H, W, E, heads, rope_heads;  // W: width of the MLP
     const void *condition, *history;  // [B, matrix[0].k], [B, N, C], dense
@@ -28,7 +29,7 @@ struct FlowSampleArgs {
     FlowMatrix matrix[7];                   // cond, x, qkv, out, up, down, final
     FlowVector bias[7];                     // of those
     FlowVector norm[5];                     // norm1, norm2, final; q, k or absent
-    bool guided, quantised;                 // quantised: the matrices of the blocks are u8
+    bool guided, quantised;                 // quantised: the blocks' matrices are VNNI-4
     float* out;                             // [B, P, C]
     int threads;
 };

@@ -1,7 +1,7 @@
-// Attention of one head over the few tokens of one group: no mask, every query sees every token.
+// Attention of one head over the few tokens of one group, without a mask.
 //
-// Queries are the lanes: 11 tokens fit one vector, scores of one key are one register, softmax
-// runs down the registers without a shuffle, and the result comes out in the packed form that the
+// Queries are in the lanes: 11 tokens fit one vector, the scores of one key are one register,
+// softmax reduces over registers without a shuffle, and the result is in the packed form that the
 // next product reads. 4 T^2 D flops, half of them lost to empty lanes at T = 11; below 1 % of a
 // block. Long groups go through in pieces of W queries, their scores in L1.
 #pragma once
@@ -15,26 +15,27 @@ namespace {
 constexpr int MANY = 12;  // keys, or columns of the result, that advance together
 
 MC_INLINE int64_t attention_scratch(int64_t T, int64_t D) {
-    const int64_t Dp = padded(D, W);
+    const int64_t Dp = round_up(D, W);
     return (T + 2 * W + 2) * Dp + T * W;
 }
 
-// One query or key, to[D padded with zeros]: normed (norm null: not), turned (cos null: not), scaled.
+// One query or key, to[D zero padded]: RMSNorm (where norm is not null), rotary embedding (where
+// cos is not null), scale.
 MC_INLINE void prepare(const float* from, int64_t D, const float* norm, const float* cos,
                        const float* sin, float scale, float* to) {
     float inverse = 1;
     if (norm) {
         F s = zero();
         for (int64_t d = 0; d < D; d += W) {
-            const F v = loadn(from + d, (int)least(D - d, W));
+            const F v = loadn(from + d, (int)min(D - d, W));
             s = fma(v, v, s);
         }
         inverse = 1 / __builtin_sqrtf(sum_lanes(s) / (float)D + EPS);
     }
     for (int64_t d = 0; d < D; d += W) {
-        F v = loadn(from + d, (int)least(D - d, W));
+        F v = loadn(from + d, (int)min(D - d, W));
         if (norm) v = mul(mul(v, set1(inverse)), load(norm + d));
-        if (cos) v = fma(swap_pairs(v), load(sin + d), mul(v, load(cos + d)));
+        if (cos) v = fma(swap_neighbours(v), load(sin + d), mul(v, load(cos + d)));
         store(to + d, mul(v, set1(scale)));
     }
 }
@@ -57,11 +58,11 @@ static void scores(int count, const float* k, int64_t k_row, const float* q, int
 
 // out[i] = scale * sum over t of v[t][i] s[t], for n columns i; each is `lanes` long.
 template <int n>
-static void weigh(int count, const float* v, int64_t v_row, const float* s, int64_t T, F scale,
+static void accumulate_values(int count, const float* v, int64_t v_row, const float* s, int64_t T, F scale,
                   float* out, int64_t out_row, int lanes, I& largest) {
     if (count < n) {
         if constexpr (n > 1)
-            weigh<n - 1>(count, v, v_row, s, T, scale, out, out_row, lanes, largest);
+            accumulate_values<n - 1>(count, v, v_row, s, T, scale, out, out_row, lanes, largest);
         return;
     }
     F sum[n];
@@ -81,7 +82,7 @@ static void weigh(int count, const float* v, int64_t v_row, const float* s, int6
 static void attend(const Plan& p, const float* qkv, int block, bool last, int64_t g, int64_t head,
                    float* scratch) {
     const FlowSampleArgs& a = *p.a;
-    const int64_t T = p.T, D = p.D, Dp = padded(D, W), row = p.qkv_row;
+    const int64_t T = p.T, D = p.D, Dp = round_up(D, W), row = p.qkv_row;
     float *k = scratch, *q = k + T * Dp, *qt = q + W * Dp, *s = qt + W * Dp;
     float *q_norm = s + T * W, *k_norm = q_norm + Dp;
     if (a.norm[3].data) {
@@ -89,24 +90,24 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         read_vector(a.norm[4], block, 0, D, k_norm);
     } else
         q_norm = k_norm = nullptr;
-    const bool turned = head < a.rope_heads;
+    const bool rotated = head < a.rope_heads;
     const float *cos = p.cos, *sin = p.sin;
     const float *queries = qkv + g * T * row + head * D, *keys = queries + a.H;
     const float *values = keys + a.H, scale = 1 / __builtin_sqrtf((float)D);
     for (int64_t t = 0; t < T; ++t)
-        prepare(keys + t * row, D, k_norm, turned ? cos + t * Dp : nullptr,
-                turned ? sin + t * Dp : nullptr, 1, k + t * Dp);
+        prepare(keys + t * row, D, k_norm, rotated ? cos + t * Dp : nullptr,
+                rotated ? sin + t * Dp : nullptr, 1, k + t * Dp);
 
     const int64_t first = last ? T - a.P : 0;             // of the queries
     const int at = (int)(g * (last ? a.P : T)), end = at + (int)(T - first);  // in the operand
-    const Rows rows = p.attended.packed(p.count(last ? Set::last : Set::every, 0));
+    const PackedRows rows = p.attended.packed(p.count(last ? Set::last : Set::every, 0));
     for (int i = at, tile = tile_at(rows, at), n; i < end; i += n) {
         const int from = rows.begin(tile), to = rows.begin(tile + 1);
-        n = (int)least(W, least(end, to) - i);
+        n = (int)min(W, min(end, to) - i);
         for (int lane = 0; lane < n; ++lane) {
             const int64_t t = first + i - at + lane;
-            prepare(queries + t * row, D, q_norm, turned ? cos + t * Dp : nullptr,
-                    turned ? sin + t * Dp : nullptr, scale, q + lane * Dp);
+            prepare(queries + t * row, D, q_norm, rotated ? cos + t * Dp : nullptr,
+                    rotated ? sin + t * Dp : nullptr, scale, q + lane * Dp);
         }
         for (int64_t d = 0; d < Dp; d += W) {
             F v[W];
@@ -114,9 +115,9 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
             transpose(v);
             for (int j = 0; j < W; ++j) store(qt + (d + j) * W, v[j]);
         }
-        const int64_t bites = ceil_div(T, MANY);
-        for (int64_t b = 0; b < bites; ++b) {
-            const int64_t t0 = T * b / bites, t1 = T * (b + 1) / bites;
+        const int64_t blocks = ceil_div(T, MANY);
+        for (int64_t b = 0; b < blocks; ++b) {
+            const int64_t t0 = T * b / blocks, t1 = T * (b + 1) / blocks;
             scores<MANY>((int)(t1 - t0), k + t0 * Dp, Dp, qt, D, s + t0 * W);
         }
         F top = load(s), sum = zero();
@@ -132,7 +133,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         const int64_t pieces = ceil_div(D, MANY);
         for (int64_t b = 0; b < pieces; ++b) {
             const int64_t d0 = D * b / pieces, d1 = D * (b + 1) / pieces;
-            weigh<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse, out + d0 * (to - from),
+            accumulate_values<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse, out + d0 * (to - from),
                         to - from, n, largest);
         }
         storen(p.attended.largest + head * p.attended.rows16 + i, as_float(largest), n);

@@ -1,5 +1,5 @@
-// Operands of the products as they are made: packed 32 columns at a time, with what RMSNorm and
-// quantisation need to know of whole rows; and quantised.
+// Packing of the products' operands, 32 columns at a time, with the partial reductions over rows
+// that RMSNorm and quantisation need; and their quantisation to VNNI-4.
 #pragma once
 #include "cpu/flow/flow_sample_plan.h"
 
@@ -7,17 +7,18 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-// Columns col.. (at most 32) of members i0..i1 of an operand, from 32 floats at source(i) each.
+// Packs the columns col.. (at most 32) of members i0..i1 of an operand, from 32 floats at source(i)
+// each.
 template <class Source>
-MC_INLINE void put(const Operand& o, int count, int64_t i0, int64_t i1, int64_t col,
+MC_INLINE void pack_operand(const Operand& o, int count, int64_t i0, int64_t i1, int64_t col,
                    const float* norm, Source source) {
     if (i0 >= i1) return;
-    const Rows rows = o.packed(count);
-    const int columns = (int)least(o.K - col, PANEL);
+    const PackedRows rows = o.packed(count);
+    const int columns = (int)min(o.K - col, PANEL);
     int tile = tile_at(rows, i0), n;
     for (int64_t i = i0; i < i1; i += n) {
         const int from = rows.begin(tile), to = rows.begin(tile + 1), height = to - from;
-        n = (int)least(W, least(i1, to) - i);
+        n = (int)min(W, min(i1, to) - i);
         float* out = o.data + o.K * from + col * height + (i - from);
         F squares = zero();
         I largest = zero_int();
@@ -39,21 +40,21 @@ MC_INLINE void put(const Operand& o, int count, int64_t i0, int64_t i1, int64_t 
     }
 }
 
-// put() of the residual stream's columns, times a norm's weights.
-void put_stream(const Plan& p, Set set, int e, int64_t i0, int64_t i1, int64_t panel,
+// The same of the residual stream's columns, times a norm's weights.
+void pack_stream(const Plan& p, Set set, int e, int64_t i0, int64_t i1, int64_t panel,
                 const FlowVector& weights, int layer) {
     const float* x = p.x + panel * p.rows * PANEL;
     const int64_t col = panel * PANEL;
     float norm[PANEL] = {0};
-    read_vector(weights, layer, col, least(weights.n - col, PANEL), norm);
+    read_vector(weights, layer, col, min(weights.n - col, PANEL), norm);
     const int count = p.count(set, e);
     if (set == Set::every)
-        put(p.every, count, i0, i1, col, norm, [=](int64_t i) { return x + i * PANEL; });
+        pack_operand(p.every, count, i0, i1, col, norm, [=](int64_t i) { return x + i * PANEL; });
     else if (set == Set::last)
-        put(p.last, count, i0, i1, col, norm,
+        pack_operand(p.last, count, i0, i1, col, norm,
             [=, &p](int64_t i) { return x + p.last_row(i) * PANEL; });
     else
-        put(p.unique, count, i0, i1, col, norm,
+        pack_operand(p.unique, count, i0, i1, col, norm,
             [=, &p](int64_t i) { return x + p.copy[i] * PANEL; });
 }
 
@@ -66,24 +67,24 @@ MC_INLINE F inverse_rms(const Operand& o, int64_t i, int n) {
     return div(set1(1), sqrt(add(div(s, set1((float)o.K)), set1(EPS))));
 }
 
-// Quads of the tile `tile` of an operand, columns from chunk * CHUNK on: q = to_even(y (127 / a)) for
-// a = max|y| of the row, as quantise_row() does it.
+// Quantises the tile `tile` of an operand to VNNI-4, columns from chunk * CHUNK on:
+// q = round_to_even(y (127 / a)) for a = max|y| of the row, as quantise_row() does it.
 void quantise(const Operand& o, int count, int tile, int64_t chunk) {
-    const Rows rows = o.packed(count);
+    const PackedRows rows = o.packed(count);
     const int from = rows.begin(tile), height = rows.begin(tile + 1) - from;
-    const int64_t k0 = chunk * CHUNK, k1 = least(k0 + CHUNK, o.K);
+    const int64_t k0 = chunk * CHUNK, k1 = min(k0 + CHUNK, o.K);
     for (int r = 0; r < height; r += W) {
-        const int n = (int)least(height - r, W);
+        const int n = (int)min(height - r, W);
         const int64_t i = from + r;
         const F norm = inverse_rms(o, i, n);
-        I most = zero_int();  // bits, so that a NaN shows
+        I largest = zero_int();  // as bits, which order as the numbers do, NaN above all
         for (int64_t piece = 0; piece < o.pieces; ++piece)
-            most = max(most, as_int(loadn(o.largest + piece * o.rows16 + i, n)));
-        const F a = mul(as_float(most), norm);
+            largest = max(largest, as_int(loadn(o.largest + piece * o.rows16 + i, n)));
+        const F a = mul(as_float(largest), norm);
         if (chunk == 0) storen(o.scale + i, div(a, set1(127)), n);
         const F by = select(less(zero(), a), div(set1(127), a), zero());
         const float* x = o.data + o.K * from + r;
-        float* out = o.quads + quads(o.K) * from + r;
+        float* out = o.vnni4_data + vnni4_words(o.K) * from + r;
         I sum = zero_int();
         for (int64_t k = k0; k < k1; k += 4) {
             I q[4];
@@ -94,7 +95,7 @@ void quantise(const Operand& o, int count, int tile, int64_t chunk) {
                 q[j] = to_int(select(less(abs(y), set1(128)), y, zero()));
                 sum = add(sum, q[j]);
             }
-            storen(out + k / 4 * height, as_float(four(q[0], q[1], q[2], q[3])), n);
+            storen(out + k / 4 * height, as_float(pack_bytes(q[0], q[1], q[2], q[3])), n);
         }
         storen((float*)o.sums + chunk * o.rows16 + i, as_float(sum), n);
     }

@@ -1,19 +1,19 @@
-// The plan of one flow_sample call: what is computed from what, in which order, and where it lies.
+// The schedule of one flow_sample call: phases, their tasks, and the memory they work on.
 //
 // Tokens. A request has one group of T = 1 + N + P tokens, or two with the unconditional branch
 // (none where its guidance is 0); all groups together are `rows` rows, token t of group g is row
 // g T + t. Three sets of rows are operands of products:
 //   every    all of them
-//   last     the P velocities of each group: all that the last block computes, but for keys and values
-//   unique   what differs in the first block: one first token per group, and per request its x and
-//            its history, which both branches share; the history only once per call
+//   last     the P velocities of each group: what the last block computes, besides keys and values
+//   unique   the distinct rows of the first block: a first token per group, and per request its x
+//            and its history, which both branches share; the history only once per call
 //
 // Order. One evaluation of the velocity is a list of phases (embed; per block qkv, attend, out, up,
-// down; final; step), a phase a list of tasks. Tasks are numbered through over the whole call and
-// claimed in that order; before a task of a phase is run, all tasks of earlier phases must be done,
-// which is one comparison with one count. So there is no barrier that threads join: it does not
-// matter how many threads came, and a thread knows its next task, and prefetches the weights of it,
-// while it still works on the one before.
+// down; final; step), a phase a list of tasks. Tasks are numbered over the whole call and claimed
+// in that order (a ticket each); before a task of a phase runs, all tasks of earlier phases must be
+// done, which is one comparison with one counter. So there is no barrier that threads join: any
+// number of threads will do, and a thread knows its next task, and prefetches its weights, while it
+// still works on the one before.
 #pragma once
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
@@ -28,25 +28,24 @@ constexpr float EPS = 1e-6f;
 constexpr int64_t CHUNK = 1024;  // columns that one task quantises
 constexpr int PART_TILES = 16;  // row tiles of one task: their sums for one panel stay in L1/L2
 
-MC_INLINE int64_t padded(int64_t n, int64_t to) { return ceil_div(n, to) * to; }
-
-// The left side of a product, packed in row tiles (see Rows), as it is written by the phase before:
-// 32 columns at a time. A normed operand holds x * norm weight; 1 / rms(x) is applied to the
-// product's rows, by the squares summed per 32 columns. Where activations are quantised, a phase of
-// its own makes quads of it (see gemm.h) before the product.
+// The left operand of a product, packed in row tiles (see PackedRows) by the epilogue of the phase
+// before, 32 columns at a time. RMSNorm is fused: a normed operand holds x * norm weight, and 1 /
+// rms(x), by squares summed per 32 columns, is applied to the product's rows. Where activations are
+// quantised, a phase of its own turns the operand into VNNI-4 words (see gemm.h) before the
+// product.
 struct Operand {
     float* data;
     int64_t K;
     float *squares, *largest;  // [pieces][rows16]: sums of x^2; max |data|, of 32 columns (a head)
     int64_t rows16, pieces;    // rows16: a multiple of 16
     bool normed;
-    float *quads, *scale;  // quads null: not quantised; scale [rows16]
+    float *vnni4_data, *scale;  // vnni4_data null: not quantised; scale [rows16]
     int32_t* sums;         // of the integers: [ceil(K / CHUNK)][rows16]
 
-    Rows packed(int rows) const { return {data, K, rows, tiles_for(rows), nullptr, nullptr}; }
-    Rows operand(int rows) const {
-        if (!quads) return packed(rows);
-        return {quads, MC_ISA::quads(K), rows, tiles_for(rows), nullptr, nullptr};
+    PackedRows packed(int rows) const { return {data, K, rows, tiles_for(rows), nullptr, nullptr}; }
+    PackedRows operand(int rows) const {
+        if (!vnni4_data) return packed(rows);
+        return {vnni4_data, MC_ISA::vnni4_words(K), rows, tiles_for(rows), nullptr, nullptr};
     }
     int64_t chunks() const { return ceil_div(K, CHUNK); }
 };
@@ -70,7 +69,7 @@ struct Plan {
     float *velocity, *state, *base;  // [last rows][state_row], [B P][state_row] twice
     int64_t state_row;
     float *first, *history;  // embedded: [ceil(H/32)][B][32], [ceil(H/32)][B N][32]
-    float *cos, *sin;        // [T][D]: of both members of each pair; sin with the sign of the first
+    float *cos, *sin;        // [T][D]: repeated for both neighbours; sin with the sign of the first
     Operand condition, past, current;      // of cond, and of x twice
     Operand unique, every, last;           // of qkv, up and final
     Operand attended, hidden;              // of out and down
@@ -96,15 +95,13 @@ struct Plan {
 };
 
 MC_INLINE const char* panel_of(const FlowMatrix& w, int layer, int64_t i) {
-    const int64_t column = w.dtype == Dtype::f32  ? 4 * w.k
-                           : w.dtype == Dtype::i8 ? w.k
-                           : w.dtype == Dtype::u8 ? 4 * quads(w.k)
-                                                  : 2 * w.k;
+    const int64_t k = w.dtype == Dtype::u8 ? 4 * vnni4_words(w.k) : w.k;
+    const int64_t column = k * element_bytes(w.dtype);
     return (const char*)w.data + (layer * ceil_div(w.n, PANEL) + i) * column * PANEL;
 }
 
 // The tile of `rows` that row i is in.
-MC_INLINE int tile_at(const Rows& rows, int64_t i) {
+MC_INLINE int tile_at(const PackedRows& rows, int64_t i) {
     int t = (int)(i * rows.tiles / rows.rows);
     while (rows.begin(t + 1) <= i) ++t;
     return t;
@@ -112,9 +109,9 @@ MC_INLINE int tile_at(const Rows& rows, int64_t i) {
 
 template <class T>
 MC_INLINE void read_values(const T* from, int64_t n, float* to) {
-    for (int64_t i = 0; i < n; i += W) store(to + i, loadn(from + i, (int)least(n - i, W)));
+    for (int64_t i = 0; i < n; i += W) store(to + i, loadn(from + i, (int)min(n - i, W)));
 }
-// n values of a vector, from `at` on, and zeros up to a whole number of vectors.
+// n values of a vector, from `at` on, zero padded to whole SIMD vectors.
 MC_INLINE void read_vector(const FlowVector& v, int layer, int64_t at, int64_t n, float* to) {
     at += layer * v.n;
     if (v.dtype == Dtype::f32) read_values((const float*)v.data + at, n, to);
@@ -128,7 +125,7 @@ struct Product {
     Set set;
     const FlowMatrix* w;
     int layer;
-    Rows rows;
+    PackedRows rows;
     int64_t first, panels;  // of the matrix
     int group, parts;
     int64_t tasks;
@@ -149,7 +146,8 @@ static Product product_of(const Plan& p, const Operand& x, Set set, int e, int m
     return m;
 }
 
-// Where a thread is in the order of things.
+// A phase: which evaluation, block and step it is, and its tasks. A thread walks through them with
+// `forward`.
 struct Phase {
     int e, block;
     Step step;
@@ -164,19 +162,19 @@ struct Phase {
         tasks += product[i].tasks;
     }
 
-    // The operands of the products of `of`, to be quantised: a task is a tile of CHUNK columns.
+    // Quantisation of the operands of step `of`: a task is a tile of CHUNK columns.
     void quantise(const Plan& p, Step of) {
         if (!p.a->quantised) return;
         const Step here = step;
         step = of;
-        measure(p);
+        set_tasks(p);
         step = here;
         tasks = 0;
         for (int i = 0; i < count; ++i)
             tasks += product[i].tasks = product[i].rows.tiles * product[i].x->chunks();
     }
 
-    void measure(const Plan& p) {
+    void set_tasks(const Plan& p) {
         const FlowSampleArgs& a = *p.a;
         const bool last = p.is_last(block);
         const Set rows = last ? Set::last : Set::every;
@@ -219,7 +217,7 @@ struct Phase {
 
     void begin(const Plan& p) {
         e = block = 0, step = Step::embed, start = 0;
-        measure(p);
+        set_tasks(p);
     }
 
     void forward(const Plan& p) {
@@ -227,10 +225,10 @@ struct Phase {
         if (step == Step::step) ++e, block = 0, step = Step::embed;
         else if (step == Step::down && !p.is_last(block)) ++block, step = Step::quantise_qkv;
         else step = (Step)((int)step + 1);
-        measure(p);
+        set_tasks(p);
     }
 
-    // On to the phase of task number `ticket`.
+    // Advances to the phase of task number `ticket`.
     void seek(const Plan& p, int64_t ticket) {
         while (ticket >= start + tasks) forward(p);
     }
@@ -247,7 +245,8 @@ struct Phase {
         return product[1];
     }
 
-    // The weights that task number `ticket` reads first; null where it reads none.
+    // The weights that task number `ticket` reads first, to be prefetched; null where it reads
+    // none.
     const char* weights(int64_t ticket) const {
         if (count == 0 || quantises()) return nullptr;
         int64_t task = ticket - start;

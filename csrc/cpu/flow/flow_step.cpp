@@ -1,8 +1,9 @@
-// flow_step: out = x + dt (v_c + g (v_c - v_u)) + noise_scale noise, per element of [B, P, C].
-// Cost: each operand read once, out written once; state and arithmetic are float32 whatever the
-// velocity's type. Every operand has its own strides, so the velocity may stay a slice of the
-// network's output. An absent operand costs nothing.
+// flow_step, Euler's step with classifier-free guidance: out = x + dt (v_c + g (v_c - v_u)) +
+// noise_scale noise, per element of [B, P, C]. Cost: each operand read once, out written once;
+// state and arithmetic are float32 whatever the velocity's type. Every operand has its own strides,
+// so the velocity may stay a slice of the network's output. An absent operand costs nothing.
 #include "cpu/flow/flow_step.h"
+#include "cpu/lib/convert.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 
@@ -10,22 +11,14 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t SERIAL = 1 << 14;
+constexpr int64_t SERIAL = 1 << 14;  // elements under which waking threads costs more
 
 struct Plan {
     const FlowStepArgs& a;
     Counter work;
 };
 
-template <class T>
-MC_INLINE F read(const void* p, int64_t i, int n) {
-    return n == W ? load((const T*)p + i) : loadn((const T*)p + i, n);
-}
-MC_INLINE F read(const Float3& v, int64_t i, int n) {
-    if (v.dtype == Dtype::f32) return read<float>(v.data, i, n);
-    if (v.dtype == Dtype::bf16) return read<bf16>(v.data, i, n);
-    return read<f16>(v.data, i, n);
-}
+MC_INLINE F read(const Float3& v, int64_t i, int n) { return load_part(v.data, v.dtype, i, n); }
 
 void run(void* context, int) {
     Plan& plan = *(Plan*)context;

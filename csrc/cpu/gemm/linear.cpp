@@ -1,11 +1,12 @@
-// linear: out[M, N] = act(x[M, K] @ w[N, K].T + bias) + residual, in float32 inside; for quads
-// ("int8_dyn") x is quantised by row first and the products are summed in int32.
+// linear: out[M, N] = act(x[M, K] @ w[N, K].T + bias) + residual, in float32 inside; with VNNI-4
+// weights ("int8_dyn") the rows of x are quantised first and the products are summed in int32.
 //
-// Cost: one read of w (N K elements), 2 M N K flops. See gemm.h for the idea; here is the split of
-// the work: a task is a few output panels times a range of row tiles, claimed in memory order, so
-// that all threads stream until the end. Scales, bias, activation and residual are applied while the
-// sums are still in L1.
+// Cost: one read of w (N K elements), 2 M N K flops. The GEMM is gemm.h's; here is the split into
+// tasks: a few micro-panels times a range of row tiles, claimed in memory order, so that all
+// threads stream until the end. Scales, bias, activation and residual are a fused epilogue on sums
+// in L1.
 #include "cpu/gemm/linear.h"
+#include "cpu/lib/arena.h"
 #include "cpu/lib/epilogue.h"
 #include "cpu/lib/quantise.h"
 
@@ -15,17 +16,18 @@ namespace {
 
 constexpr int64_t ROW_BLOCK = 256;  // rows whose sums for one panel stay in L1
 constexpr int PACK_IN_PARALLEL = 1 << 15;
-// Below both, one thread is done before a second one is awake: measured break-even, 2 threads.
+// Below both, one thread is done before a second one is awake: the measured break-even of 2
+// threads.
 constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
 
 struct Plan {
     const LinearArgs& a;
-    Epilogue end;
-    Rows x;        // the rows of this block
+    Epilogue epilogue;
+    PackedRows x;        // the rows of this block
     int64_t row0;  // where the block starts in x and out
     float* packed;
-    int8_t* quantised;  // for quads: the rows before they are packed, and
-    float* scale;       // what each is to be multiplied by, and
+    int8_t* quantised;  // of VNNI-4: the int8 rows before they are packed,
+    float* scale;       // the scale of each,
     int32_t* sum;       // the sum of its integers
     int64_t panels;
     int group, groups, splits;  // panels of a task, tasks over columns, over rows
@@ -59,7 +61,7 @@ template <class T>
 void run_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
     const LinearArgs& a = p.a;
-    const Matrix<T> m{(const T*)a.w, p.x.K, a.scale, p.end.outputs, a.act == Act::swiglu};
+    const Matrix<T> m{(const T*)a.w, p.x.K, a.scale, p.epilogue.outputs, a.act == Act::swiglu};
     float *scratch = p.scratch + id * p.scratch_each, *sums = scratch + KC * PANEL;
     const int64_t tasks = (int64_t)p.groups * p.splits;
     int64_t following = claim(p.work);
@@ -70,8 +72,8 @@ void run_tasks(void* context, int id) {
         const int part = (int)(task % p.splits);
         const int t0 = p.x.tiles * part / p.splits, t1 = p.x.tiles * (part + 1) / p.splits;
         const int row = p.x.begin(t0), rows = p.x.begin(t1) - row;
-        const auto end = [&](int64_t panel, const float* of) {
-            finish(p.end, p.row0 + row, rows, panel, of);
+        const auto epilogue = [&](int64_t panel, const float* of) {
+            apply_epilogue(p.epilogue, p.row0 + row, rows, panel, of);
         };
         if constexpr (!Sums<T>::quantised) {
             if (a.layout == Layout::rows) {
@@ -81,62 +83,51 @@ void run_tasks(void* context, int id) {
                 const int n = left < width ? (int)left : width, n_low = n < 16 ? n : 16;
                 rows_gemm(p.x, t0, t1, m.panels + col * a.w_row, n_low, m.panels + upper * a.w_row,
                           m.swiglu ? n : n - n_low, a.w_row, scratch, sums);
-                end(first, sums);
+                epilogue(first, sums);
                 continue;
             }
         }
         const T* after = following < tasks ? m.panel(following / p.splits * p.group) : nullptr;
-        multiply(p.x, t0, t1, m, first, last, after, sums, end);
+        multiply(p.x, t0, t1, m, first, last, after, sums, epilogue);
     }
-}
-
-int element_bytes(Dtype dtype) {
-    return dtype == Dtype::f32 ? 4 : dtype == Dtype::i8 || dtype == Dtype::u8 ? 1 : 2;
-}
-
-template <class T>
-T* take(char*& memory, int64_t count) {
-    T* taken = (T*)memory;
-    memory += (count * (int64_t)sizeof(T) + 63) / 64 * 64;
-    return taken;
 }
 
 }  // namespace
 
 void linear(const LinearArgs& a) {
     const bool quantised = a.w_dtype == Dtype::u8;
-    const int64_t outputs = a.act == Act::swiglu ? a.N / 2 : a.N, K = quantised ? quads(a.K) : a.K;
+    const int64_t outputs = a.act == Act::swiglu ? a.N / 2 : a.N, K = quantised ? vnni4_words(a.K) : a.K;
     const int width = a.act == Act::swiglu ? 16 : PANEL;
-    const int64_t panels = (outputs + width - 1) / width;
+    const int64_t panels = ceil_div(outputs, width);
     const int64_t bytes = a.N * a.K * element_bytes(a.w_dtype);
     const bool serial = a.M * a.N * a.K < SERIAL_PRODUCTS && bytes < SERIAL_BYTES;
     const int threads = serial || a.threads < 1 ? 1 : a.threads;
     const int block = (int)(a.M < ROW_BLOCK ? a.M : ROW_BLOCK);
-    const bool one_row = block == 1;  // which is its own packed form, once it is float or int8
+    const bool one_row = block == 1;  // its own packed form, once it is float or int8
     const bool to_pack = !one_row || (!quantised && a.x_dtype != Dtype::f32);
 
     int group = a.layout == Layout::rows ? 1 : panels_for(block);
     while (group > 1 && threads > 1 && panels < (int64_t)group * threads * 4) group /= 2;
     const int64_t scratch_each = KC * PANEL + (int64_t)group * block * PANEL;
-    const int64_t packed = to_pack ? block * K : 0, kept = quantised ? block : 0;
-    const int64_t floats = packed + threads * scratch_each + (K + 2) * kept;
-    char* memory = (char*)workspace((size_t)(floats + 5 * 16) * sizeof(float));
+    const int64_t packed = to_pack ? block * K : 0, quantised_rows = quantised ? block : 0;
+    const int64_t floats = packed + threads * scratch_each + (K + 2) * quantised_rows;
+    Arena arena{(char*)workspace((size_t)(floats + 5 * 16) * sizeof(float))};
     Plan plan{a, {a.bias, a.bias_dtype, a.residual, a.residual_dtype, a.residual_row, a.out,
                   a.out_dtype, a.out_row, outputs, a.act}};
-    plan.packed = take<float>(memory, packed);
-    plan.scale = take<float>(memory, kept);
-    plan.sum = take<int32_t>(memory, kept);
-    plan.quantised = quantised ? take<int8_t>(memory, 4 * K * kept) : nullptr;
-    plan.scratch = take<float>(memory, threads * scratch_each);
+    plan.packed = arena.take<float>(packed);
+    plan.scale = arena.take<float>(quantised_rows);
+    plan.sum = arena.take<int32_t>(quantised_rows);
+    plan.quantised = quantised ? arena.take<int8_t>(4 * K * quantised_rows) : nullptr;
+    plan.scratch = arena.take<float>(threads * scratch_each);
     plan.scratch_each = scratch_each;
     plan.panels = panels;
     plan.group = group;
-    plan.groups = (int)((panels + group - 1) / group);
+    plan.groups = (int)ceil_div(panels, group);
     void (*run)(void*, int) = a.w_dtype == Dtype::f32    ? run_tasks<float>
                               : a.w_dtype == Dtype::bf16 ? run_tasks<bf16>
                               : a.w_dtype == Dtype::f16  ? run_tasks<f16>
                               : a.w_dtype == Dtype::i8   ? run_tasks<int8_t>
-                                                         : run_tasks<quad>;
+                                                         : run_tasks<vnni4>;
 
     for (int64_t row0 = 0; row0 < a.M; row0 += ROW_BLOCK) {
         const int rows = (int)(a.M - row0 < ROW_BLOCK ? a.M - row0 : ROW_BLOCK);

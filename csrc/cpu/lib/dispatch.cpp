@@ -1,4 +1,4 @@
-// Picks the kernels by CPUID when the module is loaded; tests may pick another set.
+// Dispatch by CPUID when the module is loaded; tests may select another instruction set.
 #include "cpu/lib/dispatch.h"
 
 #include <cstring>

@@ -1,4 +1,4 @@
-// What follows a product while its sums are still in L1: bias, activation, residual, rounding.
+// GEMM epilogue: bias, activation, residual and rounding, on a product's sums while they are in L1.
 #pragma once
 #include "cpu/lib/gemm.h"
 #include "cpu/lib/types.h"
@@ -58,9 +58,9 @@ MC_INLINE F activate(Act act, F v) {
     }
 }
 
-// The columns of one panel for the rows [row, row + rows) of residual and out; sums [rows][32]:
-// 32 columns, or for swiglu 16 gates and their 16 ups.
-static void finish(const Epilogue& e, int64_t row, int rows, int64_t panel, const float* sums) {
+// The columns of one micro-panel for the rows [row, row + rows) of residual and out; sums
+// [rows][32]: 32 columns, or for swiglu 16 gates and their 16 ups.
+static void apply_epilogue(const Epilogue& e, int64_t row, int rows, int64_t panel, const float* sums) {
     const bool swiglu = e.act == Act::swiglu;
     const int width = swiglu ? 16 : PANEL;
     const int64_t col = panel * width, left = e.outputs - col;

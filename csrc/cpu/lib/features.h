@@ -8,8 +8,8 @@
 
 namespace mingcore {
 
-// Whether the set in use multiplies VNNI-4 operands with the VNNI instruction: AVX512-VNNI for avx512,
-// AVX-VNNI for avx2. Without it the same sums are made from 16-bit products.
+// Whether the set in use multiplies VNNI-4 operands with the VNNI instruction: AVX512-VNNI for
+// avx512, AVX-VNNI for avx2. Without it the same sums are made from 16-bit products.
 extern bool cpu_vnni;
 // Whether it has the bf16 dot product (AVX512-BF16, avx512 only): products of bf16 with bf16.
 extern bool cpu_bf16;

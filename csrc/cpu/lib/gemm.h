@@ -1,23 +1,25 @@
-// Small-M GEMM on packed weight panels: c[M, 32 per panel] = x[M, K] @ panel[K, 32].
+// GEMM for small M on packed micro-panels: c[M, 32 per micro-panel] = x[M, K] @ panel[K, 32].
 //
-// Cost: every weight is read from memory once, 2 M flops each. A panel is 32 output columns,
-// stored [K, 32], so that one k is one or two whole cache lines; x is packed to [K, rows] per row
-// tile, so that the broadcasts of one k share a line. A tile keeps rows x 32 sums in registers
-// and walks K. The idea that makes it fast: nothing but the weights moves (a panel's K block
-// stays in L1/L2 while all row tiles pass over it), and for few rows several panels advance
-// together, which keeps enough loads in flight to reach the memory's bandwidth.
+// Cost: every weight is read from memory once, 2 M flops each. The design is that of BLIS and
+// GotoBLAS: a micro-panel ("panel" below) is 32 output columns, stored [K, 32], so that one k is
+// one or two whole cache lines; x is packed to [K, rows] per row tile, so that the broadcasts of
+// one k share a line; the micro-kernel (`tile`) keeps rows x 32 sums in registers and walks K.
+// Loops are ordered so that only the weights move: the K block of a panel stays in L1/L2 while all
+// row tiles pass over it. With few rows several panels advance together, which keeps enough loads
+// in flight to reach the memory's bandwidth.
 //
-// Sums run over KC-long blocks from zero, then join: the same order for every M and every
-// thread count, so a row's bits do not depend on its batch; and rounding grows with KC + K/KC.
+// Order of summation: over KC-long blocks from zero, then block by block. It is the same for every
+// M and every thread count, so a row's bits do not depend on its batch; rounding grows with KC +
+// K/KC.
 //
-// Weights are float32, bf16, fp16 or int8, all widened to float32 in registers, or quads: four k of
-// a column as bytes, multiplied with four int8 activations into int32 (simd_int.h). A quad is a
-// 32-bit word, so panels, packed rows and sums of quads lie in memory like those of float32, and
-// all below but the innermost instruction is shared. `multiply` is the whole for one thread.
+// Types: weights are float32, bf16, fp16 or int8, all widened to float32 in registers; or VNNI-4,
+// four k of a column as bytes, multiplied with four int8 activations into int32 (simd_int.h). A
+// VNNI-4 word has 32 bits, so its panels, packed rows and sums lie in memory like those of float32,
+// and all but the innermost instruction is shared. `multiply` is the entry for one thread.
 //
-// Pairs are bf16 panels read two k at a time: the words of both rows are shuffled into two k of one
-// column each, and multiplied with two bf16 activations into float32, where the CPU has that
-// instruction (AVX512-BF16). A row of K is then K / 2 words, like a row of quads.
+// VNNI-2: bf16 panels read two k at a time. The words of both k are shuffled into two k of one
+// column each, and multiplied with two bf16 activations into float32, where the CPU has vdpbf16ps
+// (AVX512-BF16). A row of K is then K / 2 words.
 //
 // Measured (2 Zen 5 cores of a virtual machine, best of interleaved rounds, the call from Python
 // with its 8 us included; the read probe 61 GB/s, one large torch.mm 196 to 220 GFLOP/s):
@@ -28,11 +30,11 @@
 //   22 rows, 1024 to 3072, warm, GFLOP/s: fp32 428, bf16 448, int8 446, int8_dyn 1422 (without VNNI
 //   560); AVX2: bf16 201, int8_dyn 606 (without VNNI 312). 512 rows, bf16: 405 to 486.
 //   So from 8 rows on float32 products are bound by the vector units.
-// Fetching ahead: 8 KB over all streams is best (4 rows of bf16: 251 us at 1 KB per stream, 207 at 4,
-// 217 at 8 KB; one row of int8: 120 us at 1 KB, 106 at 2, 109 at 4). With one stream the whole next
-// block is best: fetching a fixed distance ahead instead is 8 to 20 % slower, half a block or more
-// further 5 to 20 %. Alternating 2 panels block by block for 7 to 14 rows: no effect; 4: up to 15 %
-// slower.
+// Software prefetch: 8 KB over all streams is the best distance (4 rows of bf16: 251 us at 1 KB per
+// stream, 207 at 4, 217 at 8 KB; one row of int8: 120 us at 1 KB, 106 at 2, 109 at 4). With one
+// stream the whole next block is best: a fixed distance instead is 8 to 20 % slower, half a block
+// or more further 5 to 20 %. Alternating 2 panels block by block for 7 to 14 rows: no effect; 4: up
+// to 15 % slower.
 #pragma once
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd_int.h"
@@ -41,8 +43,8 @@ namespace mingcore {
 namespace MC_ISA {
 
 constexpr int PANEL = 32;
-constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and 16 further on
-constexpr int64_t KC = 128;  // a K block: long enough to hide the sums' update, short enough for L1
+constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and those 16 further on
+constexpr int64_t KC = 128;  // a K block: hides the update of the sums, and fits L1
 #if defined(MC_AVX512)
 constexpr int ROWS = 14;      // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
 constexpr int MAX_SUMS = 24;  // when several slices advance together
@@ -51,9 +53,9 @@ constexpr int ROWS = 6;
 constexpr int MAX_SUMS = 12;
 #endif
 constexpr int MAX_UNITS = 4;  // slices that advance together
-constexpr int NEAR = 8192;    // bytes that they fetch ahead together
+constexpr int NEAR = 8192;    // their prefetch distance, in bytes over all of them
 
-// The two vectors of a slice. bf16 panels interleave: word j of a row holds columns j and j + 16.
+// The two vectors of a slice. bf16 panels interleave: word j of a k holds the columns j and j + 16.
 MC_INLINE void load_slice(const float* p, F& a, F& b) {
     a = load(p);
     b = load(p + 16);
@@ -62,47 +64,47 @@ MC_INLINE void load_slice(const f16* p, F& a, F& b) {
     a = load(p);
     b = load(p + 16);
 }
-MC_INLINE void load_slice(const bf16* p, F& a, F& b) { load_pair(p, a, b); }
+MC_INLINE void load_slice(const bf16* p, F& a, F& b) { load_halves(p, a, b); }
 MC_INLINE void load_slice(const int8_t* p, F& a, F& b) {
     a = load(p);
     b = load(p + 16);
 }
-MC_INLINE void load_slice(const quad* p, I& a, I& b) {
+MC_INLINE void load_slice(const vnni4* p, I& a, I& b) {
     a = load_int(p);
     b = load_int(p + 16);
 }
 #if defined(MC_AVX512)
-MC_INLINE void load_slice(const pair* p, I& a, I& b) { load_two(p, a, b); }
-MC_INLINE const pair* slice(const pair* panel, int) { return panel; }
+MC_INLINE void load_slice(const vnni2* p, I& a, I& b) { load_vnni2(p, a, b); }
+MC_INLINE const vnni2* slice(const vnni2* panel, int) { return panel; }
 #endif
 MC_INLINE const float* slice(const float* panel, int s) { return panel + s * W; }
 MC_INLINE const f16* slice(const f16* panel, int s) { return panel + s * W; }
 MC_INLINE const bf16* slice(const bf16* panel, int s) { return panel + 2 * s * W; }
 MC_INLINE const int8_t* slice(const int8_t* panel, int s) { return panel + s * W; }
-MC_INLINE const quad* slice(const quad* panel, int s) { return panel + s * W; }
+MC_INLINE const vnni4* slice(const vnni4* panel, int s) { return panel + s * W; }
 
-// The type of a sum and of an operand: float32, but for the int32 sums of quads and for words that
-// hold several k of both operands.
+// Accumulator type V and operand type X of a weight type: float32, but for the int32 sums of VNNI-4
+// and for words that hold several k of both operands.
 template <class T>
 struct Sums {
     typedef F V, X;
     static constexpr bool quantised = false, words = false;
 };
 template <>
-struct Sums<pair> {
+struct Sums<vnni2> {
     typedef F V;
     typedef I X;
     static constexpr bool quantised = false, words = true;
 };
 template <>
-struct Sums<quad> {
+struct Sums<vnni4> {
     typedef I V, X;
     static constexpr bool quantised = true, words = true;
 };
 MC_INLINE void clear(F& a) { a = zero(); }
 MC_INLINE void clear(I& a) { a = zero_int(); }
-MC_INLINE void spread(const float* x, F& a) { a = set1(*x); }
-MC_INLINE void spread(const float* x, I& a) {
+MC_INLINE void broadcast(const float* x, F& a) { a = set1(*x); }
+MC_INLINE void broadcast(const float* x, I& a) {
     int32_t four;
     memcpy(&four, x, 4);
     a = set1_int(four);
@@ -121,20 +123,21 @@ MC_INLINE F multiply_add(I x, I w, F sum) {
     return dot2(sum, w, x);
 }
 #endif
-MC_INLINE void put(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
-MC_INLINE void put(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
+MC_INLINE void accumulate(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
+MC_INLINE void accumulate(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
 
-// What a tile fetches ahead: `bytes` per k, from at[u] on, and from k = turn on from then[u] on.
-struct Ahead {
+// Software prefetch of a tile: `bytes` per k, from at[u] on, and from then[u] on once k is
+// switch_k.
+struct Lookahead {
     const char *at[MAX_UNITS], *then[MAX_UNITS];
-    int64_t bytes, turn;
+    int64_t bytes, switch_k;
 };
 
-// c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances PANEL per k.
-// Not inlined: alone, its sums and pointers fit the registers.
+// The micro-kernel: c[u][r] (+)= x[:, r] @ w[u] for kc values of k; x [kc, MR], each w[u] advances
+// PANEL per k. Not inlined: alone, its sums and pointers fit the registers.
 template <class T, int MR, int NU, bool VNNI>
 __attribute__((noinline)) static void tile(const float* x, const T* const* w_in, int64_t kc,
-                                           float* const* c, bool first, const Ahead& ahead) {
+                                           float* const* c, bool first, const Lookahead& ahead) {
     typedef typename Sums<T>::V V;
     typedef typename Sums<T>::X X;
     V a[NU][MR], b[NU][MR];
@@ -149,7 +152,7 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
         }
     }
     for (int64_t k = 0; k < kc; ++k, x += MR) {
-        if (NU > 1 && k == ahead.turn)
+        if (NU > 1 && k == ahead.switch_k)
             for (int u = 0; u < NU; ++u) fetch[u] = ahead.then[u];
         for (int u = 0; u < NU; ++u) {
             X p, q;
@@ -160,7 +163,7 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
             w[u] += PANEL;
             for (int r = 0; r < MR; ++r) {
                 X v;
-                spread(x + r, v);
+                broadcast(x + r, v);
                 a[u][r] = multiply_add<VNNI>(v, p, a[u][r]);
                 b[u][r] = multiply_add<VNNI>(v, q, b[u][r]);
             }
@@ -169,14 +172,14 @@ __attribute__((noinline)) static void tile(const float* x, const T* const* w_in,
     for (int u = 0; u < NU; ++u)
         for (int r = 0; r < MR; ++r) {
             float* o = c[u] + r * PANEL;
-            put(o, a[u][r], first);
-            put(o + 16, b[u][r], first);
+            accumulate(o, a[u][r], first);
+            accumulate(o + 16, b[u][r], first);
         }
 }
 
 template <class T, int NU, int MR>
 static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, float* const* c,
-                    bool first, const Ahead& ahead) {
+                    bool first, const Lookahead& ahead) {
     if (rows == MR) {
         if constexpr (Sums<T>::quantised)
             if (cpu_vnni) return tile<T, MR, NU, true>(x, w, kc, c, first, ahead);
@@ -188,9 +191,9 @@ static void tile_of(int rows, const float* x, const T* const* w, int64_t kc, flo
 constexpr int rows_for(int units) { return units == 1 ? ROWS : MAX_SUMS / (2 * units); }
 
 // Rows of x, packed: tile t holds rows [begin(t), begin(t + 1)) as [K, rows of t] at K * begin(t).
-// For quads a number of x is four int8 activations, K = quads(k) of them, and each row has a scale
-// and the sum of its integers (quantise.h).
-struct Rows {
+// In VNNI-4 an element of x is four int8 activations, K = vnni4_words(k) of them, and each row has
+// a scale and the sum of its integers (quantise.h).
+struct PackedRows {
     const float* x;
     int64_t K;
     int rows, tiles;
@@ -201,8 +204,8 @@ struct Rows {
 
 MC_INLINE int tiles_for(int rows) { return (rows + ROWS - 1) / ROWS; }
 
-// One tile of `out` (see Rows) from x [rows, K] with row stride x_row. Quantised rows are packed as
-// float: their bits are moved, four integers at a time. One dense row is its own packed form.
+// Packs one tile of PackedRows from x [rows, K] with row stride x_row. VNNI-4 words are packed as
+// float: only their bits are moved. One dense row is its own packed form.
 template <class T>
 static void pack_tile(const T* x, int64_t x_row, int64_t K, int rows, float* out) {
     for (int r0 = 0; r0 < rows; r0 += W) {
@@ -217,29 +220,29 @@ static void pack_tile(const T* x, int64_t x_row, int64_t K, int rows, float* out
     }
 }
 
-// How many panels one task should take: enough for the units that advance together.
+// How many panels one task should take: enough for the slices that advance together.
 MC_INLINE int panels_for(int rows) {
     for (int units = MAX_UNITS; units > SLICES; units /= 2)
         if (rows <= rows_for(units)) return units / SLICES;
     return 1;
 }
 
-// One K block for the tiles t0..t1. They share the fetching of `next`, the block that will be needed
-// after this one: the memory is busy all the time, not during the first tile only, and a task's
-// first block is on its way before the task starts. With few rows several streams run at the
-// memory's own pace, and looking a little ahead in each is better, at its end into `next`.
+// One K block for the tiles t0..t1. They share the prefetch of `next`, the block that will be
+// needed after this one: so the memory is busy all the time, not during the first tile only, and a
+// task's first block is on its way before the task starts. With few rows several streams are bound
+// by memory, and a short prefetch distance in each is better, at its end into `next`.
 template <class T, int NU>
-static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* const* next,
+static void advance(const PackedRows& x, int t0, int t1, const T* const* w, const T* const* next,
                     int64_t k0, int64_t kc, float* const* c) {
     const int base = x.begin(t0);
     for (int t = t0; t < t1; ++t) {
         const int r = x.begin(t), n = x.begin(t + 1) - r;
         float* ct[NU];
-        Ahead ahead;
+        Lookahead ahead;
         ahead.bytes = PANEL * sizeof(T) / (t1 - t0);
-        ahead.turn = kc;
+        ahead.switch_k = kc;
         if (NU > 1 && k0 + kc == x.K)
-            ahead.turn = kc > NEAR / NU / ahead.bytes ? kc - NEAR / NU / ahead.bytes : 0;
+            ahead.switch_k = kc > NEAR / NU / ahead.bytes ? kc - NEAR / NU / ahead.bytes : 0;
         for (int u = 0; u < NU; ++u) {
             ct[u] = c[u] + (int64_t)(r - base) * PANEL;
             ahead.at[u] = NU > 1 ? (const char*)w[u] + NEAR / NU
@@ -253,7 +256,7 @@ static void advance(const Rows& x, int t0, int t1, const T* const* w, const T* c
 // One K block of `count` panels; panels[i] and next[i] point at its first row and at the first row
 // of the block after it. c [count][rows of t0..t1][32].
 template <class T>
-static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, const T* const* next,
+static void panel_block(const PackedRows& x, int t0, int t1, const T* const* panels, const T* const* next,
                         int count, int64_t k0, int64_t kc, float* c) {
     const int rows = x.begin(t1) - x.begin(t0);
     const int tallest = (x.rows + x.tiles - 1) / x.tiles;
@@ -279,7 +282,7 @@ static void panel_block(const Rows& x, int t0, int t1, const T* const* panels, c
 // c [count][rows of t0..t1][32] = x @ panels, for count <= MAX_UNITS packed panels of [K, 32].
 // `after`: the first of the panels that this thread will need next, or null.
 template <class T>
-static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, int count,
+static void panel_gemm(const PackedRows& x, int t0, int t1, const T* const* panels, int count,
                        const T* after, float* c) {
     for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
         const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;
@@ -294,8 +297,9 @@ static void panel_gemm(const Rows& x, int t0, int t1, const T* const* panels, in
     }
 }
 
-// A packed matrix: panels [count()][K][32] of T (for quads K = quads(k)) with one scale per row for
-// int8 and quads, else null. outputs: columns of the product, half the matrix's rows for swiglu.
+// A packed matrix: panels [count()][K][32] of T (in VNNI-4 K = vnni4_words(k)), with one scale per
+// row where it is quantised, else null. outputs: columns of the product, half the matrix's rows for
+// swiglu.
 template <class T>
 struct Matrix {
     const T* panels;
@@ -320,9 +324,9 @@ static void panel_scale(const Matrix<T>& m, int64_t panel, float* to) {
     }
 }
 
-// Sums of quantised weights to the product, in place: c [rows of t0..t1][32].
+// Dequantises the sums of quantised weights, in place: c [rows of t0..t1][32].
 template <class T>
-static void scale_sums(const Rows& x, int t0, int t1, const float* scale, float* c) {
+static void scale_sums(const PackedRows& x, int t0, int t1, const float* scale, float* c) {
     F by[PANEL / W];
     for (int j = 0; j < PANEL / W; ++j) by[j] = load(scale + j * W);
     const int to = x.begin(t1);
@@ -342,16 +346,16 @@ static void scale_sums(const Rows& x, int t0, int t1, const float* scale, float*
 // Floats of scratch that `multiply` needs for the sums of `rows` rows.
 MC_INLINE int64_t sums_for(int rows) { return (int64_t)panels_for(rows) * rows * PANEL; }
 
-// x (its tiles t0..t1) times the panels [p0, p1) of m; then finish(panel, sums [rows][32]) for each,
-// rows being those of t0..t1. sums: sums_for(x.rows) floats of the calling thread. after: what
-// this thread will multiply with next, or null. Allocates nothing, starts no threads.
-template <class T, class Finish>
-static void multiply(const Rows& x, int t0, int t1, const Matrix<T>& m, int64_t p0, int64_t p1,
-                     const T* after, float* sums, const Finish& finish) {
+// x (its tiles t0..t1) times the panels [p0, p1) of m; then epilogue(panel, sums [rows][32]) for
+// each, rows being those of t0..t1. sums: sums_for(x.rows) floats of the calling thread. after:
+// what this thread will multiply with next, or null. Allocates nothing, starts no threads.
+template <class T, class Epilogue>
+static void multiply(const PackedRows& x, int t0, int t1, const Matrix<T>& m, int64_t p0, int64_t p1,
+                     const T* after, float* sums, const Epilogue& epilogue) {
     const int64_t size = (int64_t)(x.begin(t1) - x.begin(t0)) * PANEL;
-    const int most = panels_for(x.rows);
-    for (int64_t p = p0; p < p1; p += most) {
-        const int count = p1 - p < most ? (int)(p1 - p) : most;
+    const int group = panels_for(x.rows);
+    for (int64_t p = p0; p < p1; p += group) {
+        const int count = p1 - p < group ? (int)(p1 - p) : group;
         const T* at[MAX_UNITS];
         for (int i = 0; i < count; ++i) at[i] = m.panel(p + i);
         panel_gemm(x, t0, t1, at, count, p + count < p1 ? m.panel(p + count) : after, sums);
@@ -361,16 +365,16 @@ static void multiply(const Rows& x, int t0, int t1, const Matrix<T>& m, int64_t 
                 panel_scale(m, p + i, scale);
                 scale_sums<T>(x, t0, t1, scale, sums + i * size);
             }
-            finish(p + i, (const float*)sums + i * size);
+            epilogue(p + i, (const float*)sums + i * size);
         }
     }
 }
 
-// The same for one panel from unpacked weights: its columns 0..15 are the n_low rows at `low`,
-// 16..31 the n_high rows at `high`. Each K block is transposed into `scratch` [KC, 32] first: the
-// same sums, so the same bits, as from the packed form.
+// The same for one panel of unpacked weights: its columns 0..15 are the n_low rows at `low`, 16..31
+// the n_high rows at `high`. Each K block is packed into `scratch` [KC, 32] first: the same sums,
+// so the same bits, as from the packed form.
 template <class T>
-static void rows_gemm(const Rows& x, int t0, int t1, const T* low, int n_low, const T* high,
+static void rows_gemm(const PackedRows& x, int t0, int t1, const T* low, int n_low, const T* high,
                       int n_high, int64_t w_row, float* scratch, float* c) {
     for (int64_t k0 = 0; k0 < x.K; k0 += KC) {
         const int64_t kc = x.K - k0 < KC ? x.K - k0 : KC;

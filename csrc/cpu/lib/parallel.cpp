@@ -33,7 +33,8 @@ GompParallel find_gomp() {
     return reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
 }
 
-// Looked up at every region until found: PyTorch may be imported after this module.
+// GOMP_parallel of the OpenMP runtime in the process; looked up at every region until found, as
+// PyTorch may be imported after this module.
 GompParallel gomp() {
     static GompParallel found = nullptr;
     GompParallel f = __atomic_load_n(&found, __ATOMIC_ACQUIRE);
@@ -41,7 +42,8 @@ GompParallel gomp() {
     return f;
 }
 
-// Used only where no OpenMP runtime is loaded. One region at a time; workers sleep in between.
+// A pool of std::thread, used only where no OpenMP runtime is loaded. One region at a time; workers
+// sleep in between.
 class Pool {
 public:
     void run(Region& region) {
@@ -112,19 +114,19 @@ void* workspace(size_t bytes, int slot) {
     return scratch.data;
 }
 
-static void rest(int spins) {  // some tens of microseconds: the usual wait is for a piece of work
+static void back_off(int spins) {  // spins some tens of microseconds, the length of a usual task
     if (spins >= 2000) sched_yield();
 #if defined(MC_X86)
     else __builtin_ia32_pause();
 #endif
 }
 
-void wait_longer(const Counter& left) {
-    for (int i = 0; !finished(left); ++i) rest(i);
+void spin_until_zero(const Counter& left) {
+    for (int i = 0; !finished(left); ++i) back_off(i);
 }
 
-void wait_until(const Counter& counter, int64_t at_least) {
-    for (int i = 0; __atomic_load_n(&counter.next, __ATOMIC_ACQUIRE) < at_least; ++i) rest(i);
+void wait_until(const Counter& counter, int64_t min_value) {
+    for (int i = 0; __atomic_load_n(&counter.next, __ATOMIC_ACQUIRE) < min_value; ++i) back_off(i);
 }
 
 void ask_for_huge_pages(void* data, size_t bytes) {

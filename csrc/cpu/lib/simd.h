@@ -1,5 +1,6 @@
-// With simd_int.h the only place with ISA intrinsics. Included by units that are compiled once per ISA; all
-// names live in that ISA's own namespace, so that no two variants can be merged by the linker.
+// Vectors of float32: with simd_int.h the only place with ISA intrinsics. Included by units that
+// are compiled once per ISA; all names live in that ISA's own namespace, so that the linker can
+// never merge two variants of one inline function.
 //
 //   F           W float32 lanes                M      a lane mask
 //   load/store  W elements of float, bf16 or f16 (widened to, rounded from float32)
@@ -56,7 +57,7 @@ MC_INLINE F select(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); 
 MC_INLINE bool all(M m) { return m == 0xffff; }
 MC_INLINE F abs(F a) { return _mm512_abs_ps(a); }
 MC_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a); }
-MC_INLINE F swap_pairs(F a) { return _mm512_permute_ps(a, 0xB1); }  // lanes 1 0 3 2 ...
+MC_INLINE F swap_neighbours(F a) { return _mm512_permute_ps(a, 0xB1); }  // lanes 1 0 3 2 ...
 MC_INLINE F copysign(F a, F sign) {
     const I s = _mm512_set1_epi32(INT32_MIN);
     return _mm512_castsi512_ps(
@@ -99,15 +100,15 @@ MC_INLINE __m256i narrow_f16(F a) {
 MC_INLINE void store(f16* p, F a) { _mm256_storeu_si256((__m256i*)p, narrow_f16(a)); }
 MC_INLINE void storen(f16* p, F a, int n) { _mm256_mask_storeu_epi16(p, first(n), narrow_f16(a)); }
 
-// W 32-bit words, each two bf16: the low halves and the high halves as float32.
-MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
+// W 32-bit words of two bf16 each: the low halves and the high halves, as float32.
+MC_INLINE void load_halves(const bf16* p, F& low, F& high) {
     const I w = _mm512_loadu_si512(p);
     low = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
     high = _mm512_castsi512_ps(_mm512_and_si512(w, _mm512_set1_epi32((int)0xffff0000)));
 }
 MC_INLINE void prefetch(const void* p) { _mm_prefetch((const char*)p, _MM_HINT_T0); }
 
-MC_INLINE void transpose(F r[W]) {  // 16x16: pairs, quads, then 128-bit lanes
+MC_INLINE void transpose(F r[W]) {  // 16x16: by 32 bits, 64 bits, then 128-bit lanes
     F t[16];
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
@@ -175,7 +176,7 @@ MC_INLINE F select(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, m); }
 MC_INLINE bool all(M m) { return _mm256_movemask_ps(m) == 0xff; }
 MC_INLINE F abs(F a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 MC_INLINE F sqrt(F a) { return _mm256_sqrt_ps(a); }
-MC_INLINE F swap_pairs(F a) { return _mm256_permute_ps(a, 0xB1); }
+MC_INLINE F swap_neighbours(F a) { return _mm256_permute_ps(a, 0xB1); }
 MC_INLINE F copysign(F a, F sign) {
     const F s = _mm256_set1_ps(-0.0f);
     return _mm256_or_ps(_mm256_andnot_ps(s, a), _mm256_and_ps(s, sign));
@@ -230,7 +231,7 @@ MC_INLINE __m128i narrow_f16(F a) {
 MC_INLINE void store(f16* p, F a) { _mm_storeu_si128((__m128i*)p, narrow_f16(a)); }
 MC_INLINE void storen(f16* p, F a, int n) { store16n(p, narrow_f16(a), n); }
 
-MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
+MC_INLINE void load_halves(const bf16* p, F& low, F& high) {
     const I w = _mm256_loadu_si256((const __m256i*)p);
     low = _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
     high = _mm256_castsi256_ps(_mm256_and_si256(w, _mm256_set1_epi32((int)0xffff0000)));
@@ -306,7 +307,7 @@ MC_INLINE F sqrt(F a) {
     return F{__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]),
              __builtin_sqrtf(a[3])};
 }
-MC_INLINE F swap_pairs(F a) { return F{a[1], a[0], a[3], a[2]}; }
+MC_INLINE F swap_neighbours(F a) { return F{a[1], a[0], a[3], a[2]}; }
 MC_INLINE F copysign(F a, F sign) {
     return floats((bits(a) & 0x7fffffff) | (bits(sign) & INT32_MIN));
 }
@@ -388,7 +389,7 @@ MC_INLINE void store(T* p, F a) {
     storen(p, a, W);
 }
 
-MC_INLINE void load_pair(const bf16* p, F& low, F& high) {
+MC_INLINE void load_halves(const bf16* p, F& low, F& high) {
     I w;
     memcpy(&w, p, 16);
     low = floats(w << 16);

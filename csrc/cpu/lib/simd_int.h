@@ -1,13 +1,17 @@
-// int8 and int32 lanes, and the four-way products of "int8_dyn".
+// Vectors of int8 and int32, and the dot products of VNNI operands: 32-bit words of several k of
+// one column.
 //
-//   I           W int32 lanes                  quad   four int8 weights of one column, each + 128
-//   pair        two k of one column of a bf16 panel; dot2 their products with two activations
-//   four        the low bytes of four, side by side: a quad of activations
-//   dot4<VNNI>  acc + the four products of each quad and four int8 activations, in int32, exactly
+//   I           W int32 lanes
+//   vnni4       four k of a column as int8 + 128: weights of "int8_dyn"
+//   vnni2       two k of a column as bf16: bf16 micro-panels, two rows at a time
+//   pack_bytes  the low bytes of four vectors side by side: VNNI-4 activations
+//   dot4<VNNI>  acc + the four products of each vnni4 and four int8 activations, in int32, exactly
+//   dot2        acc + the two products of each vnni2 and two bf16 activations, in float32
 //
-// With VNNI the weights are taken as they are stored, unsigned, and the sum comes out larger by 128 *
-// (the sum of the activations), which the caller takes off. Without, |w| times x with the sign of w:
-// a pair of these, at most 2 * 127 * 127, fits the 16 bits that the instruction saturates at.
+// VNNI (vpdpbusd) multiplies unsigned with signed bytes: weights are used as they are stored, and
+// the sum is too large by 128 * (the sum of the activations), which the caller subtracts. Without
+// VNNI, vpmaddubsw multiplies |w| with x that has the sign of w: the sum of two such products is at
+// most 2 * 127 * 127, below the 16 bits at which the instruction saturates.
 #pragma once
 #include "cpu/lib/features.h"
 #include "cpu/lib/simd.h"
@@ -15,10 +19,10 @@
 namespace mingcore {
 namespace MC_ISA {
 
-struct quad {
+struct vnni4 {
     uint8_t at[4];
 };
-struct pair {  // a word of a bf16 panel: the next row's stands 16 words further on
+struct vnni2 {  // as stored, a word of a bf16 micro-panel: the next k's is 16 words further on
     bf16 at[2];
 };
 
@@ -43,20 +47,21 @@ MC_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
 MC_INLINE void storen(int8_t* p, I a, int n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, first(n), a);
 }
-MC_INLINE I four(I a, I b, I c, I d) {
+MC_INLINE I pack_bytes(I a, I b, I c, I d) {
     const I low = _mm512_set1_epi32(255);
     const I ab = _mm512_or_si512(_mm512_and_si512(a, low),
                                  _mm512_slli_epi32(_mm512_and_si512(b, low), 8));
     const I c2 = _mm512_slli_epi32(_mm512_and_si512(c, low), 16);
     return _mm512_or_si512(ab, _mm512_or_si512(c2, _mm512_slli_epi32(d, 24)));
 }
-// Two rows of a bf16 panel, words of columns j and j + 16: two k of column j, and of column j + 16.
-MC_INLINE void load_two(const pair* p, I& a, I& b) {
+// Two k of a bf16 micro-panel, words of the columns j and j + 16, shuffled into VNNI-2: both k of
+// column j in a, of column j + 16 in b.
+MC_INLINE void load_vnni2(const vnni2* p, I& a, I& b) {
     const I r = _mm512_loadu_si512(p), s = _mm512_loadu_si512(p + 16);
     a = _mm512_mask_blend_epi16(0xaaaaaaaa, r, _mm512_slli_epi32(s, 16));
     b = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(r, 16), s);
 }
-// acc + both products of two bf16 each; only where cpu_bf16.
+// vdpbf16ps; only where cpu_bf16.
 MC_INLINE F dot2(F acc, I w, I x) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(w), "v"(x));
     return acc;
@@ -69,8 +74,8 @@ MC_INLINE I dot4(I acc, I w, I x) {
     }
     const I s = _mm512_xor_si512(w, _mm512_set1_epi8(-128));
     const I t = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(s), _mm512_setzero_si512(), x);
-    const I pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(s), t);
-    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+    const I sums16 = _mm512_maddubs_epi16(_mm512_abs_epi8(s), t);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(sums16, _mm512_set1_epi16(1)));
 }
 
 #elif defined(MC_AVX2)
@@ -98,7 +103,7 @@ MC_INLINE void storen(int8_t* p, I a, int n) {
     store_int(t, a);
     for (int i = 0; i < n; ++i) p[i] = (int8_t)t[i];
 }
-MC_INLINE I four(I a, I b, I c, I d) {
+MC_INLINE I pack_bytes(I a, I b, I c, I d) {
     const I low = _mm256_set1_epi32(255);
     const I ab = _mm256_or_si256(_mm256_and_si256(a, low),
                                  _mm256_slli_epi32(_mm256_and_si256(b, low), 8));
@@ -114,8 +119,8 @@ MC_INLINE I dot4(I acc, I w, I x) {
     }
 #endif
     const I s = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
-    const I pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    const I sums16 = _mm256_maddubs_epi16(_mm256_abs_epi8(s), _mm256_sign_epi8(x, s));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)));
 }
 
 #else
@@ -139,7 +144,7 @@ MC_INLINE F to_float(I a) { return __builtin_convertvector(a, F); }
 MC_INLINE void storen(int8_t* p, I a, int n) {
     for (int i = 0; i < n; ++i) p[i] = (int8_t)a[i];
 }
-MC_INLINE I four(I a, I b, I c, I d) {
+MC_INLINE I pack_bytes(I a, I b, I c, I d) {
     return (a & 255) | (b & 255) << 8 | (c & 255) << 16 | d << 24;
 }
 template <bool VNNI>

@@ -1,6 +1,7 @@
-// sin, cos and tanh on vectors, and what the convolutions apply: ELU, tanh, Snake. Errors on
-// float32 inputs against float64: sin and cos 6e-8 absolute up to |x| = 1e4 (beyond, libm in
-// double, lane by lane), tanh 1.5e-7 relative; the coefficients are minimax fits of our own.
+// Vectorised sin, cos and tanh, and the activations of convolutions on them: ELU, tanh, Snake. By
+// range reduction (Cody and Waite) and minimax polynomials of our own. Error on float32 inputs
+// against float64: sin and cos 6e-8 absolute up to |x| = 1e4 (beyond: libm in double, lane by
+// lane), tanh 1.5e-7 relative.
 #pragma once
 #include <math.h>
 
@@ -9,14 +10,14 @@
 namespace mingcore {
 namespace MC_ISA {
 
-constexpr float TRIG_LIMIT = 1e4f;  // up to here n * the parts of pi are exact
+constexpr float TRIG_LIMIT = 1e4f;  // up to here the products of n and the parts of pi are exact
 
-// A lane's bits must not depend on its neighbours: where one is far, only that one goes by libm.
+// Only the lanes beyond the limit take libm: a lane's bits must not depend on its neighbours.
 MC_INLINE M near(F x) { return less(abs(x), set1(TRIG_LIMIT)); }
 MC_INLINE bool all_near(M near) { return __builtin_expect(all(near), 1); }
 
 // r + r s P(s), s = r^2, for |r| <= pi/2: relative error 6e-9 before rounding.
-MC_INLINE F sin_half_turn(F r) {
+MC_INLINE F sin_reduced(F r) {
     const F s = mul(r, r);
     F p = set1(2.605780557e-6f);
     p = fma(p, s, set1(-1.980960289e-4f));
@@ -25,16 +26,16 @@ MC_INLINE F sin_half_turn(F r) {
     return fma(mul(r, s), p, r);
 }
 
-// sin(x)^2 for |x| < TRIG_LIMIT: the sign of sin does not matter, so pi is all that is taken off.
+// sin(x)^2 for |x| < TRIG_LIMIT: reduced by multiples of pi, as the sign of sin does not matter.
 MC_INLINE F sin_squared_near(F x) {
     const F n = round(mul(x, set1(0.318309886f)));
     F r = fma(n, set1(-3.140625f), x);
     r = fma(n, set1(-9.675025939941406e-4f), r);
     r = fma(n, set1(-1.5099580252808664e-7f), r);
-    const F y = sin_half_turn(r);
+    const F y = sin_reduced(r);
     return mul(y, y);
 }
-__attribute__((noinline)) static void sin_squared_far(const float* x, float* out) {
+__attribute__((noinline)) static void sin_squared_libm(const float* x, float* out) {
     for (int i = 0; i < W; ++i) {
         const double y = sin((double)x[i]);
         out[i] = (float)(y * y);
@@ -44,7 +45,7 @@ __attribute__((noinline)) static void sin_squared_far(const float* x, float* out
 struct SinCos {
     F sin, cos;
 };
-__attribute__((noinline)) static void sincos_far(const float* x, float* s, float* c) {
+__attribute__((noinline)) static void sincos_libm(const float* x, float* s, float* c) {
     for (int i = 0; i < W; ++i) {
         s[i] = (float)::sin((double)x[i]);
         c[i] = (float)::cos((double)x[i]);
@@ -64,13 +65,13 @@ MC_INLINE SinCos sincos_near(F x) {
     q = fma(q, s, set1(-1.388728891e-3f));
     q = fma(q, s, set1(4.166664531e-2f));
     const F cosine = fma(mul(s, s), q, fma(s, set1(-0.5f), set1(1.0f)));
-    // the quadrant: n mod 4, in 0..3
-    const F quad = fma(round(fma(n, set1(0.25f), set1(-0.375f))), set1(-4.0f), n);
-    const F odd = sub(quad, mul(set1(2.0f), round(fma(quad, set1(0.5f), set1(-0.25f)))));
+    // the quadrant, n mod 4, in 0..3
+    const F quadrant = fma(round(fma(n, set1(0.25f), set1(-0.375f))), set1(-4.0f), n);
+    const F odd = sub(quadrant, mul(set1(2.0f), round(fma(quadrant, set1(0.5f), set1(-0.25f)))));
     const M swap = less(set1(0.5f), odd);
     F a = select(swap, cosine, sine), b = select(swap, sine, cosine);
-    a = select(less(set1(1.5f), quad), sub(zero(), a), a);
-    const M negative = less(abs(sub(quad, set1(1.5f))), set1(1.0f));  // quadrants 1 and 2
+    a = select(less(set1(1.5f), quadrant), sub(zero(), a), a);
+    const M negative = less(abs(sub(quadrant, set1(1.5f))), set1(1.0f));  // quadrants 1 and 2
     b = select(negative, sub(zero(), b), b);
     return {a, b};
 }
@@ -80,7 +81,7 @@ MC_INLINE SinCos sincos(F x) {
     if (!all_near(close)) {
         float in[W], s[W], c[W];
         store(in, x);
-        sincos_far(in, s, c);
+        sincos_libm(in, s, c);
         y = {select(close, y.sin, load(s)), select(close, y.cos, load(c))};
     }
     return y;
@@ -117,13 +118,13 @@ MC_INLINE F elu(F x) {
 
 // x + gain sin(alpha x)^2
 MC_INLINE F snake(F x, F alpha, F gain) {
-    const F turn = mul(alpha, x);
-    const M close = near(turn);
-    F y = sin_squared_near(turn);
+    const F angle = mul(alpha, x);
+    const M close = near(angle);
+    F y = sin_squared_near(angle);
     if (!all_near(close)) {
         float in[W], out[W];
-        store(in, turn);
-        sin_squared_far(in, out);
+        store(in, angle);
+        sin_squared_libm(in, out);
         y = select(close, y, load(out));
     }
     return fma(gain, y, x);

@@ -3,8 +3,8 @@
 
 namespace mingcore {
 
-struct ExpertMatrix {  // expert e at data + e * expert; a row of layout rows is `row` long
-    const void* data;  // null: there is none
+struct ExpertMatrix {  // expert e at data + e * expert; `row`: the row stride of layout rows
+    const void* data;  // null where absent
     int64_t expert, row;
     const float* scale;  // [E, N] of quantised weights, one per output row, or null
     int64_t scale_expert;

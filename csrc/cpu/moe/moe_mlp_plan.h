@@ -1,16 +1,17 @@
-// The plan of one moe_mlp call: rows sorted by expert, and the list of work that threads claim.
+// The schedule of one moe_mlp call: rows sorted by expert (a counting sort), and the work list
+// whose items threads claim in order.
 //
 // A segment is up to ROW_BLOCK rows that go through one expert together (the shared expert is one
-// more, which every token chose). Its rows stand side by side in all of the plan's memory, at
-// positions first, first + 1, ...: packed input [H] each, whose place the segment's result takes
-// when all of its gate_up is done, and hidden [I]. The list is in claimed order; an item waits only
-// for items that stand before it:
+// more, which every token chose). Its rows are contiguous in all of the plan's memory, at positions
+// first, first + 1, ...: packed input [H] each, overwritten by the segment's result when all of its
+// gate_up is done, and hidden [I]. An item waits only for items before it in the list:
 //
 //   pack 0 | pack 1, gate_up 0 | pack 2, gate_up 1 | ... | down 0 | down 1 | ...
 //
-// (with pairs and quads, hidden rows are packed as well, one expert after their gate_up). So while the last
-// pieces of gate_up are in the works other threads begin with down 0, which was done long ago, and
-// memory is read without a gap from the first weight to the last.
+// (in VNNI-2 and VNNI-4, hidden rows are packed as well, one expert after their gate_up). So while
+// the last items of gate_up are in progress other threads begin with down 0, whose inputs were done
+// long ago: there is no barrier, and memory is read without a gap from the first weight to the
+// last.
 #pragma once
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
@@ -25,9 +26,9 @@ constexpr int ROW_BLOCK = 256;  // rows of a segment: their sums for one panel s
 constexpr int PACK_TILES = 4;   // row tiles that one item packs
 constexpr int64_t CHUNK_FLOATS = 24 << 20;  // of scratch per chunk of tokens, about
 
-// How rows are packed: as they are, or in words of several k. Words are packed from whole rows, so
-// hidden rows wait in `gated`.
-enum class Form { floats, pairs, quads };
+// How rows are packed: as float32, or in words of several k. Words need whole rows, so hidden rows
+// are stored in `gated` until theirs are complete.
+enum class Form { floats, vnni2, vnni4 };
 
 enum class Kind : int32_t { pack, gate_up, repack, down };
 
@@ -36,10 +37,10 @@ struct Segment {
     const float *gate_up_scale, *down_scale;
     int64_t width, gate_up_row, down_row;  // I, or the shared expert's; row lengths of layout rows
     int64_t first;                         // the position of its first row
-    Rows x, h;                             // the packed inputs of both products
+    PackedRows x, h;                             // the packed inputs of both products
     float *gated, *result;                 // [width] of a row that is to be repacked, [H] of a row
     int rows, tiles;
-    Counter to_pack, to_gate, to_repack;  // row tiles; panels of gate_up; row tiles: not yet done
+    Counter to_pack, to_gate, to_repack;  // latches: row tiles, panels of gate_up, row tiles
 };
 
 struct Item {
@@ -63,23 +64,23 @@ struct Plan {
     int64_t memory_each;  // floats of a thread: unpacked weights, sums, rows before they are packed
     Segment* segments;
     Item* items;
-    Counter* to_add;  // of 32 output columns: results that are not there yet
+    Counter* to_combine;  // latches, of 32 output columns each: results that are not there yet
     int64_t segment_count, item_count, max_items;
     Counter work;
 };
 
-// Numbers that a packed row of K takes.
+// 32-bit words that a packed row of K takes.
 MC_INLINE int64_t words(const Plan& p, int64_t K) {
-    return p.form == Form::floats ? K : p.form == Form::pairs ? K / 2 : quads(K);
+    return p.form == Form::floats ? K : p.form == Form::vnni2 ? K / 2 : vnni4_words(K);
 }
 
 constexpr int64_t SUMS = ROW_BLOCK * PANEL;  // sums_for of any segment
 constexpr int64_t UNPACKED = KC * PANEL;     // rows_gemm's scratch
 
-// Everything the plan points to, for any ids; returns the bytes.
+// Lays out everything the plan points to, large enough for any ids; returns the bytes.
 size_t lay_out(Plan& p, char* base) {
     const MoeMlpArgs& a = *p.a;
-    const int64_t shared = p.positions - p.slots, hit = least(a.E, p.slots);
+    const int64_t shared = p.positions - p.slots, hit = min(a.E, p.slots);
     const int64_t segments = hit + p.slots / ROW_BLOCK + ceil_div(shared, ROW_BLOCK);
     const int64_t tiles = p.positions / ROWS + 2 * segments, columns = ceil_div(a.H, PANEL);
     const int64_t routed = segments - ceil_div(shared, ROW_BLOCK);
@@ -88,22 +89,22 @@ size_t lay_out(Plan& p, char* base) {
                   ceil_div(shared, ROW_BLOCK) * (ceil_div(a.shared_I, 16) + columns);
     Arena arena{base};
     p.rows = arena.take<float>(p.positions * a.H);
-    const int64_t all = p.slots * a.I + shared * a.shared_I, widest = most(a.I, a.shared_I);
+    const int64_t all = p.slots * a.I + shared * a.shared_I, widest = max(a.I, a.shared_I);
     p.hidden = arena.take<float>(p.slots * words(p, a.I) + shared * words(p, a.shared_I));
     p.gated = arena.take<float>(p.form == Form::floats ? 0 : all);
     p.one = arena.take<float>(p.T == 1 ? a.H : 0);
-    const int64_t scaled = p.form == Form::quads ? p.positions + 1 : 0;
+    const int64_t scaled = p.form == Form::vnni4 ? p.positions + 1 : 0;
     p.x_scale = arena.take<float>(scaled);
     p.h_scale = arena.take<float>(scaled);
     p.x_sum = arena.take<int32_t>(scaled);
     p.h_sum = arena.take<int32_t>(scaled);
     const int64_t tile =
-        p.form == Form::floats ? 0 : ceil_div(ROWS * words(p, most(a.H, widest)), 16) * 16;
+        p.form == Form::floats ? 0 : ceil_div(ROWS * words(p, max(a.H, widest)), 16) * 16;
     p.memory_each = UNPACKED + SUMS + tile;
     p.memory = arena.take<float>(p.threads * p.memory_each);
     p.segments = arena.take<Segment>(segments);
     p.items = arena.take<Item>(p.max_items);
-    p.to_add = arena.take<Counter>(columns);
+    p.to_combine = arena.take<Counter>(columns);
     p.token = arena.take<int32_t>(p.positions);
     p.place = arena.take<int32_t>(p.slots);
     p.start = arena.take<int32_t>(a.E + 1);
@@ -121,7 +122,7 @@ int64_t first_bad_slot(const MoeMlpArgs& a) {
     return -1;
 }
 
-// Slots by expert, stable; then, for the shared expert, every token once.
+// Counting sort of the slots by expert, stable; then, for the shared expert, every token once.
 void sort_slots(Plan& p) {
     const MoeMlpArgs& a = *p.a;
     for (int64_t e = 0; e <= a.E; ++e) p.start[e] = 0;
@@ -177,15 +178,15 @@ void add_packing(Plan& p, int64_t s0, int64_t s1, Kind kind) {
         const Segment& of = p.segments[s];
         const int64_t tiles = kind == Kind::pack ? of.to_pack.next : of.to_repack.next;
         for (int64_t t = 0; t < tiles; t += PACK_TILES) {
-            const int32_t count = (int32_t)least(tiles - t, PACK_TILES);
+            const int32_t count = (int32_t)min(tiles - t, PACK_TILES);
             p.items[p.item_count++] = {(int32_t)s, kind, (int32_t)t, count};
         }
     }
 }
 
-// One product of the segments s0..s1, which are of one expert: they take turns at its panels.
-// `left`: panels from here to the end of this kind; the last pieces are small, so that all threads
-// come to the end together.
+// One product of the segments s0..s1 of one expert, interleaved panel group by panel group. `left`:
+// panels from here to the end of this kind; the last items are small (guided scheduling), so that
+// all threads finish together.
 void add_product(Plan& p, int64_t s0, int64_t s1, Kind kind, int64_t& left) {
     const int64_t panels = panels_of(p, p.segments[s0], kind);
     const int group = p.a->layout == Layout::rows ? 1 : panels_for(p.segments[s0].rows);
@@ -227,7 +228,7 @@ void make_plan(Plan& p) {
     for (int64_t s = 0; s < p.segment_count; ++s)
         gates += panels_of(p, p.segments[s], Kind::gate_up);
     int64_t downs = columns * p.segment_count;
-    for (int64_t i = 0; i < columns; ++i) p.to_add[i].next = p.segment_count;
+    for (int64_t i = 0; i < columns; ++i) p.to_combine[i].next = p.segment_count;
 
     if (p.segment_count) add_packing(p, 0, same_expert(p, 0), Kind::pack);
     for (int64_t before = 0, s = 0, end; s < p.segment_count; before = s, s = end) {

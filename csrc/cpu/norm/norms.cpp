@@ -1,9 +1,11 @@
 // rms_norm and add_rms_norm: out = s / sqrt(mean(s^2) + eps) * weight, s = x or x + residual.
 // layer_norm: out = (x - mean) / sqrt(var + eps) * weight + bias. All in float32, rows in L1.
 //
-// Cost: x (and residual) read once from memory, out (and sum) written once, 3 to 6 flops an element.
-// The variance is that of centred values: a second pass over L1, and no cancellation.
+// Cost: x (and residual) read once from memory, out (and sum) written once, 3 to 6 flops an
+// element. Two-pass variance: the squares are of centred values, read again from L1, so nothing
+// cancels.
 #include "cpu/norm/norms.h"
+#include "cpu/lib/convert.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/vmath.h"
 
@@ -20,13 +22,8 @@ struct Plan {
     Counter work;
 };
 
-MC_INLINE F vector(const void* p, Dtype dtype, int64_t i, int n) {  // of a weight or bias
-    if (dtype == Dtype::f32) return n == W ? load((const float*)p + i) : loadn((const float*)p + i, n);
-    if (dtype == Dtype::bf16) return n == W ? load((const bf16*)p + i) : loadn((const bf16*)p + i, n);
-    return n == W ? load((const f16*)p + i) : loadn((const f16*)p + i, n);
-}
-
-// Sum over a row of x - centre, or of its square; four sums at a time hide the latency.
+// Sum over a row of x - centre, or of its square; four accumulators hide the latency of an
+// addition.
 template <bool SQUARE, class T>
 MC_INLINE float total(const T* x, int64_t H, F centre) {
     F sum[4] = {zero(), zero(), zero(), zero()};
@@ -41,7 +38,7 @@ MC_INLINE float total(const T* x, int64_t H, F centre) {
         sum[0] = SQUARE ? fma(v, v, sum[0]) : add(sum[0], v);
     }
     float rest = 0;
-    if (const int n = (int)(H - i)) {  // lane by lane, since the absent ones are not at the centre
+    if (const int n = (int)(H - i)) {  // lane by lane: an absent lane would count as 0 - centre
         float lanes[W];
         store(lanes, sub(loadn(x + i, n), centre));
         for (int j = 0; j < n; ++j) rest += SQUARE ? lanes[j] * lanes[j] : lanes[j];
@@ -55,8 +52,8 @@ MC_INLINE void scale(const NormArgs& a, const T* x, F centre, F factor, T* out) 
     for (int64_t i = 0; i < a.H; i += W) {
         const int n = a.H - i < W ? (int)(a.H - i) : W;
         F v = n == W ? load(x + i) : loadn(x + i, n);
-        v = mul(mul(sub(v, centre), factor), vector(a.weight, a.weight_dtype, i, n));
-        if (a.bias) v = add(v, vector(a.bias, a.bias_dtype, i, n));
+        v = mul(mul(sub(v, centre), factor), load_part(a.weight, a.weight_dtype, i, n));
+        if (a.bias) v = add(v, load_part(a.bias, a.bias_dtype, i, n));
         if (n == W) store(out + i, v);
         else storen(out + i, v, n);
     }

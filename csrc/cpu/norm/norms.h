@@ -3,7 +3,8 @@
 
 namespace mingcore {
 
-struct NormArgs {  // of the last dimension of x [M, H]; rms_norm of s = x + residual, layer_norm of x
+// Over the last dimension of x [M, H]: rms_norm of s = x + residual, layer_norm of x.
+struct NormArgs {
     const void *x, *residual;  // residual: null where absent
     Dtype dtype;               // of x, residual, sum and out
     int64_t M, H, x_row, residual_row;

@@ -1,11 +1,12 @@
-// read_probe: the fastest streaming read of bfloat16 that feeds FMAs, the 100 % of the benches.
-// Cost: every byte read once, nothing written. What a memory-bound product does with its weights,
-// without the product: two FMAs per 32-bit word, independent sums, tasks claimed in order.
+// read_probe: read bandwidth, the 100 % of the benches: the fastest streaming read of bfloat16 that
+// feeds FMAs. Cost: every byte read once, nothing written. It is what a memory-bound product does
+// with its weights, without the product: two FMAs per 32-bit word, independent sums, tasks claimed
+// in order.
 //
-// How memory likes to be read differs between machines and, where cores are shared, between
-// minutes: one thread reads 1, 2, 4 or 8 streams at once, `ahead` bytes ahead in each by prefetch
-// instructions (0: the hardware's own). roofline.py takes the best of all. With one stream and 4 KB
-// alone the probe once read 48 GB/s where products reached 57.
+// The best access pattern differs between machines and, where cores are shared, between minutes:
+// one thread reads 1, 2, 4 or 8 streams at once, each with a software prefetch distance of `ahead`
+// bytes (0: the hardware's prefetcher alone). roofline.py takes the best of all. With one stream
+// and 4 KB only, the probe once read 48 GB/s where products reached 57 (processor not noted).
 #include "cpu/probe/read_probe.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
@@ -41,7 +42,7 @@ void run(void* context, int) {
                     F low, high;
                     const bf16* at = x + s * length + u * 2 * W;
                     if (p.ahead) prefetch((const char*)at + p.ahead);
-                    load_pair(at, low, high);
+                    load_halves(at, low, high);
                     sum[s][2 * u] = fma(low, scale, sum[s][2 * u]);
                     sum[s][2 * u + 1] = fma(high, scale, sum[s][2 * u + 1]);
                 }

@@ -1,14 +1,17 @@
-// rope and qkv_rope: pairs (p, q) of a head become (p cos - q sin, q cos + p sin), in float32.
-// Pairs are D/2 apart, or neighbours when interleaved; heads that are not turned are copied.
+// Rotary embedding, rope and qkv_rope: the elements (p, q) of a head become (p cos - q sin, q cos +
+// p sin), in float32. p and q are D/2 apart, or neighbours when interleaved; the other heads are
+// copied.
 //
 // Cost: every element read once and written once, 3 flops. Slices of a wider tensor are read where
-// they are. The angles of four vectors stay in registers while these elements of all heads pass: with
-// heads of 64 floats that is memory in its order. Measured, float32 pairs [2, 11, 16, 64]: 1.7 us in
-// cache, 6.3 out of memory. One vector of all heads at a time jumps from line to line: 2.1 and 12.6.
-// Head by head, a head's angles in L1: 3.0 and 7.2.
+// they are. Loop order: the angles of four vectors stay in registers while these elements of all
+// heads pass; with heads of 64 floats that is sequential access. Measured (processor not noted),
+// float32, interleaved, [2, 11, 16, 64]: 1.7 us from cache, 6.3 us from memory. One vector of all
+// heads at a time jumps from line to line: 2.1 and 12.6. Head by head, a head's angles in L1: 3.0
+// and 7.2.
 #include <cstring>
 
 #include "cpu/rotary/rope.h"
+#include "cpu/lib/convert.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 
@@ -24,36 +27,26 @@ struct Plan {
     Counter work;
 };
 
-template <class T>
-MC_INLINE F read(const T* p, int n) {
-    return n == W ? load(p) : loadn(p, n);
-}
-template <class T>
-MC_INLINE void write(T* p, F v, int n) {
-    if (n == W) store(p, v);
-    else storen(p, v, n);
-}
-
-// Elements i.. of every head, K vectors of them (n of one vector where K is 1), with their angles in
-// registers.
+// Elements i.. of every head, K vectors of them (n of one vector where K is 1), with their angles
+// in registers.
 template <int K, class T>
 MC_INLINE void halves_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
                          int64_t half, const float* cos, const float* sin, int n = W) {
     F c[K], s[K];
-    for (int k = 0; k < K; ++k) c[k] = read(cos + k * W, n), s[k] = read(sin + k * W, n);
+    for (int k = 0; k < K; ++k) c[k] = load_part(cos + k * W, n), s[k] = load_part(sin + k * W, n);
     for (int64_t h = 0; h < heads; ++h) {
         const T* p = x + h * x_head;
         T* o = out + h * out_head;
         for (int k = 0; k < K; ++k) {
-            const F a = read(p + k * W, n), b = read(p + half + k * W, n);
-            write(o + k * W, sub(mul(a, c[k]), mul(b, s[k])), n);
-            write(o + half + k * W, fma(b, c[k], mul(a, s[k])), n);
+            const F a = load_part(p + k * W, n), b = load_part(p + half + k * W, n);
+            store_part(o + k * W, sub(mul(a, c[k]), mul(b, s[k])), n);
+            store_part(o + half + k * W, fma(b, c[k], mul(a, s[k])), n);
         }
     }
 }
 
 template <class T>
-MC_INLINE void turn_halves(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+MC_INLINE void rotate_halves(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
                            int64_t D, const float* cos, const float* sin) {
     const int64_t half = D / 2;
     int64_t i = 0;
@@ -67,7 +60,7 @@ MC_INLINE void turn_halves(const T* x, int64_t x_head, T* out, int64_t out_head,
 }
 
 template <int K, class T>
-MC_INLINE void pairs_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+MC_INLINE void interleaved_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
                         const float* cos, const float* sin, int n = W) {
     float cs[K * W] = {0}, ss[K * W] = {0};  // each cosine twice; -sine, sine
     for (int j = 0; j < (K - 1) * W + n; j += 2) {
@@ -79,19 +72,19 @@ MC_INLINE void pairs_at(const T* x, int64_t x_head, T* out, int64_t out_head, in
     for (int k = 0; k < K; ++k) c[k] = load(cs + k * W), s[k] = load(ss + k * W);
     for (int64_t h = 0; h < heads; ++h)
         for (int k = 0; k < K; ++k) {
-            const F v = read(x + h * x_head + k * W, n);
-            write(out + h * out_head + k * W, fma(v, c[k], mul(swap_pairs(v), s[k])), n);
+            const F v = load_part(x + h * x_head + k * W, n);
+            store_part(out + h * out_head + k * W, fma(v, c[k], mul(swap_neighbours(v), s[k])), n);
         }
 }
 
 template <class T>
-MC_INLINE void turn_pairs(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
+MC_INLINE void rotate_interleaved(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
                           int64_t D, const float* cos, const float* sin) {
     int64_t i = 0;
     for (; i + 4 * W <= D; i += 4 * W)
-        pairs_at<4>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2);
+        interleaved_at<4>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2);
     for (; i < D; i += W)
-        pairs_at<1>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2,
+        interleaved_at<1>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2,
                     D - i < W ? (int)(D - i) : W);
 }
 
@@ -111,10 +104,10 @@ void run(void* context, int) {
                 const RopeArgs::Part& p = a.part[j];
                 T* out = (T*)p.out.data + b * p.out.batch + t * p.out.token;
                 if (a.interleaved)
-                    turn_pairs(x, a.x.head, out, p.out.head, p.turned, a.D, cos, sin);
+                    rotate_interleaved(x, a.x.head, out, p.out.head, p.rotated, a.D, cos, sin);
                 else
-                    turn_halves(x, a.x.head, out, p.out.head, p.turned, a.D, cos, sin);
-                for (int64_t h = p.turned; h < p.heads; ++h)
+                    rotate_halves(x, a.x.head, out, p.out.head, p.rotated, a.D, cos, sin);
+                for (int64_t h = p.rotated; h < p.heads; ++h)
                     memcpy(out + h * p.out.head, x + h * a.x.head, (size_t)a.D * sizeof(T));
                 x += p.heads * a.x.head;
             }

@@ -3,13 +3,13 @@
 
 namespace mingcore {
 
-// Turns the first heads of x and copies the others, in up to three parts of consecutive heads.
+// Rotates the first heads of x and copies the others, in up to three parts of consecutive heads.
 struct RopeArgs {
     Heads x;
     Dtype dtype;
     int64_t B, T, D;
     struct Part {
-        int64_t heads, turned;
+        int64_t heads, rotated;
         Heads out;
     } part[3];
     int parts;

@@ -1,10 +1,11 @@
 // route_topk: the K largest logits of each row, best first, ties to the lower id, and their softmax
 // over all E, in float32. NaN counts as largest, as PyTorch sorts it.
 //
-// Logits become integers of the same order; K passes of a vector maximum over at most a few hundred
-// of them cost less than sorting, and find the first of equals without more.
-// Cost: K E compares and E exponentials a row.
+// Selection, not sorting: logits become order-preserving integers, and K passes of a vector maximum
+// over at most a few hundred of them cost less than a sort, and find the first of equals by
+// themselves. Cost: K E compares and E exponentials a row.
 #include "cpu/routing/route_topk.h"
+#include "cpu/lib/convert.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd_int.h"
 #include "cpu/lib/vmath.h"
@@ -20,20 +21,12 @@ struct Plan {
     Counter work;
 };
 
-MC_INLINE int32_t ordered(float x) {  // the same order as of the floats
+MC_INLINE int32_t ordered(float x) {  // an order-preserving integer
     if (x != x) return INT32_MAX;
     int32_t i;
     memcpy(&i, &x, 4);
     return i < 0 ? INT32_MIN - i : i;  // -0 is INT32_MIN, so 0
 }
-
-template <class T>
-MC_INLINE float one(const T* p) {
-    float lanes[W];
-    store(lanes, loadn(p, 1));
-    return lanes[0];
-}
-MC_INLINE float one(const float* p) { return *p; }
 
 template <class T>
 void row(const RouteTopkArgs& a, int64_t t, float* x, int32_t* keys) {
@@ -42,10 +35,10 @@ void row(const RouteTopkArgs& a, int64_t t, float* x, int32_t* keys) {
     if (a.column == 1)
         for (int64_t e = 0; e < a.E; e += W) {
             const int n = a.E - e < W ? (int)(a.E - e) : W;
-            store(x + e, n == W ? load(logits + e) : loadn(logits + e, n));
+            store(x + e, load_part(logits + e, n));
         }
     else
-        for (int64_t e = 0; e < a.E; ++e) x[e] = one(logits + e * a.column);
+        for (int64_t e = 0; e < a.E; ++e) x[e] = load_one(logits + e * a.column);
     for (int64_t e = 0; e < a.E; ++e) keys[e] = ordered(x[e]);
     for (int64_t e = a.E; e < padded; ++e) x[e] = -__builtin_inff(), keys[e] = INT32_MIN;
 

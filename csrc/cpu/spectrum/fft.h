@@ -1,8 +1,8 @@
-// The inverse complex transform of h points by Stockham's autosorting passes of radix 2 to 8, on
-// split real and imaginary parts. `table` is made by ops/cpu_audio.py: per pass, for each output
-// j = 1..r-1 the twiddles w^(p j) of all p (cosines, then sines); the r roots of a radix come from
-// ROOTS. The first pass has its p in the lanes and interleaves on the way out; in the later ones the
-// lanes are sequences that already lie side by side.
+// Inverse complex FFT of h points: Stockham's autosort passes of radix 2 to 8, on split real and
+// imaginary parts. `table` is made by the Python adapter of the op: the roots of unity of every
+// radix, then per pass, for each output j = 1..r-1, the twiddles w^(p j) of all p (cosines, then
+// sines). The first pass has p in the lanes and interleaves when it stores; in later passes the
+// lanes are sequences that are contiguous already.
 #pragma once
 #include "cpu/lib/simd.h"
 
@@ -27,13 +27,14 @@ MC_INLINE void butterfly(const float* roots, const F* re, const F* im, F* to_re,
         to_im[j] = b;
     }
 }
-MC_INLINE void turn(F& re, F& im, F c, F s) {
+// Complex multiplication by a twiddle factor.
+MC_INLINE void twiddle(F& re, F& im, F c, F s) {
     const F a = fma(re, c, mul(sub(zero(), im), s));
     im = fma(re, s, mul(im, c));
     re = a;
 }
 
-// s sequences lie side by side; m = (points of a sequence) / R.
+// s interleaved sequences; m = (points of a sequence) / R.
 template <int R>
 static void pass(const float* roots, const float* table, int64_t s, int64_t m, Complex x, Complex y) {
     F re[R], im[R], to_re[R], to_im[R];
@@ -48,7 +49,7 @@ static void pass(const float* roots, const float* table, int64_t s, int64_t m, C
             butterfly<R>(roots, re, im, to_re, to_im);
             float a[R][W], b[R][W];
             for (int j = 0; j < R; ++j) {
-                if (j) turn(to_re[j], to_im[j], loadn(tw + (2 * j - 2) * m + p, n),
+                if (j) twiddle(to_re[j], to_im[j], loadn(tw + (2 * j - 2) * m + p, n),
                             loadn(tw + (2 * j - 1) * m + p, n));
                 store(a[j], to_re[j]);
                 store(b[j], to_im[j]);
@@ -70,7 +71,7 @@ static void pass(const float* roots, const float* table, int64_t s, int64_t m, C
             }
             butterfly<R>(roots, re, im, to_re, to_im);
             for (int j = 0; j < R; ++j) {
-                if (j) turn(to_re[j], to_im[j], set1(tw[(2 * j - 2) * m + p]),
+                if (j) twiddle(to_re[j], to_im[j], set1(tw[(2 * j - 2) * m + p]),
                             set1(tw[(2 * j - 1) * m + p]));
                 storen(y.re + q + s * (R * p + j), to_re[j], n);
                 storen(y.im + q + s * (R * p + j), to_im[j], n);

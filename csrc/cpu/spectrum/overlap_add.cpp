@@ -1,10 +1,12 @@
 // overlap_add: out = sum_t window * frame_t / sum_t window^2, frames `hop` apart, streamed.
 //
-// Cost: B T F floats of frames read once, B T hop written; everything else stays in L1. A task is a
-// stretch of hops. A sample is summed from its oldest frame to its newest on top of what is carried,
-// so a stream's bits do not depend on how it was cut; where all frames that can reach it are there,
-// it is multiplied by one stored inverse of the envelope instead of being divided by a sum.
+// Cost: B T F floats of frames read once, B T hop written; everything else stays in L1. A task is
+// HOPS hops. A sample is summed from its oldest frame to its newest on top of the sum carried over,
+// so a stream's bits do not depend on how it was cut; where all frames that overlap it are there,
+// it is multiplied by a precomputed inverse of the window's envelope instead of being divided by a
+// sum.
 #include "cpu/spectrum/overlap_add.h"
+#include "cpu/lib/arena.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
 
@@ -15,10 +17,8 @@ namespace {
 constexpr int64_t HOPS = 8;         // of a task
 constexpr int64_t SERIAL = 1 << 14;  // samples under which waking threads costs more
 
-MC_INLINE int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-MC_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// One row: frames that it has had and gets, its first sample to keep and the end of them.
+// One row: frames of earlier calls and of this one, its first sample to keep and the end of them.
 struct Row {
     int64_t seen, fresh, skip, end;
     bool done;
@@ -27,7 +27,7 @@ struct Row {
 struct Plan {
     const OverlapAddArgs& a;
     int64_t carried, parts, hops;  // hops: of a row, at most, that have samples to give
-    const float* inverse;          // of the whole envelope [hop]
+    const float* inverse;          // of the complete envelope [hop]
     Counter work;
 };
 
@@ -37,18 +37,19 @@ Row row_of(const OverlapAddArgs& a, int64_t b) {
     r.seen = a.rows.lengths ? a.rows.lengths[b] : 0;
     r.fresh = a.rows.valid ? a.rows.valid[b] : a.T;
     r.done = a.rows.ended ? a.rows.ended[b] : a.rows.last;
-    r.skip = most(trim - r.seen * a.hop, 0);
+    r.skip = max(trim - r.seen * a.hop, 0);
     r.end = r.fresh * a.hop + (r.done && r.seen + r.fresh > 0 ? carried - trim : 0);
-    r.end = most(least(r.end, r.skip + a.outputs), r.skip);
+    r.end = max(min(r.end, r.skip + a.outputs), r.skip);
     return r;
 }
 
-// Parts of hop `t` that have a frame: sums take oldest..newest, the envelope also what was before.
+// The parts (hop-long pieces of frames) that overlap hop `t`: sums take oldest..newest, the
+// envelope also those of earlier calls.
 struct Parts {
     int64_t newest, oldest, enveloped;
 };
 MC_INLINE Parts parts_of(const Row& r, int64_t t, int64_t parts) {
-    return {most(t - r.fresh + 1, 0), least(t, parts - 1), least(t + r.seen, parts - 1)};
+    return {max(t - r.fresh + 1, 0), min(t, parts - 1), min(t + r.seen, parts - 1)};
 }
 
 // Samples i.. of hop t: n <= W of them, of which only parts below `parts` reach.
@@ -56,8 +57,8 @@ MC_INLINE F sum_of(const OverlapAddArgs& a, const float* frames, const float* nu
                    const Parts& parts, int64_t last, int64_t i, int n) {
     const int64_t at = t * a.hop + i, left = a.F - a.hop - at;
     F sum = zero();
-    if (numerator && left > 0) sum = loadn(numerator + at, (int)least(left, n));
-    for (int64_t j = least(parts.oldest, last); j >= parts.newest; --j) {
+    if (numerator && left > 0) sum = loadn(numerator + at, (int)min(left, n));
+    for (int64_t j = min(parts.oldest, last); j >= parts.newest; --j) {
         const int64_t o = j * a.hop + i;
         const float* frame = frames + (t - j) * a.frames_row + o;
         sum = n == W ? fma(load(a.window + o), load(frame), sum)
@@ -67,7 +68,7 @@ MC_INLINE F sum_of(const OverlapAddArgs& a, const float* frames, const float* nu
 }
 MC_INLINE F envelope_of(const OverlapAddArgs& a, const Parts& parts, int64_t last, int64_t i, int n) {
     F sum = zero();
-    for (int64_t j = least(parts.enveloped, last); j >= parts.newest; --j) {
+    for (int64_t j = min(parts.enveloped, last); j >= parts.newest; --j) {
         const F w = loadn(a.window + j * a.hop + i, n);
         sum = fma(w, w, sum);
     }
@@ -79,8 +80,8 @@ template <class Fn>
 MC_INLINE void vectors(const OverlapAddArgs& a, int64_t parts, int64_t from, int64_t to, Fn fn) {
     const int64_t edge = a.F - (parts - 1) * a.hop;  // from here on there is one part less
     for (int64_t i = from; i < to;) {
-        const int64_t stop = i < edge ? least(edge, to) : to;
-        const int n = (int)least(W, stop - i);
+        const int64_t stop = i < edge ? min(edge, to) : to;
+        const int n = (int)min(W, stop - i);
         fn(i, n, i < edge ? parts - 1 : parts - 2);
         i += n;
     }
@@ -99,12 +100,12 @@ void run(void* context, int) {
         const int64_t first = task % pieces * HOPS;
         for (int64_t t = first; t < first + HOPS && t * a.hop < row.end; ++t) {
             const Parts parts = parts_of(row, t, p.parts);
-            const int64_t from = most(row.skip - t * a.hop, 0);
-            const int64_t to = least(row.end - t * a.hop, a.hop);
-            const bool whole = parts.newest == 0 && parts.enveloped == p.parts - 1;
+            const int64_t from = max(row.skip - t * a.hop, 0);
+            const int64_t to = min(row.end - t * a.hop, a.hop);
+            const bool complete = parts.newest == 0 && parts.enveloped == p.parts - 1;
             vectors(a, p.parts, from, to, [&](int64_t i, int n, int64_t last) __attribute__((always_inline)) {
                 const F sum = sum_of(a, frames, numerator, t, parts, last, i, n);
-                const F y = whole ? mul(sum, loadn(p.inverse + i, n))
+                const F y = complete ? mul(sum, loadn(p.inverse + i, n))
                                   : div(sum, envelope_of(a, parts, last, i, n));
                 if (n == W) store(out + t * a.hop + i, y);
                 else storen(out + t * a.hop + i, y, n);
@@ -113,7 +114,8 @@ void run(void* context, int) {
     }
 }
 
-// After all samples: the sums that later frames reach, in ascending order, as they may lie in place.
+// After all samples: carries the sums that later frames overlap, in ascending order, as it may be
+// in place.
 void carry(const Plan& p, int64_t b) {
     const OverlapAddArgs& a = p.a;
     const Row row = row_of(a, b);
@@ -126,7 +128,7 @@ void carry(const Plan& p, int64_t b) {
     for (int64_t t = row.fresh; (t - row.fresh) * a.hop < p.carried; ++t) {
         const Parts parts = parts_of(row, t, p.parts);
         const int64_t at = (t - row.fresh) * a.hop;
-        vectors(a, p.parts, 0, least(a.hop, p.carried - at),
+        vectors(a, p.parts, 0, min(a.hop, p.carried - at),
                 [&](int64_t i, int n, int64_t last) __attribute__((always_inline)) {
                     const float* frames = a.frames + b * a.frames_batch;
                     storen(to + at + i, sum_of(a, frames, numerator, t, parts, last, i, n), n);
