@@ -25,8 +25,6 @@ void silu_mul(const py::object& gate_up_, const py::object& out_, int threads) {
 
 }  // namespace
 
-void register_activation(py::module_& m) {
-    m.def("silu_mul", &silu_mul);
-}
+void register_activation(py::module_& m) { m.def("silu_mul", &silu_mul); }
 
 }  // namespace mingcore

@@ -177,7 +177,7 @@ inline Heads heads_of(const Array& a) {  // [B, T, Hn, D]
 }
 
 inline void same_dtype(const Args& args, const Array& a, const char* name, const Array& b,
-                const char* as) {
+                       const char* as) {
     if (a.dtype != b.dtype) args.reject(name, std::string("of ") + as + "'s dtype", "another");
 }
 

@@ -44,14 +44,15 @@ void kv_write(const py::object& k_cache_, const py::object& v_cache_, const py::
     current().kv_write(a);
 }
 
-void attention_decode(const py::object& q_, const py::object& k_cache_,
-                      const py::object& v_cache_, const py::object& positions, int64_t window,
-                      double scale, const py::object& k_scale_, const py::object& v_scale_,
+void attention_decode(const py::object& q_, const py::object& k_cache_, const py::object& v_cache_,
+                      const py::object& positions, int64_t window, double scale,
+                      const py::object& k_scale_, const py::object& v_scale_,
                       const py::object& out_, int threads) {
     const Args args("attention_decode");
     const auto stored = k_scale_.is_none() ? Args::Takes::floats : Args::Takes::weights;
     const Array q = args.read(q_, "q", 4), k = args.read(k_cache_, "k_cache", 4, true, stored);
-    const Array v = args.read(v_cache_, "v_cache", 4, true, stored), out = args.read(out_, "out", 4);
+    const Array v = args.read(v_cache_, "v_cache", 4, true, stored),
+                out = args.read(out_, "out", 4);
     all_sizes(args, v, "v_cache", k);
     all_sizes(args, out, "out", q);
     AttentionDecodeArgs a{};

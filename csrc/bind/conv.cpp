@@ -5,8 +5,8 @@
 namespace mingcore {
 namespace {
 
-const char* const conv_act_names[] = {"none", "silu", "elu", "gelu", "gelu_tanh", "tanh", "snake",
-                                      nullptr};
+const char* const conv_act_names[] = {"none",      "silu", "elu",   "gelu",
+                                      "gelu_tanh", "tanh", "snake", nullptr};
 
 Activation activation_of(const Args& args, const char* name, const std::string& act,
                          const py::object& alpha_, const py::object& gain_, int64_t channels) {
@@ -87,8 +87,6 @@ void causal_conv(const py::object& x_, const py::object& w_, const py::object& b
 
 }  // namespace
 
-void register_conv(py::module_& m) {
-    m.def("causal_conv", &causal_conv);
-}
+void register_conv(py::module_& m) { m.def("causal_conv", &causal_conv); }
 
 }  // namespace mingcore

@@ -65,8 +65,8 @@ FlowVector flow_vector(const Args& args, const py::handle& value, const char* na
 FlowMatrix flow_matrix(const Args& args, const py::handle& value, const char* name, int64_t layers,
                        int64_t n, int64_t k) {
     const bool blocks = layers > 0;
-    const Array w = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 4 : 3,
-                              true, Args::Takes::weights);
+    const Array w = args.read(py::reinterpret_borrow<py::object>(value), name, blocks ? 4 : 3, true,
+                              Args::Takes::weights);
     const int64_t panels = (n + 31) / 32;
     if (blocks) args.size(w, name, 0, layers, "L");
     args.size(w, name, blocks, panels, "panels");
@@ -90,8 +90,8 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
                  const py::object& guidance, const py::object& times_, const py::object& dt,
                  const py::object& noise_scale, const py::bytes& advance, const py::object& cos,
                  const py::object& sin, const py::list& matrices, const py::list& biases,
-                 const py::list& norms, const py::list& scales, int64_t heads, int64_t rope_heads, bool guided,
-                 const py::object& out_, int threads) {
+                 const py::list& norms, const py::list& scales, int64_t heads, int64_t rope_heads,
+                 bool guided, const py::object& out_, int threads) {
     const Args args("flow_sample");
     static const char* const names[] = {"cond", "x", "qkv", "out", "up", "down", "final"};
     if (matrices.size() != 7) args.reject("matrices", "7", std::to_string(matrices.size()));
@@ -115,7 +115,8 @@ void flow_sample(const py::object& condition_, const py::object& history_, const
     if (a.L < 1 || a.W < 1) args.reject("bias of up", "[L, W], both >= 1", up_bias.shape());
     if (a.P < 1 || a.C < 1) args.reject("noise", "[draws, B, P, C] with P, C >= 1", noise.shape());
     if (static_cast<int64_t>(flags.size()) != a.E)
-        args.reject("advance", "E = " + std::to_string(a.E) + " flags", std::to_string(flags.size()));
+        args.reject("advance", "E = " + std::to_string(a.E) + " flags",
+                    std::to_string(flags.size()));
     const int64_t H = a.H, T = 1 + a.N + a.P, Hc = condition.size[1];
     if (Hc < 1) args.reject("condition", "[B, Hc] with Hc >= 1", condition.shape());
     const int64_t n[] = {H, H, 3 * H, H, a.W, H, a.C}, k[] = {Hc, a.C, H, H, H, a.W, H};

@@ -23,9 +23,11 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
     const int64_t outputs = swiglu ? n / 2 : n;
 
     const bool vnni4 = dtype_of(weight_) == static_cast<int64_t>(Dtype::u8);
-    const Array weight =
-        args.read(weight_, "weight", a.layout == Layout::rows ? 2 : vnni4 ? 4 : 3, true,
-                  Args::Takes::weights);
+    const Array weight = args.read(weight_, "weight",
+                                   a.layout == Layout::rows ? 2
+                                   : vnni4                  ? 4
+                                                            : 3,
+                                   true, Args::Takes::weights);
     if (a.layout == Layout::rows) {
         args.size(weight, "weight", 0, n, "N");
         args.size(weight, "weight", 1, a.K, "K");
@@ -79,8 +81,6 @@ void linear(const py::object& x_, const py::object& weight_, const py::object& b
 
 }  // namespace
 
-void register_gemm(py::module_& m) {
-    m.def("linear", &linear);
-}
+void register_gemm(py::module_& m) { m.def("linear", &linear); }
 
 }  // namespace mingcore

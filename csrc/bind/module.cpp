@@ -22,7 +22,9 @@ PYBIND11_MODULE(_cpu, m) {
     register_probe(m);
     m.def(
         "ask_for_huge_pages",
-        [](uintptr_t data, size_t bytes) { ask_for_huge_pages(reinterpret_cast<void*>(data), bytes); },
+        [](uintptr_t data, size_t bytes) {
+            ask_for_huge_pages(reinterpret_cast<void*>(data), bytes);
+        },
         "Back this new memory with huge pages, where the system gives them when asked.");
     m.def("isa", [] { return current().isa; }, "The instruction set in use.");
     m.def(
@@ -41,8 +43,7 @@ PYBIND11_MODULE(_cpu, m) {
                 fail("set_isa: this build on this CPU has no '" + isa + "'");
         },
         "Use another instruction set from here on; for tests.");
-    m.def(
-        "vnni", [] { return cpu_vnni; }, "Whether int8_dyn uses the VNNI instruction.");
+    m.def("vnni", [] { return cpu_vnni; }, "Whether int8_dyn uses the VNNI instruction.");
     m.def(
         "set_vnni",
         [](bool wanted) {
@@ -50,8 +51,7 @@ PYBIND11_MODULE(_cpu, m) {
                 fail(std::string("set_vnni: no VNNI here with '") + current().isa + "'");
         },
         "Multiply int8_dyn with or without VNNI until the next set_isa; for tests.");
-    m.def(
-        "bf16", [] { return cpu_bf16; }, "Whether bf16 is multiplied with bf16 by AVX512-BF16.");
+    m.def("bf16", [] { return cpu_bf16; }, "Whether bf16 is multiplied with bf16 by AVX512-BF16.");
     m.def(
         "set_bf16",
         [](bool wanted) {

@@ -10,7 +10,8 @@ namespace {
 int64_t moe_mlp(const py::object& x_, const py::object& gate_up_, const py::object& down_,
                 const py::object& weights_, const py::object& ids_,
                 const py::object& shared_gate_up_, const py::object& shared_down_,
-                const py::sequence& scales, const py::object& out_, const std::string& layout, int threads) {
+                const py::sequence& scales, const py::object& out_, const std::string& layout,
+                int threads) {
     const Args args("moe_mlp");
     const Array x = args.read(x_, "x", 2), out = args.read(out_, "out", 2);
     const Array weights = args.read(weights_, "weights", 2, false);

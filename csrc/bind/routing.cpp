@@ -35,8 +35,6 @@ void route_topk(const py::object& logits_, bool renormalize, const py::object& w
 
 }  // namespace
 
-void register_routing(py::module_& m) {
-    m.def("route_topk", &route_topk);
-}
+void register_routing(py::module_& m) { m.def("route_topk", &route_topk); }
 
 }  // namespace mingcore

@@ -7,8 +7,9 @@ namespace mingcore {
 namespace {
 
 OverlapAddArgs overlap_args(const Args& args, int64_t B, int64_t T, const py::object& window_,
-                         int64_t hop, const py::object& numerator_, const py::object& numerator_out_,
-                         const py::tuple& rows, const py::object& out_, int threads) {
+                            int64_t hop, const py::object& numerator_,
+                            const py::object& numerator_out_, const py::tuple& rows,
+                            const py::object& out_, int threads) {
     const Array window = args.read(window_, "window", 1), out = args.read(out_, "out", 2),
                 numerator = args.read_or_none(numerator_, "numerator", 2),
                 numerator_out = args.read(numerator_out_, "numerator_out", 2);
@@ -22,7 +23,8 @@ OverlapAddArgs overlap_args(const Args& args, int64_t B, int64_t T, const py::ob
         if (!each->data) continue;
         args.size(*each, "numerator", 0, B, "B");
         args.size(*each, "numerator", 1, a.F - hop, "F - hop");
-        if (B > 1 && each->stride[0] != a.F - hop) args.reject("numerator", "contiguous", "strides");
+        if (B > 1 && each->stride[0] != a.F - hop)
+            args.reject("numerator", "contiguous", "strides");
     }
     a.window = reinterpret_cast<const float*>(window.data);
     a.numerator = reinterpret_cast<const float*>(numerator.data);
@@ -40,7 +42,7 @@ void overlap_add(const py::object& frames_, const py::object& window, int64_t ho
     const Args args("overlap_add");
     const Array frames = args.read(frames_, "frames", 3);
     OverlapAddArgs a = overlap_args(args, frames.size[0], frames.size[1], window, hop, numerator,
-                                 numerator_out, rows, out, threads);
+                                    numerator_out, rows, out, threads);
     args.size(frames, "frames", 2, a.F, "F");
     args.dtype(frames, "frames", Dtype::f32, "float32");
     a.frames = reinterpret_cast<const float*>(frames.data);
@@ -95,7 +97,8 @@ void spectrum_head(const py::object& hidden_, const py::object& weight, const py
     if (radices.size() > 32) args.reject("radices", "at most 32", std::to_string(radices.size()));
     for (size_t i = 0; i < radices.size(); ++i) {
         const int64_t r = radices[i].cast<int64_t>();
-        if (r < 2 || r > 8 || r == 6 || points % r) args.reject("radices", "factors of F / 2", "others");
+        if (r < 2 || r > 8 || r == 6 || points % r)
+            args.reject("radices", "factors of F / 2", "others");
         factors[i] = static_cast<int32_t>(r);
         product *= r, points /= r;
         twiddles += 2 * (r - 1) * points;

@@ -22,9 +22,9 @@
 // so now widening them is the limit. Waking sleeping threads costs 40 to 50 us: below SERIAL one
 // thread does it all.
 #include "cpu/attention/attention_decode.h"
-#include "cpu/lib/parallel.h"
-#include "cpu/lib/arena.h"
 #include "cpu/attention/attention_decode_dots.h"
+#include "cpu/lib/arena.h"
+#include "cpu/lib/parallel.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -92,8 +92,7 @@ struct Span {
 MC_INLINE Span visible_span(const Scratch& c) {
     Span s{INT64_MAX, 0};
     for (int64_t r = 0; r < c.q.n; ++r)
-        if (c.q.low[r] < c.q.high[r])
-            s = {min(s.from, c.q.low[r]), max(s.to, c.q.high[r])};
+        if (c.q.low[r] < c.q.high[r]) s = {min(s.from, c.q.low[r]), max(s.to, c.q.high[r])};
     return s;
 }
 
@@ -174,7 +173,11 @@ void run(void* context, int) {
     Scratch c;
     for (char* memory = nullptr;;) {
         Arena arena{memory};
-        c.q = {n, p.a->D, p.Dp, arena.take<float>(n * p.Dp), arena.take<int64_t>(n),
+        c.q = {n,
+               p.a->D,
+               p.Dp,
+               arena.take<float>(n * p.Dp),
+               arena.take<int64_t>(n),
                arena.take<int64_t>(n)};
         c.total = sums_at(arena.take<float>(sums_floats(n, p.Dp)), n, p.Dp);
         c.part = sums_at(arena.take<float>(sums_floats(n, p.Dp)), n, p.Dp);

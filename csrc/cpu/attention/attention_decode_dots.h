@@ -13,13 +13,13 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t BLOCK = 128;  // keys whose scores are held at once; a multiple of W
-constexpr int64_t PREFETCH_KEYS = 8;   // software prefetch distance, in keys
+constexpr int64_t BLOCK = 128;        // keys whose scores are held at once; a multiple of W
+constexpr int64_t PREFETCH_KEYS = 8;  // software prefetch distance, in keys
 
 // Query rows of one task, all in scratch. Row r sees the positions low[r] .. high[r] - 1.
 struct Queries {
-    int64_t n, D, Dp;     // Dp: D padded to a multiple of W
-    const float* q;       // [n, Dp], times the scale, padded with zeros
+    int64_t n, D, Dp;  // Dp: D padded to a multiple of W
+    const float* q;    // [n, Dp], times the scale, padded with zeros
     const int64_t *low, *high;
 };
 struct Sums {  // the online softmax's state: softmax(s) v so far is out / sum, relative to exp(top)
@@ -50,8 +50,8 @@ MC_INLINE void prefetch_row(const T* row, int64_t D) {
 // these keys, to be prefetched; null where they were before. The stride between the rows of a head
 // in a cache is too large for the hardware's prefetcher.
 template <class T, int R>
-MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t k_row,
-                      const T* v, int64_t v_row, int64_t keys, float* s) {
+MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t k_row, const T* v,
+                      int64_t v_row, int64_t keys, float* s) {
     constexpr int N = W / R;
     for (int64_t j = 0; j < keys; j += N) {
         if (v)
@@ -89,12 +89,11 @@ MC_INLINE void scores(const float* q, int64_t D, int64_t Dp, const T* k, int64_t
 
 // out[r][d..] = out[r][d..] * factor[r] + sum_j p[r][j] v[j][d..], for R rows and V vectors.
 template <class T, int R, int V>
-MC_INLINE void accumulate_values(const float* p, const T* v, int64_t v_row, int64_t keys, const float* factor,
-                     float* out, int64_t Dp, int64_t left) {
+MC_INLINE void accumulate_values(const float* p, const T* v, int64_t v_row, int64_t keys,
+                                 const float* factor, float* out, int64_t Dp, int64_t left) {
     F acc[R][V];
     for (int r = 0; r < R; ++r)
-        for (int i = 0; i < V; ++i)
-            acc[r][i] = mul(load(out + r * Dp + i * W), set1(factor[r]));
+        for (int i = 0; i < V; ++i) acc[r][i] = mul(load(out + r * Dp + i * W), set1(factor[r]));
     for (int64_t j = 0; j < keys; ++j) {
         F x[V];
         for (int i = 0; i < V; ++i) x[i] = V > 1 ? load(v + i * W) : read(v, left);
@@ -111,8 +110,8 @@ MC_INLINE void accumulate_values(const float* p, const T* v, int64_t v_row, int6
 // A block of the online softmax: s[j] = exp(s[j] - top) for positions from + j that the row sees,
 // else 0. Updates the row's running maximum and sum; returns the factor that rescales what was
 // summed before.
-MC_INLINE float online_softmax(float* s, int64_t keys, int64_t from, int64_t low, int64_t high, float& top,
-                       float& sum) {
+MC_INLINE float online_softmax(float* s, int64_t keys, int64_t from, int64_t low, int64_t high,
+                               float& top, float& sum) {
     const int64_t padded = (keys + W - 1) / W * W;
     const int64_t first = low > from ? low - from : 0;
     const int64_t last = high - from < keys ? high - from : keys;
@@ -153,8 +152,8 @@ static void attend(const Queries& q, const Sums& to, int64_t r, const T* k, int6
     float factor[R];
     for (int i = 0; i < R; ++i) {
         if (by.k) rescale(s + i * BLOCK, by.k, by.k_row, keys);
-        factor[i] = online_softmax(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i], to.top[r + i],
-                           to.sum[r + i]);
+        factor[i] = online_softmax(s + i * BLOCK, keys, from, q.low[r + i], q.high[r + i],
+                                   to.top[r + i], to.sum[r + i]);
         if (by.v) rescale(s + i * BLOCK, by.v, by.v_row, keys);
     }
     constexpr int V = W >= 16 ? 4 : 2;

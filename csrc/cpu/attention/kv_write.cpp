@@ -41,8 +41,7 @@ static void run(void* context, int) {
             if (at[t * a.positions.token] > last) last = at[t * a.positions.token];
         for (int64_t t = 0; t < a.T; ++t) {
             const int64_t position = at[t * a.positions.token];
-            if (position >= 0 && position > last - a.S)
-                copy(a, b % 2, b / 2, t, position % a.S);
+            if (position >= 0 && position > last - a.S) copy(a, b % 2, b / 2, t, position % a.S);
         }
     }
 }

@@ -3,10 +3,13 @@
 //
 // Cost: 2 B T N K / groups flops (K = C taps); x, context, w, residual and out move once.
 // Algorithms:
-//  - direct: times are in the lanes, weights are broadcast. The inputs of a stretch of time are staged
-//    once, as float32, behind their context, activated, and split by phase of the stride, so that every
-//    tap is a contiguous load without im2col; bias, activation and residual are a fused epilogue.
-//  - panels, a GEMM (gemm.h): output channels are in the lanes, for few times: reading w is the cost.
+//  - direct: times are in the lanes, weights are broadcast. The inputs of a stretch of time are
+//  staged
+//    once, as float32, behind their context, activated, and split by phase of the stride, so that
+//    every tap is a contiguous load without im2col; bias, activation and residual are a fused
+//    epilogue.
+//  - panels, a GEMM (gemm.h): output channels are in the lanes, for few times: reading w is the
+//  cost.
 //  - rows: as direct, for groups of few outputs (depthwise; one output channel): a task stages its
 //    own few channels, so that nothing leaves L1 between reading x and writing out.
 // A transposed convolution is one of stride 1 with `up` times the channels, interleaved when
@@ -19,16 +22,16 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t MIN_TIMES = 2 * W;     // times from which they are put into the lanes
-constexpr int TC = 96;                            // times of a direct task: its sums stay in L1
-constexpr int64_t STAGED_L2 = 1 << 17;               // floats staged at once: stays in L2
-constexpr int64_t SMALL_WEIGHTS = 1 << 17;                // weights of a group that do as well
-constexpr int64_t ROW_BLOCK = 256;                // rows of a panels task
-constexpr int64_t STAGED_L1 = 1 << 13;                  // floats that a rows task stages
-constexpr int64_t SERIAL = 1 << 17;               // products under which waking threads costs more
-constexpr int64_t SERIAL_COPY = 1 << 15;          // the same in floats copied
-constexpr int64_t MAX_IN_PLACE = 4096;                // times beyond which each row is in pages of its own
-constexpr int64_t CARRY_CHANNELS = 16;                   // channels whose context a task carries on
+constexpr int64_t MIN_TIMES = 2 * W;        // times from which they are put into the lanes
+constexpr int TC = 96;                      // times of a direct task: its sums stay in L1
+constexpr int64_t STAGED_L2 = 1 << 17;      // floats staged at once: stays in L2
+constexpr int64_t SMALL_WEIGHTS = 1 << 17;  // weights of a group that do as well
+constexpr int64_t ROW_BLOCK = 256;          // rows of a panels task
+constexpr int64_t STAGED_L1 = 1 << 13;      // floats that a rows task stages
+constexpr int64_t SERIAL = 1 << 17;         // products under which waking threads costs more
+constexpr int64_t SERIAL_COPY = 1 << 15;    // the same in floats copied
+constexpr int64_t MAX_IN_PLACE = 4096;      // times beyond which each row is in pages of its own
+constexpr int64_t CARRY_CHANNELS = 16;      // channels whose context a task carries on
 
 struct Plan {
     const CausalConvArgs& a;
@@ -78,7 +81,8 @@ MC_INLINE void carry_one(const Plan& p, int64_t b, int64_t c) {
 void carry_tasks(void* context, int) {
     Plan& p = *(Plan*)context;
     for (int64_t task; (task = claim(p.to_stage)) < ceil_div(p.a.B * p.a.C, CARRY_CHANNELS);)
-        for (int64_t i = task * CARRY_CHANNELS; i < min((task + 1) * CARRY_CHANNELS, p.a.B * p.a.C); ++i)
+        for (int64_t i = task * CARRY_CHANNELS; i < min((task + 1) * CARRY_CHANNELS, p.a.B * p.a.C);
+             ++i)
             carry_one(p, i / p.a.C, i % p.a.C);
 }
 
@@ -86,7 +90,8 @@ void stage_tasks(void* context, int id) {
     Plan& p = *(Plan*)context;
     float* line = p.scratch + id * p.scratch_each;
     for (int64_t c; (c = claim(p.to_stage)) < p.a.C;)
-        stage(p.a, p.rows[p.b], p.span, p.b, c, p.t0, p.t1, p.phase_ld, line, p.staged + c * p.channel_ld);
+        stage(p.a, p.rows[p.b], p.span, p.b, c, p.t0, p.t1, p.phase_ld, line,
+              p.staged + c * p.channel_ld);
 }
 
 // Direct: a task is a panel at TC times.
@@ -149,7 +154,8 @@ void rows_tasks(void* context, int id) {
             continue;
         }
         for (int64_t c = 0; c < p.inputs; ++c)
-            stage(a, p.rows[b], p.span, b, g * p.inputs + c, t, t + times, p.phase_ld, line, staged + c * p.channel_ld);
+            stage(a, p.rows[b], p.span, b, g * p.inputs + c, t, t + times, p.phase_ld, line,
+                  staged + c * p.channel_ld);
         for (int64_t c = 0; c < p.inputs && whole; ++c) carry_one(p, b, g * p.inputs + c);
         const T* w = (const T*)a.w + g * p.outputs * p.K;
         const float* block = wide;
@@ -158,7 +164,8 @@ void rows_tasks(void* context, int id) {
         for (int64_t k = 0; k < p.K; k += KC)
             times_block(block + k, p.K, 1, (int)p.outputs, staged, p.where + k, min(KC, p.K - k),
                         times, sums, p.t1, k == 0, block, 0);
-        for (int64_t m = 0; m < p.outputs; ++m) store_outputs(a, p.rows[b].count, b, g, m, t, times, sums + m * p.t1);
+        for (int64_t m = 0; m < p.outputs; ++m)
+            store_outputs(a, p.rows[b].count, b, g, m, t, times, sums + m * p.t1);
     }
 }
 
@@ -179,8 +186,8 @@ void pack_tasks(void* context, int) {
             const float* from = p.staged + b * a.C * p.channel_ld;
             for (int64_t c = 0; c < p.inputs; ++c)
                 for (int64_t i = 0; i < a.taps; ++i) {
-                    const float* x = from + (g * p.inputs + c) * p.channel_ld + t * a.stride +
-                                     i * a.dilation;
+                    const float* x =
+                        from + (g * p.inputs + c) * p.channel_ld + t * a.stride + i * a.dilation;
                     float* o = to + (c * a.taps + i) * n + r;
                     for (int j = 0; j < run; ++j) o[j] = x[j * a.stride];
                 }
@@ -208,7 +215,7 @@ MC_INLINE bool plain_last(const CausalConvArgs& a) {
 }
 
 void store_panel(const Plan& p, int64_t g, int64_t m0, int columns, const float* sums,
-                  float* transposed) {
+                 float* transposed) {
     const CausalConvArgs& a = p.a;
     const int64_t rows = p.row1 - p.row0;
     int64_t b = 0, first = 0;
@@ -230,7 +237,8 @@ void store_panel(const Plan& p, int64_t g, int64_t m0, int columns, const float*
             }
         } else {
             for (int j = 0; j < columns; ++j)
-                store_outputs(a, p.rows[b].count, b, g, m0 + j, t, run, transposed + j * (rows + W) + r);
+                store_outputs(a, p.rows[b].count, b, g, m0 + j, t, run,
+                              transposed + j * (rows + W) + r);
         }
         r += run;
         first += p.rows[b++].times;
@@ -253,14 +261,15 @@ void panel_tasks(void* context, int id) {
         for (int i = 0; i < count; ++i) at[i] = base + (g * p.panels + first + i) * p.K * PANEL;
         const T* after = nullptr;
         if (following < p.tasks)
-            after = base + (following / groups * p.panels + following % groups * p.group) * p.K * PANEL;
+            after =
+                base + (following / groups * p.panels + following % groups * p.group) * p.K * PANEL;
         PackedRows x = p.packed;
         x.x = p.packed_at + g * p.K * rows;
         panel_gemm(x, 0, x.tiles, at, count, after, sums);
         for (int i = 0; i < count; ++i) {
             const int64_t m0 = (first + i) * PANEL;
             store_panel(p, g, m0, (int)min(PANEL, p.outputs - m0), sums + i * rows * PANEL,
-                         transposed);
+                        transposed);
         }
     }
 }
@@ -297,7 +306,8 @@ void set_leading_dimensions(Plan& p, int64_t times) {
     const CausalConvArgs& a = p.a;
     p.phase_ld = a.stride == 1 ? 0 : lines(times + p.span / a.stride + 1 + OVERREAD);
     p.channel_ld = a.stride == 1 ? lines(times + p.span + OVERREAD) : a.stride * p.phase_ld;
-    if (p.channel_ld / 16 % 2 == 0) p.channel_ld += 16;  // odd, in lines: else channels share few L1 sets
+    if (p.channel_ld / 16 % 2 == 0)
+        p.channel_ld += 16;  // odd, in lines: else channels share few L1 sets
 }
 MC_INLINE int64_t line_of(const Plan& p, int64_t times) {  // the inputs of `times` times
     return lines((times - 1) * p.a.stride + p.span + 1 + W);
@@ -329,7 +339,8 @@ void run_direct(Plan& p, int threads, int64_t longest) {
 bool reads_in_place(const Plan& p, int64_t longest) {
     const CausalConvArgs& a = p.a;
     return p.span == 0 && a.stride == 1 && a.before.act == ConvAct::none && !a.rows.valid &&
-           a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0 && a.L <= MAX_IN_PLACE;
+           a.x.dtype == Dtype::f32 && a.L == longest && a.L % W == 0 && a.left_pad == 0 &&
+           a.L <= MAX_IN_PLACE;
 }
 
 void run_in_place(Plan& p, int threads) {
@@ -416,7 +427,8 @@ void causal_conv(const CausalConvArgs& a) {
     const int threads = products + moved < SERIAL && bytes < SERIAL ? 1 : a.threads;
     if (longest == 0) begin(p, 0);
     else if (a.layout == Layout::rows) run_rows(p, threads, longest);
-    else if (longest >= MIN_TIMES && a.out.time == 1 && reads_in_place(p, longest)) run_in_place(p, threads);
+    else if (longest >= MIN_TIMES && a.out.time == 1 && reads_in_place(p, longest))
+        run_in_place(p, threads);
     else if (longest >= MIN_TIMES && a.out.time == 1) run_direct(p, threads, longest);
     else run_panels(p, threads, longest);
     const bool wide = a.out.dtype == Dtype::f32;

@@ -1,9 +1,9 @@
 // The rows of a stream's batch: where each one's padded inputs begin and end, how inputs are staged
 // as float32 behind their context, and how sums become outputs (bias, activation, residual).
 #pragma once
+#include "cpu/conv/causal_conv.h"
 #include "cpu/lib/arena.h"
 #include "cpu/lib/convert.h"
-#include "cpu/conv/causal_conv.h"
 #include "cpu/lib/trig.h"
 
 namespace mingcore {
@@ -49,13 +49,20 @@ static void count_rows(const CausalConvArgs& a, int64_t span, Row* rows) {
 
 MC_INLINE F apply(ConvAct act, F v, F alpha, F gain) {
     switch (act) {
-        case ConvAct::silu: return silu(v);
-        case ConvAct::elu: return elu(v);
-        case ConvAct::gelu: return gelu(v);
-        case ConvAct::gelu_tanh: return gelu_tanh(v);
-        case ConvAct::tanh: return tanh(v);
-        case ConvAct::snake: return snake(v, alpha, gain);
-        default: return v;
+        case ConvAct::silu:
+            return silu(v);
+        case ConvAct::elu:
+            return elu(v);
+        case ConvAct::gelu:
+            return gelu(v);
+        case ConvAct::gelu_tanh:
+            return gelu_tanh(v);
+        case ConvAct::tanh:
+            return tanh(v);
+        case ConvAct::snake:
+            return snake(v, alpha, gain);
+        default:
+            return v;
     }
 }
 
@@ -76,16 +83,15 @@ MC_INLINE void fill(float* to, int64_t n, float value) {
 
 // Stages inputs: to[i] = before(padded input p + i of channel c of row b): context, chunk, then
 // padding.
-static void gather(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t p, int64_t n, float* to) {
+static void gather(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c,
+                   int64_t p, int64_t n, float* to) {
     const int64_t at = b * a.x.batch + c * a.x.channel;
     float* const out = to;
     const int64_t all = n;
     if (p < span) {
         const int64_t m = min(span - p, n);
-        if (row.seen > 0)
-            widen(a.x.dtype, (const char*)a.context, (b * a.C + c) * span + p, m, to);
-        else
-            fill(to, m, a.replicate && row.fresh > 0 ? load_one(a.x.dtype, a.x.data, at) : 0.0f);
+        if (row.seen > 0) widen(a.x.dtype, (const char*)a.context, (b * a.C + c) * span + p, m, to);
+        else fill(to, m, a.replicate && row.fresh > 0 ? load_one(a.x.dtype, a.x.data, at) : 0.0f);
         p += m, n -= m, to += m;
     }
     if (n > 0 && p < row.end) {
@@ -114,8 +120,8 @@ static void gather(const CausalConvArgs& a, const Row& row, int64_t span, int64_
 
 // Stages the inputs of the times [t0, t1) of channel c for contiguous loads: phase by phase of the
 // stride.
-static void stage(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c, int64_t t0, int64_t t1, int64_t phase_ld,
-           float* line, float* to) {
+static void stage(const CausalConvArgs& a, const Row& row, int64_t span, int64_t b, int64_t c,
+                  int64_t t0, int64_t t1, int64_t phase_ld, float* line, float* to) {
     const int64_t n = (t1 - t0 - 1) * a.stride + span + 1;
     const int64_t p = row.begin + t0 * a.stride;
     if (a.stride == 1) return gather(a, row, span, b, c, p, n, to);
@@ -130,7 +136,7 @@ static void stage(const CausalConvArgs& a, const Row& row, int64_t span, int64_t
 // on at run time; the residual is absent or float32.
 template <class T, ConvAct A, bool R>
 MC_INLINE void store_line(ConvAct act, F bias, F alpha, F gain, const float* sums,
-                           const float* residual, int64_t n, T* out) {
+                          const float* residual, int64_t n, T* out) {
     int64_t i = 0;
     for (; i + W <= n; i += W) {
         F v = apply(A == ConvAct::tanh ? act : A, add(load(sums + i), bias), alpha, gain);
@@ -147,8 +153,8 @@ MC_INLINE void store_line(ConvAct act, F bias, F alpha, F gain, const float* sum
 
 // Outputs of a channel's phase at the times [t, t + n) of row b, from their sums.
 template <class T>
-static void store_outputs(const CausalConvArgs& a, int64_t b, int64_t channel, int64_t phase, int64_t t, int64_t n,
-            int64_t limit, const float* sums) {
+static void store_outputs(const CausalConvArgs& a, int64_t b, int64_t channel, int64_t phase,
+                          int64_t t, int64_t n, int64_t limit, const float* sums) {
     const ConvAct act = a.after.act;
     const bool is_snake = act == ConvAct::snake;
     const F bias = set1(a.bias ? load_one(a.bias_dtype, a.bias, channel) : 0.0f);
@@ -162,13 +168,17 @@ static void store_outputs(const CausalConvArgs& a, int64_t b, int64_t channel, i
     const float* residual = (const float*)a.residual.data;
     if (step == 1 && (!residual || a.residual.dtype == Dtype::f32)) {
         if (residual && act == ConvAct::none)
-            return store_line<T, ConvAct::none, true>(act, bias, alpha, gain, sums, residual + from, n, out);
+            return store_line<T, ConvAct::none, true>(act, bias, alpha, gain, sums, residual + from,
+                                                      n, out);
         if (residual)
-            return store_line<T, ConvAct::tanh, true>(act, bias, alpha, gain, sums, residual + from, n, out);
+            return store_line<T, ConvAct::tanh, true>(act, bias, alpha, gain, sums, residual + from,
+                                                      n, out);
         if (act == ConvAct::none)
-            return store_line<T, ConvAct::none, false>(act, bias, alpha, gain, sums, residual, n, out);
+            return store_line<T, ConvAct::none, false>(act, bias, alpha, gain, sums, residual, n,
+                                                       out);
         if (is_snake)
-            return store_line<T, ConvAct::snake, false>(act, bias, alpha, gain, sums, residual, n, out);
+            return store_line<T, ConvAct::snake, false>(act, bias, alpha, gain, sums, residual, n,
+                                                        out);
         return store_line<T, ConvAct::tanh, false>(act, bias, alpha, gain, sums, residual, n, out);
     }
     for (int64_t i = 0; i < n; i += W) {
@@ -195,11 +205,12 @@ static void store_outputs(const CausalConvArgs& a, int64_t b, int64_t channel, i
     }
 }
 // Matrix row m of group g, which has `limit` outputs in this row of the batch.
-MC_INLINE void store_outputs(const CausalConvArgs& a, int64_t limit, int64_t b, int64_t g, int64_t m, int64_t t,
-                      int64_t n, const float* sums) {
+MC_INLINE void store_outputs(const CausalConvArgs& a, int64_t limit, int64_t b, int64_t g,
+                             int64_t m, int64_t t, int64_t n, const float* sums) {
     const int64_t channel = g * (a.N / a.groups) + m / a.up, phase = m % a.up;
     if (a.out.dtype == Dtype::f32) store_outputs<float>(a, b, channel, phase, t, n, limit, sums);
-    else if (a.out.dtype == Dtype::bf16) store_outputs<bf16>(a, b, channel, phase, t, n, limit, sums);
+    else if (a.out.dtype == Dtype::bf16)
+        store_outputs<bf16>(a, b, channel, phase, t, n, limit, sums);
     else store_outputs<f16>(a, b, channel, phase, t, n, limit, sums);
 }
 

@@ -27,7 +27,8 @@ constexpr int MAX_ROWS = 8, MAX_VECTORS = 3;  // 24 sums + 3 inputs + 1 weight o
 #else
 constexpr int MAX_ROWS = 4, MAX_VECTORS = 3;
 #endif
-constexpr int ROW_VECTORS = 6;  // of a single row: as many accumulators as hide an addition's latency
+constexpr int ROW_VECTORS =
+    6;  // of a single row: as many accumulators as hide an addition's latency
 constexpr int OVERREAD = ROW_VECTORS * W;  // floats that a tile may load beyond the times asked for
 
 // Software prefetch of a tile, for the one after it: `step` bytes per k from `at` on.
@@ -40,7 +41,8 @@ struct Prefetch {
 template <int MR, int NV>
 __attribute__((noinline)) static void times_tile(const float* w, int64_t wr, int64_t wk,
                                                  const float* x, const int64_t* where, int64_t kc,
-                                                 float* c, int64_t c_row, bool first, Prefetch fetch) {
+                                                 float* c, int64_t c_row, bool first,
+                                                 Prefetch fetch) {
     F sum[MR][NV];
     for (int r = 0; r < MR; ++r)
         for (int v = 0; v < NV; ++v) sum[r][v] = zero();
@@ -87,8 +89,8 @@ MC_INLINE void times_block(const float* w, int64_t wr, int64_t wk, int rows, con
     Prefetch fetch{(const char*)next, 0};
     if (rows == 1) {
         for (int v = 0; v < vectors; v += ROW_VECTORS)
-            times_of<1, ROW_VECTORS>(1, (int)min(vectors - v, ROW_VECTORS), w, wr, wk, x + v * W, where, kc,
-                               c + v * W, c_row, first, fetch);
+            times_of<1, ROW_VECTORS>(1, (int)min(vectors - v, ROW_VECTORS), w, wr, wk, x + v * W,
+                                     where, kc, c + v * W, c_row, first, fetch);
         return;
     }
     // parts as equal as can be: a tile of one vector would wait for its weights

@@ -119,7 +119,7 @@ void advance(const Plan& p, int e, int64_t b) {
     }
     for (int64_t col = 0; col < a.C; col += PANEL)
         pack_operand(p.current, (int)(a.B * a.P), b * a.P, (b + 1) * a.P, col, nullptr,
-            [&](int64_t i) { return p.state + i * p.state_row + col; });
+                     [&](int64_t i) { return p.state + i * p.state_row + col; });
 }
 
 void run(void* context, int id) {
@@ -172,7 +172,8 @@ Operand operand(Arena& m, int64_t K, int64_t rows, int64_t pieces, bool normed, 
 size_t lay_out(Plan& p, char* base) {
     const FlowSampleArgs& a = *p.a;
     Arena m{base};
-    const int64_t panels = ceil_div(a.H, PANEL), unique = 2 * a.B + a.B * (a.P + a.N), Hc = a.matrix[0].k;
+    const int64_t panels = ceil_div(a.H, PANEL), unique = 2 * a.B + a.B * (a.P + a.N),
+                  Hc = a.matrix[0].k;
     p.group_request = m.take<int32_t>(p.G), p.unconditional = m.take<bool>(p.G);
     p.first_group = m.take<int32_t>(a.B), p.groups_of = m.take<int32_t>(a.B);
     p.copy = m.take<int32_t>(unique), p.second_copy = m.take<int32_t>(unique);
@@ -225,8 +226,8 @@ void prepare(Plan& p) {
     for (int64_t g = 0; g < p.G; ++g) p.copy[g] = (int32_t)(g * p.T), p.second_copy[g] = -1;
     for (int64_t b = 0; b < a.B; ++b)
         for (int64_t t = 1; t < p.T; ++t) {
-            const int64_t i = t > a.N ? p.G + b * a.P + t - 1 - a.N
-                                      : p.G + a.B * a.P + b * a.N + t - 1;
+            const int64_t i =
+                t > a.N ? p.G + b * a.P + t - 1 - a.N : p.G + a.B * a.P + b * a.N + t - 1;
             p.copy[i] = (int32_t)(p.first_group[b] * p.T + t);
             p.second_copy[i] = p.groups_of[b] == 2 ? p.copy[i] + (int32_t)p.T : -1;
         }

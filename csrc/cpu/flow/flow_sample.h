@@ -20,9 +20,9 @@ struct FlowVector {  // [layers][n]; data is null when absent
 // mingcore.ops.flow_sample.
 struct FlowSampleArgs {
     int64_t B, N, P, C, L, H, W, E, heads, rope_heads;  // W: width of the MLP
-    const void *condition, *history;  // [B, matrix[0].k], [B, N, C], dense
+    const void *condition, *history;                    // [B, matrix[0].k], [B, N, C], dense
     Dtype condition_dtype, history_dtype;
-    const float *noise, *guidance;  // [at least 1 + steps with noise, B, P, C], [B]
+    const float *noise, *guidance;          // [at least 1 + steps with noise, B, P, C], [B]
     const float *times, *dt, *noise_scale;  // [E, H], [E], [E, B]
     const uint8_t* advance;                 // [E]
     const float *cos, *sin;                 // [1 + N + P, H / heads / 2]

@@ -58,8 +58,8 @@ static void scores(int count, const float* k, int64_t k_row, const float* q, int
 
 // out[i] = scale * sum over t of v[t][i] s[t], for n columns i; each is `lanes` long.
 template <int n>
-static void accumulate_values(int count, const float* v, int64_t v_row, const float* s, int64_t T, F scale,
-                  float* out, int64_t out_row, int lanes, I& largest) {
+static void accumulate_values(int count, const float* v, int64_t v_row, const float* s, int64_t T,
+                              F scale, float* out, int64_t out_row, int lanes, I& largest) {
     if (count < n) {
         if constexpr (n > 1)
             accumulate_values<n - 1>(count, v, v_row, s, T, scale, out, out_row, lanes, largest);
@@ -88,8 +88,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
     if (a.norm[3].data) {
         read_vector(a.norm[3], block, 0, D, q_norm);
         read_vector(a.norm[4], block, 0, D, k_norm);
-    } else
-        q_norm = k_norm = nullptr;
+    } else q_norm = k_norm = nullptr;
     const bool rotated = head < a.rope_heads;
     const float *cos = p.cos, *sin = p.sin;
     const float *queries = qkv + g * T * row + head * D, *keys = queries + a.H;
@@ -98,7 +97,7 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         prepare(keys + t * row, D, k_norm, rotated ? cos + t * Dp : nullptr,
                 rotated ? sin + t * Dp : nullptr, 1, k + t * Dp);
 
-    const int64_t first = last ? T - a.P : 0;             // of the queries
+    const int64_t first = last ? T - a.P : 0;                                 // of the queries
     const int at = (int)(g * (last ? a.P : T)), end = at + (int)(T - first);  // in the operand
     const PackedRows rows = p.attended.packed(p.count(last ? Set::last : Set::every, 0));
     for (int i = at, tile = tile_at(rows, at), n; i < end; i += n) {
@@ -111,7 +110,8 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         }
         for (int64_t d = 0; d < Dp; d += W) {
             F v[W];
-            for (int lane = 0; lane < W; ++lane) v[lane] = lane < n ? load(q + lane * Dp + d) : zero();
+            for (int lane = 0; lane < W; ++lane)
+                v[lane] = lane < n ? load(q + lane * Dp + d) : zero();
             transpose(v);
             for (int j = 0; j < W; ++j) store(qt + (d + j) * W, v[j]);
         }
@@ -133,8 +133,8 @@ static void attend(const Plan& p, const float* qkv, int block, bool last, int64_
         const int64_t pieces = ceil_div(D, MANY);
         for (int64_t b = 0; b < pieces; ++b) {
             const int64_t d0 = D * b / pieces, d1 = D * (b + 1) / pieces;
-            accumulate_values<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse, out + d0 * (to - from),
-                        to - from, n, largest);
+            accumulate_values<MANY>((int)(d1 - d0), values + d0, row, s, T, inverse,
+                                    out + d0 * (to - from), to - from, n, largest);
         }
         storen(p.attended.largest + head * p.attended.rows16 + i, as_float(largest), n);
         if (i + n == to) ++tile;

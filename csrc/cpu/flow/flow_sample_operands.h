@@ -11,7 +11,7 @@ namespace {
 // each.
 template <class Source>
 MC_INLINE void pack_operand(const Operand& o, int count, int64_t i0, int64_t i1, int64_t col,
-                   const float* norm, Source source) {
+                            const float* norm, Source source) {
     if (i0 >= i1) return;
     const PackedRows rows = o.packed(count);
     const int columns = (int)min(o.K - col, PANEL);
@@ -42,7 +42,7 @@ MC_INLINE void pack_operand(const Operand& o, int count, int64_t i0, int64_t i1,
 
 // The same of the residual stream's columns, times a norm's weights.
 void pack_stream(const Plan& p, Set set, int e, int64_t i0, int64_t i1, int64_t panel,
-                const FlowVector& weights, int layer) {
+                 const FlowVector& weights, int layer) {
     const float* x = p.x + panel * p.rows * PANEL;
     const int64_t col = panel * PANEL;
     float norm[PANEL] = {0};
@@ -52,10 +52,10 @@ void pack_stream(const Plan& p, Set set, int e, int64_t i0, int64_t i1, int64_t 
         pack_operand(p.every, count, i0, i1, col, norm, [=](int64_t i) { return x + i * PANEL; });
     else if (set == Set::last)
         pack_operand(p.last, count, i0, i1, col, norm,
-            [=, &p](int64_t i) { return x + p.last_row(i) * PANEL; });
+                     [=, &p](int64_t i) { return x + p.last_row(i) * PANEL; });
     else
         pack_operand(p.unique, count, i0, i1, col, norm,
-            [=, &p](int64_t i) { return x + p.copy[i] * PANEL; });
+                     [=, &p](int64_t i) { return x + p.copy[i] * PANEL; });
 }
 
 // 1 / rms(x) of the members i.. of a normed operand, at most W of them; else 1.

@@ -15,9 +15,9 @@
 // number of threads will do, and a thread knows its next task, and prefetches its weights, while it
 // still works on the one before.
 #pragma once
+#include "cpu/flow/flow_sample.h"
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
-#include "cpu/flow/flow_sample.h"
 #include "cpu/lib/quantise.h"
 
 namespace mingcore {
@@ -26,7 +26,7 @@ namespace {
 
 constexpr float EPS = 1e-6f;
 constexpr int64_t CHUNK = 1024;  // columns that one task quantises
-constexpr int PART_TILES = 16;  // row tiles of one task: their sums for one panel stay in L1/L2
+constexpr int PART_TILES = 16;   // row tiles of one task: their sums for one panel stay in L1/L2
 
 // The left operand of a product, packed in row tiles (see PackedRows) by the epilogue of the phase
 // before, 32 columns at a time. RMSNorm is fused: a normed operand holds x * norm weight, and 1 /
@@ -40,7 +40,7 @@ struct Operand {
     int64_t rows16, pieces;    // rows16: a multiple of 16
     bool normed;
     float *vnni4_data, *scale;  // vnni4_data null: not quantised; scale [rows16]
-    int32_t* sums;         // of the integers: [ceil(K / CHUNK)][rows16]
+    int32_t* sums;              // of the integers: [ceil(K / CHUNK)][rows16]
 
     PackedRows packed(int rows) const { return {data, K, rows, tiles_for(rows), nullptr, nullptr}; }
     PackedRows operand(int rows) const {
@@ -52,27 +52,37 @@ struct Operand {
 
 enum class Set : int32_t { every, last, unique };
 enum class Step : int32_t {
-    embed, quantise_qkv, qkv, attend, quantise_out, out, quantise_up, up, quantise_down, down, final,
+    embed,
+    quantise_qkv,
+    qkv,
+    attend,
+    quantise_out,
+    out,
+    quantise_up,
+    up,
+    quantise_down,
+    down,
+    final,
     step
 };
 
 struct Plan {
     const FlowSampleArgs* a;
-    int64_t T, D, rows;   // tokens of a group, width of a head, rows in all
-    int G;                // groups
+    int64_t T, D, rows;  // tokens of a group, width of a head, rows in all
+    int G;               // groups
     int32_t *group_request, *first_group, *groups_of;  // [G]; [B], [B]
     bool* unconditional;                               // [G]
     int32_t *copy, *second_copy;  // of a unique row: its rows among all; -1: there is one only
-    float *x;                     // the residual stream [ceil(H/32)][rows][32]
+    float* x;                     // the residual stream [ceil(H/32)][rows][32]
     float *qkv, *first_qkv;       // [rows][qkv_row]; of the first block, whose history stays
     int64_t qkv_row;
     float *velocity, *state, *base;  // [last rows][state_row], [B P][state_row] twice
     int64_t state_row;
     float *first, *history;  // embedded: [ceil(H/32)][B][32], [ceil(H/32)][B N][32]
     float *cos, *sin;        // [T][D]: repeated for both neighbours; sin with the sign of the first
-    Operand condition, past, current;      // of cond, and of x twice
-    Operand unique, every, last;           // of qkv, up and final
-    Operand attended, hidden;              // of out and down
+    Operand condition, past, current;  // of cond, and of x twice
+    Operand unique, every, last;       // of qkv, up and final
+    Operand attended, hidden;          // of out and down
     float* scratch;
     int64_t scratch_each;
     int threads;
@@ -136,12 +146,21 @@ struct Product {
 static Product product_of(const Plan& p, const Operand& x, Set set, int e, int matrix, int layer,
                           int64_t first, int64_t panels) {
     const FlowMatrix& w = p.a->matrix[matrix];
-    Product m{&x, set, &w, layer, w.dtype == Dtype::u8 ? x.operand(p.count(set, e)) : x.packed(p.count(set, e)),
-              first, panels, 1, 1, 0};
+    Product m{&x,
+              set,
+              &w,
+              layer,
+              w.dtype == Dtype::u8 ? x.operand(p.count(set, e)) : x.packed(p.count(set, e)),
+              first,
+              panels,
+              1,
+              1,
+              0};
     m.group = panels_for(m.rows.rows);
     while (m.group > 1 && panels < (int64_t)m.group * p.threads * 4) m.group /= 2;
     m.parts = (int)ceil_div(m.rows.tiles, PART_TILES);
-    while (m.parts * 2 <= m.rows.tiles && ceil_div(panels, m.group) * m.parts < p.threads * 4) m.parts *= 2;
+    while (m.parts * 2 <= m.rows.tiles && ceil_div(panels, m.group) * m.parts < p.threads * 4)
+        m.parts *= 2;
     m.tasks = ceil_div(panels, m.group) * m.parts;
     return m;
 }

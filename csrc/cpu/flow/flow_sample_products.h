@@ -9,7 +9,7 @@ namespace {
 
 constexpr int64_t PART_ROWS = PART_TILES * ROWS;
 
-struct Sums {  // of one thread, for its current task
+struct Sums {         // of one thread, for its current task
     float* c;         // [panels][rows][32]
     float* factor;    // [rows]: the scale, or 1 / rms, of the operand's rows
     int32_t* offset;  // [rows]: VNNI's correction, by which the int32 sums are too large
@@ -50,7 +50,7 @@ void row_factors(const Product& m, int64_t i0, int64_t rows, const Sums& s) {
 
 // The product from its sums, in place: factors, scales and bias, for columns col.. .
 void scale_sums(const FlowMatrix& w, const FlowVector& v, int layer, int64_t col, int64_t rows,
-                 const Sums& s, float* c) {
+                const Sums& s, float* c) {
     float bias[PANEL] = {0}, scale[PANEL];
     const int64_t n = min(v.n - col, PANEL);
     read_vector(v, layer, col, n, bias);
@@ -82,7 +82,7 @@ void store_qkv(const Plan& p, const Product& m, int layer, int64_t i0, int64_t n
 
 // The epilogue of one panel of a product: members i0..i0+n of its rows, sums in c.
 void epilogue(const Plan& p, const Phase& f, const Product& m, int64_t panel, int64_t i0, int64_t n,
-            const Sums& s, float* c) {
+              const Sums& s, float* c) {
     const FlowSampleArgs& a = *p.a;
     const int64_t col = panel * PANEL, i1 = i0 + n;
     scale_sums(*m.w, a.bias[m.w - a.matrix], m.layer, col, n, s, c);
@@ -90,7 +90,7 @@ void epilogue(const Plan& p, const Phase& f, const Product& m, int64_t panel, in
     if (f.step == Step::up) {
         for (float* y = c; y < c + n * PANEL; y += W) store(y, gelu_tanh(load(y)));
         return pack_operand(p.hidden, m.rows.rows, i0, i1, col, nullptr,
-                   [=](int64_t i) { return c + (i - i0) * PANEL; });
+                            [=](int64_t i) { return c + (i - i0) * PANEL; });
     }
     if (f.step == Step::final) {
         for (int64_t i = i0; i < i1; ++i, c += PANEL)
@@ -108,7 +108,7 @@ void epilogue(const Plan& p, const Phase& f, const Product& m, int64_t panel, in
     pack_stream(p, Set::every, f.e, i0, i1, panel, a.norm[0], f.block + 1);
     if (p.is_last(f.block + 1))
         pack_stream(p, Set::last, f.e, p.last_before(i0), p.last_before(i1), panel, a.norm[0],
-                   f.block + 1);
+                    f.block + 1);
 }
 
 void run_quantise(const Plan& p, const Phase& f, int64_t task) {

@@ -23,7 +23,7 @@ constexpr int64_t SERIAL_PRODUCTS = 1 << 18, SERIAL_BYTES = 1 << 18;
 struct Plan {
     const LinearArgs& a;
     Epilogue epilogue;
-    PackedRows x;        // the rows of this block
+    PackedRows x;  // the rows of this block
     int64_t row0;  // where the block starts in x and out
     float* packed;
     int8_t* quantised;  // of VNNI-4: the int8 rows before they are packed,
@@ -66,7 +66,7 @@ void run_tasks(void* context, int id) {
     const int64_t tasks = (int64_t)p.groups * p.splits;
     int64_t following = claim(p.work);
     for (int64_t task; (task = following) < tasks;) {
-        following = claim(p.work);  // known early, so that its first weights can be fetched
+        following = claim(p.work);  // lookahead, to prefetch its first weights
         const int64_t first = task / p.splits * p.group;
         const int64_t last = first + p.group < p.panels ? first + p.group : p.panels;
         const int part = (int)(task % p.splits);
@@ -96,7 +96,8 @@ void run_tasks(void* context, int id) {
 
 void linear(const LinearArgs& a) {
     const bool quantised = a.w_dtype == Dtype::u8;
-    const int64_t outputs = a.act == Act::swiglu ? a.N / 2 : a.N, K = quantised ? vnni4_words(a.K) : a.K;
+    const int64_t outputs = a.act == Act::swiglu ? a.N / 2 : a.N,
+                  K = quantised ? vnni4_words(a.K) : a.K;
     const int width = a.act == Act::swiglu ? 16 : PANEL;
     const int64_t panels = ceil_div(outputs, width);
     const int64_t bytes = a.N * a.K * element_bytes(a.w_dtype);
@@ -112,8 +113,9 @@ void linear(const LinearArgs& a) {
     const int64_t packed = to_pack ? block * K : 0, quantised_rows = quantised ? block : 0;
     const int64_t floats = packed + threads * scratch_each + (K + 2) * quantised_rows;
     Arena arena{(char*)workspace((size_t)(floats + 5 * 16) * sizeof(float))};
-    Plan plan{a, {a.bias, a.bias_dtype, a.residual, a.residual_dtype, a.residual_row, a.out,
-                  a.out_dtype, a.out_row, outputs, a.act}};
+    Plan plan{a,
+              {a.bias, a.bias_dtype, a.residual, a.residual_dtype, a.residual_row, a.out,
+               a.out_dtype, a.out_row, outputs, a.act}};
     plan.packed = arena.take<float>(packed);
     plan.scale = arena.take<float>(quantised_rows);
     plan.sum = arena.take<int32_t>(quantised_rows);

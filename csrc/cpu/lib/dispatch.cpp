@@ -10,10 +10,10 @@
 #endif
 
 #define MC_NAME(result, name, arguments) name,
-#define MC_KERNELS(ISA)                                       \
-    namespace ISA {                                           \
-    MC_OPS(MC_DECLARE)                                        \
-    static const Kernels kernels = {#ISA, MC_OPS(MC_NAME)};   \
+#define MC_KERNELS(ISA)                                     \
+    namespace ISA {                                         \
+    MC_OPS(MC_DECLARE)                                      \
+    static const Kernels kernels = {#ISA, MC_OPS(MC_NAME)}; \
     }
 
 namespace mingcore {

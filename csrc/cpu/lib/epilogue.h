@@ -60,7 +60,8 @@ MC_INLINE F activate(Act act, F v) {
 
 // The columns of one micro-panel for the rows [row, row + rows) of residual and out; sums
 // [rows][32]: 32 columns, or for swiglu 16 gates and their 16 ups.
-static void apply_epilogue(const Epilogue& e, int64_t row, int rows, int64_t panel, const float* sums) {
+static void apply_epilogue(const Epilogue& e, int64_t row, int rows, int64_t panel,
+                           const float* sums) {
     const bool swiglu = e.act == Act::swiglu;
     const int width = swiglu ? 16 : PANEL;
     const int64_t col = panel * width, left = e.outputs - col;

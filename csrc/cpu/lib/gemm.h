@@ -44,7 +44,7 @@ namespace MC_ISA {
 
 constexpr int PANEL = 32;
 constexpr int SLICES = PANEL / (2 * W);  // a slice: columns [s W, s W + W) and those 16 further on
-constexpr int64_t KC = 128;  // a K block: hides the update of the sums, and fits L1
+constexpr int64_t KC = 128;              // a K block: hides the update of the sums, and fits L1
 #if defined(MC_AVX512)
 constexpr int ROWS = 14;      // rows of one tile: 28 sums + 2 weights + 1 broadcast of 32 registers
 constexpr int MAX_SUMS = 24;  // when several slices advance together
@@ -124,7 +124,9 @@ MC_INLINE F multiply_add(I x, I w, F sum) {
 }
 #endif
 MC_INLINE void accumulate(float* c, F a, bool first) { store(c, first ? a : add(load(c), a)); }
-MC_INLINE void accumulate(float* c, I a, bool first) { store_int(c, first ? a : add(load_int(c), a)); }
+MC_INLINE void accumulate(float* c, I a, bool first) {
+    store_int(c, first ? a : add(load_int(c), a));
+}
 
 // Software prefetch of a tile: `bytes` per k, from at[u] on, and from then[u] on once k is
 // switch_k.
@@ -256,8 +258,8 @@ static void advance(const PackedRows& x, int t0, int t1, const T* const* w, cons
 // One K block of `count` panels; panels[i] and next[i] point at its first row and at the first row
 // of the block after it. c [count][rows of t0..t1][32].
 template <class T>
-static void panel_block(const PackedRows& x, int t0, int t1, const T* const* panels, const T* const* next,
-                        int count, int64_t k0, int64_t kc, float* c) {
+static void panel_block(const PackedRows& x, int t0, int t1, const T* const* panels,
+                        const T* const* next, int count, int64_t k0, int64_t kc, float* c) {
     const int rows = x.begin(t1) - x.begin(t0);
     const int tallest = (x.rows + x.tiles - 1) / x.tiles;
     const int units = count * SLICES;
@@ -350,8 +352,8 @@ MC_INLINE int64_t sums_for(int rows) { return (int64_t)panels_for(rows) * rows *
 // each, rows being those of t0..t1. sums: sums_for(x.rows) floats of the calling thread. after:
 // what this thread will multiply with next, or null. Allocates nothing, starts no threads.
 template <class T, class Epilogue>
-static void multiply(const PackedRows& x, int t0, int t1, const Matrix<T>& m, int64_t p0, int64_t p1,
-                     const T* after, float* sums, const Epilogue& epilogue) {
+static void multiply(const PackedRows& x, int t0, int t1, const Matrix<T>& m, int64_t p0,
+                     int64_t p1, const T* after, float* sums, const Epilogue& epilogue) {
     const int64_t size = (int64_t)(x.begin(t1) - x.begin(t0)) * PANEL;
     const int group = panels_for(x.rows);
     for (int64_t p = p0; p < p1; p += group) {

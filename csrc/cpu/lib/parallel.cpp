@@ -1,8 +1,8 @@
 #include "cpu/lib/parallel.h"
 
 #include <dlfcn.h>
-#include <sys/mman.h>
 #include <sched.h>
+#include <sys/mman.h>
 
 #include <condition_variable>
 #include <cstdlib>

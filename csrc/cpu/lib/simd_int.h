@@ -44,13 +44,11 @@ MC_INLINE I max(I a, I b) { return _mm512_max_epi32(a, b); }
 MC_INLINE I as_int(F a) { return _mm512_castps_si512(a); }
 MC_INLINE I to_int(F a) { return _mm512_cvtps_epi32(a); }  // to nearest even
 MC_INLINE F to_float(I a) { return _mm512_cvtepi32_ps(a); }
-MC_INLINE void storen(int8_t* p, I a, int n) {
-    _mm512_mask_cvtepi32_storeu_epi8(p, first(n), a);
-}
+MC_INLINE void storen(int8_t* p, I a, int n) { _mm512_mask_cvtepi32_storeu_epi8(p, first(n), a); }
 MC_INLINE I pack_bytes(I a, I b, I c, I d) {
     const I low = _mm512_set1_epi32(255);
-    const I ab = _mm512_or_si512(_mm512_and_si512(a, low),
-                                 _mm512_slli_epi32(_mm512_and_si512(b, low), 8));
+    const I ab =
+        _mm512_or_si512(_mm512_and_si512(a, low), _mm512_slli_epi32(_mm512_and_si512(b, low), 8));
     const I c2 = _mm512_slli_epi32(_mm512_and_si512(c, low), 16);
     return _mm512_or_si512(ab, _mm512_or_si512(c2, _mm512_slli_epi32(d, 24)));
 }
@@ -105,8 +103,8 @@ MC_INLINE void storen(int8_t* p, I a, int n) {
 }
 MC_INLINE I pack_bytes(I a, I b, I c, I d) {
     const I low = _mm256_set1_epi32(255);
-    const I ab = _mm256_or_si256(_mm256_and_si256(a, low),
-                                 _mm256_slli_epi32(_mm256_and_si256(b, low), 8));
+    const I ab =
+        _mm256_or_si256(_mm256_and_si256(a, low), _mm256_slli_epi32(_mm256_and_si256(b, low), 8));
     const I c2 = _mm256_slli_epi32(_mm256_and_si256(c, low), 16);
     return _mm256_or_si256(ab, _mm256_or_si256(c2, _mm256_slli_epi32(d, 24)));
 }

@@ -26,8 +26,8 @@
 // 4 (-8 points of the probe), a prefetch distance of 512 bytes in each instead of 1024 (-9), huge
 // pages for the weights (within the noise).
 #include "cpu/lib/convert.h"
-#include "cpu/moe/moe_mlp_plan.h"
 #include "cpu/lib/vmath.h"
+#include "cpu/moe/moe_mlp_plan.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -83,7 +83,8 @@ void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* mem
 void pack_tile_of(const Plan& p, int64_t position, int n, int64_t at, float* memory, float* to) {
     const MoeMlpArgs& a = *p.a;
     if (p.form == Form::vnni2)  // two bf16 of x are one word
-        gather((const float*)a.x + p.t0 * (a.x_row / 2), a.x_row / 2, p.token + position, n, a.H / 2, to);
+        gather((const float*)a.x + p.t0 * (a.x_row / 2), a.x_row / 2, p.token + position, n,
+               a.H / 2, to);
     else if (p.a->x_dtype == Dtype::f32) pack_tile_of<float>(p, position, n, at, memory, to);
     else if (p.a->x_dtype == Dtype::bf16) pack_tile_of<bf16>(p, position, n, at, memory, to);
     else pack_tile_of<f16>(p, position, n, at, memory, to);
@@ -168,7 +169,8 @@ void combine(const Plan& p, int64_t col, int n, O* out) {
             const float* from = p.rows + col + j;
             F sum = zero();
             for (int64_t k = 0; k < a.K; ++k)
-                sum = fma(set1(weights[k * a.weights_column]), loadn(from + place[k] * a.H, m), sum);
+                sum =
+                    fma(set1(weights[k * a.weights_column]), loadn(from + place[k] * a.H, m), sum);
             if (shared) sum = add(sum, loadn(from + (p.slots + t) * a.H, m));
             storen(out + (p.t0 + t) * a.out_row + col + j, sum, m);
         }
@@ -196,7 +198,8 @@ Matrix<T> matrix_of(const Plan& p, const Item& item) {
 template <class T>
 const T* first_panel(const Plan& p, const Item& item) {
     const bool product = item.kind == Kind::gate_up || item.kind == Kind::down;
-    return product && p.a->layout != Layout::rows ? matrix_of<T>(p, item).panel(item.first) : nullptr;
+    return product && p.a->layout != Layout::rows ? matrix_of<T>(p, item).panel(item.first)
+                                                  : nullptr;
 }
 
 // One panel of unpacked weights.
@@ -231,7 +234,8 @@ void run_product(Plan& p, Segment& s, const Item& item, const T* after, float* m
             epilogue(item.first, sums);
             done = true;
         }
-    if (!done) multiply(x, 0, x.tiles, m, item.first, item.first + item.count, after, sums, epilogue);
+    if (!done)
+        multiply(x, 0, x.tiles, m, item.first, item.first + item.count, after, sums, epilogue);
     if (gates) {
         count_down(s.to_gate, item.count);
         return;
@@ -312,9 +316,9 @@ int64_t moe_mlp(const MoeMlpArgs& a) {
             for (int64_t panel = 0; panel < ceil_div(a.H, PANEL); ++panel) combine(p, panel);
         void (*run)(void*, int) = a.w_dtype == Dtype::f32    ? run_items<float>
                                   : a.w_dtype == Dtype::bf16 ? run_items<bf16>
-                              : a.w_dtype == Dtype::f16  ? run_items<f16>
-                              : a.w_dtype == Dtype::i8   ? run_items<int8_t>
-                                                         : run_items<vnni4>;
+                                  : a.w_dtype == Dtype::f16  ? run_items<f16>
+                                  : a.w_dtype == Dtype::i8   ? run_items<int8_t>
+                                                             : run_items<vnni4>;
 #if defined(MC_AVX512)
         if (vnni2_words) run = run_items<vnni2>;
 #endif

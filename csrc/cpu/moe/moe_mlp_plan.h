@@ -15,8 +15,8 @@
 #pragma once
 #include "cpu/lib/arena.h"
 #include "cpu/lib/gemm.h"
-#include "cpu/moe/moe_mlp.h"
 #include "cpu/lib/quantise.h"
+#include "cpu/moe/moe_mlp.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -37,7 +37,7 @@ struct Segment {
     const float *gate_up_scale, *down_scale;
     int64_t width, gate_up_row, down_row;  // I, or the shared expert's; row lengths of layout rows
     int64_t first;                         // the position of its first row
-    PackedRows x, h;                             // the packed inputs of both products
+    PackedRows x, h;                       // the packed inputs of both products
     float *gated, *result;                 // [width] of a row that is to be repacked, [H] of a row
     int rows, tiles;
     Counter to_pack, to_gate, to_repack;  // latches: row tiles, panels of gate_up, row tiles
@@ -215,13 +215,11 @@ void make_plan(Plan& p) {
     p.work.next = 0;
     if (p.positions > p.slots)
         add_segments(p, a.shared_gate_up, a.shared_down, 0, a.shared_I, p.slots, p.positions,
-                     p.hidden + p.slots * words(p, a.I),
-                     p.gated + p.slots * a.I);
+                     p.hidden + p.slots * words(p, a.I), p.gated + p.slots * a.I);
     for (int64_t e = 0; e < a.E; ++e)
         if (p.start[e] < p.start[e + 1])
             add_segments(p, a.gate_up, a.down, e, a.I, p.start[e], p.start[e + 1],
-                         p.hidden + p.start[e] * words(p, a.I),
-                         p.gated + p.start[e] * a.I);
+                         p.hidden + p.start[e] * words(p, a.I), p.gated + p.start[e] * a.I);
 
     int64_t gates = 0;
     const int64_t columns = ceil_div(a.H, PANEL);

@@ -10,10 +10,10 @@
 // and 7.2.
 #include <cstring>
 
-#include "cpu/rotary/rope.h"
 #include "cpu/lib/convert.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/simd.h"
+#include "cpu/rotary/rope.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -47,7 +47,7 @@ MC_INLINE void halves_at(const T* x, int64_t x_head, T* out, int64_t out_head, i
 
 template <class T>
 MC_INLINE void rotate_halves(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
-                           int64_t D, const float* cos, const float* sin) {
+                             int64_t D, const float* cos, const float* sin) {
     const int64_t half = D / 2;
     int64_t i = 0;
     for (; i + 4 * W <= half; i += 4 * W)
@@ -61,7 +61,7 @@ MC_INLINE void rotate_halves(const T* x, int64_t x_head, T* out, int64_t out_hea
 
 template <int K, class T>
 MC_INLINE void interleaved_at(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
-                        const float* cos, const float* sin, int n = W) {
+                              const float* cos, const float* sin, int n = W) {
     float cs[K * W] = {0}, ss[K * W] = {0};  // each cosine twice; -sine, sine
     for (int j = 0; j < (K - 1) * W + n; j += 2) {
         cs[j] = cs[j + 1] = cos[j / 2];
@@ -78,14 +78,14 @@ MC_INLINE void interleaved_at(const T* x, int64_t x_head, T* out, int64_t out_he
 }
 
 template <class T>
-MC_INLINE void rotate_interleaved(const T* x, int64_t x_head, T* out, int64_t out_head, int64_t heads,
-                          int64_t D, const float* cos, const float* sin) {
+MC_INLINE void rotate_interleaved(const T* x, int64_t x_head, T* out, int64_t out_head,
+                                  int64_t heads, int64_t D, const float* cos, const float* sin) {
     int64_t i = 0;
     for (; i + 4 * W <= D; i += 4 * W)
         interleaved_at<4>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2);
     for (; i < D; i += W)
         interleaved_at<1>(x + i, x_head, out + i, out_head, heads, cos + i / 2, sin + i / 2,
-                    D - i < W ? (int)(D - i) : W);
+                          D - i < W ? (int)(D - i) : W);
 }
 
 template <class T>
@@ -105,8 +105,7 @@ void run(void* context, int) {
                 T* out = (T*)p.out.data + b * p.out.batch + t * p.out.token;
                 if (a.interleaved)
                     rotate_interleaved(x, a.x.head, out, p.out.head, p.rotated, a.D, cos, sin);
-                else
-                    rotate_halves(x, a.x.head, out, p.out.head, p.rotated, a.D, cos, sin);
+                else rotate_halves(x, a.x.head, out, p.out.head, p.rotated, a.D, cos, sin);
                 for (int64_t h = p.rotated; h < p.heads; ++h)
                     memcpy(out + h * p.out.head, x + h * a.x.head, (size_t)a.D * sizeof(T));
                 x += p.heads * a.x.head;

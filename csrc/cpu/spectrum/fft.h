@@ -36,7 +36,8 @@ MC_INLINE void twiddle(F& re, F& im, F c, F s) {
 
 // s interleaved sequences; m = (points of a sequence) / R.
 template <int R>
-static void pass(const float* roots, const float* table, int64_t s, int64_t m, Complex x, Complex y) {
+static void pass(const float* roots, const float* table, int64_t s, int64_t m, Complex x,
+                 Complex y) {
     F re[R], im[R], to_re[R], to_im[R];
     const float* const tw = table;  // [R - 1][2][m]
     if (s == 1) {
@@ -49,7 +50,8 @@ static void pass(const float* roots, const float* table, int64_t s, int64_t m, C
             butterfly<R>(roots, re, im, to_re, to_im);
             float a[R][W], b[R][W];
             for (int j = 0; j < R; ++j) {
-                if (j) twiddle(to_re[j], to_im[j], loadn(tw + (2 * j - 2) * m + p, n),
+                if (j)
+                    twiddle(to_re[j], to_im[j], loadn(tw + (2 * j - 2) * m + p, n),
                             loadn(tw + (2 * j - 1) * m + p, n));
                 store(a[j], to_re[j]);
                 store(b[j], to_im[j]);
@@ -71,7 +73,8 @@ static void pass(const float* roots, const float* table, int64_t s, int64_t m, C
             }
             butterfly<R>(roots, re, im, to_re, to_im);
             for (int j = 0; j < R; ++j) {
-                if (j) twiddle(to_re[j], to_im[j], set1(tw[(2 * j - 2) * m + p]),
+                if (j)
+                    twiddle(to_re[j], to_im[j], set1(tw[(2 * j - 2) * m + p]),
                             set1(tw[(2 * j - 1) * m + p]));
                 storen(y.re + q + s * (R * p + j), to_re[j], n);
                 storen(y.im + q + s * (R * p + j), to_im[j], n);
@@ -83,7 +86,8 @@ constexpr int MAX_RADIX = 8;
 
 // x [h] -> its transform, in x or y: returns where. radices: zero-terminated. table: [2 * MAX_RADIX
 // * (MAX_RADIX + 1)] roots (of radix r at 2 * MAX_RADIX * r), then the passes.
-static Complex inverse_fft(const int32_t* radices, const float* table, int64_t h, Complex x, Complex y) {
+static Complex inverse_fft(const int32_t* radices, const float* table, int64_t h, Complex x,
+                           Complex y) {
     const float* tw = table + 2 * MAX_RADIX * (MAX_RADIX + 1);
     int64_t s = 1, points = h;
     for (; *radices; ++radices) {
@@ -91,12 +95,23 @@ static Complex inverse_fft(const int32_t* radices, const float* table, int64_t h
         const int64_t m = points / r;
         const float* roots = table + 2 * MAX_RADIX * r;
         switch (r) {
-            case 2: pass<2>(roots, tw, s, m, x, y); break;
-            case 3: pass<3>(roots, tw, s, m, x, y); break;
-            case 4: pass<4>(roots, tw, s, m, x, y); break;
-            case 5: pass<5>(roots, tw, s, m, x, y); break;
-            case 7: pass<7>(roots, tw, s, m, x, y); break;
-            default: pass<8>(roots, tw, s, m, x, y);
+            case 2:
+                pass<2>(roots, tw, s, m, x, y);
+                break;
+            case 3:
+                pass<3>(roots, tw, s, m, x, y);
+                break;
+            case 4:
+                pass<4>(roots, tw, s, m, x, y);
+                break;
+            case 5:
+                pass<5>(roots, tw, s, m, x, y);
+                break;
+            case 7:
+                pass<7>(roots, tw, s, m, x, y);
+                break;
+            default:
+                pass<8>(roots, tw, s, m, x, y);
         }
         tw += 2 * (r - 1) * m;
         s *= r;

@@ -14,9 +14,8 @@ namespace mingcore {
 namespace MC_ISA {
 namespace {
 
-constexpr int64_t HOPS = 8;         // of a task
+constexpr int64_t HOPS = 8;          // of a task
 constexpr int64_t SERIAL = 1 << 14;  // samples under which waking threads costs more
-
 
 // One row: frames of earlier calls and of this one, its first sample to keep and the end of them.
 struct Row {
@@ -66,7 +65,8 @@ MC_INLINE F sum_of(const OverlapAddArgs& a, const float* frames, const float* nu
     }
     return sum;
 }
-MC_INLINE F envelope_of(const OverlapAddArgs& a, const Parts& parts, int64_t last, int64_t i, int n) {
+MC_INLINE F envelope_of(const OverlapAddArgs& a, const Parts& parts, int64_t last, int64_t i,
+                        int n) {
     F sum = zero();
     for (int64_t j = min(parts.enveloped, last); j >= parts.newest; --j) {
         const F w = loadn(a.window + j * a.hop + i, n);
@@ -103,13 +103,14 @@ void run(void* context, int) {
             const int64_t from = max(row.skip - t * a.hop, 0);
             const int64_t to = min(row.end - t * a.hop, a.hop);
             const bool complete = parts.newest == 0 && parts.enveloped == p.parts - 1;
-            vectors(a, p.parts, from, to, [&](int64_t i, int n, int64_t last) __attribute__((always_inline)) {
-                const F sum = sum_of(a, frames, numerator, t, parts, last, i, n);
-                const F y = complete ? mul(sum, loadn(p.inverse + i, n))
-                                  : div(sum, envelope_of(a, parts, last, i, n));
-                if (n == W) store(out + t * a.hop + i, y);
-                else storen(out + t * a.hop + i, y, n);
-            });
+            vectors(a, p.parts, from, to,
+                    [&](int64_t i, int n, int64_t last) __attribute__((always_inline)) {
+                        const F sum = sum_of(a, frames, numerator, t, parts, last, i, n);
+                        const F y = complete ? mul(sum, loadn(p.inverse + i, n))
+                                             : div(sum, envelope_of(a, parts, last, i, n));
+                        if (n == W) store(out + t * a.hop + i, y);
+                        else storen(out + t * a.hop + i, y, n);
+                    });
         }
     }
 }

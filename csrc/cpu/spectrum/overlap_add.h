@@ -7,7 +7,7 @@ struct OverlapAddArgs {  // out = sum(window * frame) / sum(window^2), "same" tr
     int64_t B, T, F, hop, outputs;
     const float* frames;  // [B, T, F]; the last dimension dense
     int64_t frames_batch, frames_row;
-    const float* window;  // [F]
+    const float* window;     // [F]
     const float* numerator;  // [B, F - hop] or null
     float* numerator_out;    // may be `numerator`
     StreamRows rows;

@@ -5,12 +5,12 @@
 // cache: a frame's transform of n = 1280 points is one of 640 complex points (14.7 k complex
 // multiply-adds in radices 8, 8, 5, 2), against 1.1 M multiply-adds of its linear. As a matrix the
 // transform would be 1.6 M multiply-adds a frame and 6.6 MB more to read.
-#include "cpu/spectrum/fft.h"
+#include "cpu/spectrum/spectrum_head.h"
 #include "cpu/lib/arena.h"
 #include "cpu/lib/dispatch.h"
-#include "cpu/spectrum/spectrum_head.h"
 #include "cpu/lib/parallel.h"
 #include "cpu/lib/trig.h"
+#include "cpu/spectrum/fft.h"
 
 namespace mingcore {
 namespace MC_ISA {
@@ -21,8 +21,8 @@ namespace {
 
 struct Plan {
     const SpectrumHeadArgs& a;
-    int64_t frames, n, ld;      // frames of all rows, points of one, floats between spectra
-    float *spectra, *scratch;   // [frames, ld]: overwritten by their samples
+    int64_t frames, n, ld;     // frames of all rows, points of one, floats between spectra
+    float *spectra, *scratch;  // [frames, ld]: overwritten by their samples
     int64_t scratch_each, part;
     Counter work;
 };
