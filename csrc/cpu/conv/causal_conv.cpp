@@ -4,12 +4,11 @@
 // Cost: 2 B T N K / groups flops (K = C taps); x, context, w, residual and out move once.
 // Algorithms:
 //  - direct: times are in the lanes, weights are broadcast. The inputs of a stretch of time are
-//  staged
-//    once, as float32, behind their context, activated, and split by phase of the stride, so that
-//    every tap is a contiguous load without im2col; bias, activation and residual are a fused
+//    staged once, as float32, behind their context, activated, and split by phase of the stride, so
+//    that every tap is a contiguous load without im2col; bias, activation and residual are a fused
 //    epilogue.
-//  - panels, a GEMM (gemm.h): output channels are in the lanes, for few times: reading w is the
-//  cost.
+//  - panels, a GEMM (gemm.h): output channels are in the lanes; for few times, where weights are
+//    what is read.
 //  - rows: as direct, for groups of few outputs (depthwise; one output channel): a task stages its
 //    own few channels, so that nothing leaves L1 between reading x and writing out.
 // A transposed convolution is one of stride 1 with `up` times the channels, interleaved when
@@ -25,11 +24,11 @@ namespace {
 constexpr int64_t MIN_TIMES = 2 * W;        // times from which they are put into the lanes
 constexpr int TC = 96;                      // times of a direct task: its sums stay in L1
 constexpr int64_t STAGED_L2 = 1 << 17;      // floats staged at once: stays in L2
-constexpr int64_t SMALL_WEIGHTS = 1 << 17;  // weights of a group that do as well
+constexpr int64_t SMALL_WEIGHTS = 1 << 17;  // weights of a group that stay in L2
 constexpr int64_t ROW_BLOCK = 256;          // rows of a panels task
 constexpr int64_t STAGED_L1 = 1 << 13;      // floats that a rows task stages
 constexpr int64_t SERIAL = 1 << 17;         // products under which waking threads costs more
-constexpr int64_t SERIAL_COPY = 1 << 15;    // the same in floats copied
+constexpr int64_t SERIAL_COPY = 1 << 15;    // floats copied, likewise
 constexpr int64_t MAX_IN_PLACE = 4096;      // times beyond which each row is in pages of its own
 constexpr int64_t CARRY_CHANNELS = 16;      // channels whose context a task carries on
 

@@ -45,7 +45,7 @@ struct Operand {
     PackedRows packed(int rows) const { return {data, K, rows, tiles_for(rows), nullptr, nullptr}; }
     PackedRows operand(int rows) const {
         if (!vnni4_data) return packed(rows);
-        return {vnni4_data, MC_ISA::vnni4_words(K), rows, tiles_for(rows), nullptr, nullptr};
+        return {vnni4_data, vnni4_words(K), rows, tiles_for(rows), nullptr, nullptr};
     }
     int64_t chunks() const { return ceil_div(K, CHUNK); }
 };
@@ -95,9 +95,9 @@ struct Plan {
         return (int)(G + a->B * a->P + (e ? 0 : a->B * a->N));
     }
     bool is_last(int block) const { return block + 1 == a->L; }
-    // The row of member i of `last` among all rows.
+    // The row, among all, of member i of `last`.
     int64_t last_row(int64_t i) const { return i / a->P * T + T - a->P + i % a->P; }
-    // How many members of `last` stand before row r.
+    // How many members of `last` precede row r.
     int64_t last_before(int64_t r) const {
         const int64_t t = r % T - (T - a->P);
         return r / T * a->P + (t > 0 ? t : 0);
