@@ -32,7 +32,7 @@ from mingcore.ops import (  # noqa: E402
     launch,
 )
 
-OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*/*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
 KEPT, RENEW = "cuda_resources.json", "python bench/resources.py --keep"
 HEAD = ("target", "kernel", "threads", "registers", "shared bytes", "products", "copies")
@@ -84,10 +84,11 @@ def targets(op: str) -> list[str]:
 
 def compiled(op: str, target: str) -> list[Compiled]:
     """The kernels of an op, by nvcc with every warning an error; RuntimeError with what it says."""
+    source = launch.source(op)
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-O3", "-std=c++17", "-cubin", f"-arch={target}", "-Xptxas", "-v"]
         command += ["-Werror", "all-warnings", "--keep", "--keep-dir", folder]
-        command += ["-o", f"{folder}/{op}.cubin", str(launch.source(op))]
+        command += [f"-I{launch.include_folder(source)}", "-o", f"{folder}/{op}.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr)

@@ -1,10 +1,10 @@
 """Loading and launching CUDA kernels: the one place that touches cuda-python.
 
-A kernel file `csrc/cuda/<op>.cu` names its architectures in a line `// arch: sm_80 sm_90a
-compute_80`. Its binary is the fatbin that the build left in the package, if it was made from this
-very text; else NVRTC compiles the text, once, into a folder of `env.cache_dir()`. Either happens
-when a kernel is first asked for, never inside a graph capture. Only the driver API of
-cuda.bindings is used: it is the same in every version from 12.9 on.
+A kernel file `csrc/cuda/<family>/<op>.cu` names its architectures in a line `// arch: sm_80 sm_90a
+compute_80`, and its headers by their paths in csrc/cuda. Its binary is the fatbin that the build
+left in the package, if it was made from this very text; else NVRTC compiles the text, once, into a
+folder of `env.cache_dir()`. Either happens when a kernel is first asked for, never inside a graph
+capture. Only the driver API of cuda.bindings is used: it is the same in every version from 12.9 on.
 """
 
 import ctypes
@@ -51,20 +51,32 @@ class Kernel:
 
 def source_folder() -> Path:
     """Where the kernel files are: package data of a wheel, `csrc/cuda` of a checkout."""
-    return next(folder for folder in reversed(_FOLDERS) if any(folder.glob("*.cu")))
+    return next(folder for folder in reversed(_FOLDERS) if any(folder.glob("*/*.cu")))
 
 
 def ops() -> list[str]:
     """Every op that has a kernel file."""
-    return sorted(path.stem for path in source_folder().glob("*.cu"))
+    return sorted(path.stem for path in source_folder().glob("*/*.cu"))
 
 
 def source(op: str) -> Path:
-    """The kernel file of an op: package data of a wheel, `csrc/cuda` of a checkout."""
+    """The kernel file of an op, in the folder of whichever family."""
     for folder in _FOLDERS:
-        if (folder / f"{op}.cu").is_file():
-            return folder / f"{op}.cu"
+        for path in folder.glob(f"*/{op}.cu"):
+            return path
     raise BackendError(f"{op}: there is no {op}.cu in {' or '.join(map(str, _FOLDERS))}")
+
+
+def include_folder(source: Path) -> Path:
+    """Where the names in the `#include` lines of a kernel file begin."""
+    return source.parents[1]
+
+
+def _headers(source: Path) -> dict[str, Path]:
+    """Every header by the name that `#include` gives it."""
+    folder = include_folder(source)
+    found = sorted(folder.glob("*/*.cuh"))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def architectures(op: str) -> list[str]:
@@ -73,9 +85,9 @@ def architectures(op: str) -> list[str]:
 
 
 def digest(op: str) -> str:
-    """Identifies a kernel file together with the headers beside it, as setup.py does."""
+    """Identifies a kernel file together with all headers, as setup.py does."""
     path = source(op)
-    texts = [path, *sorted(path.parent.glob("*.cuh"))]
+    texts = [path, *_headers(path).values()]
     return hashlib.sha256(b"".join(each.read_bytes() for each in texts)).hexdigest()[:16]
 
 
@@ -144,14 +156,14 @@ def _target(op: str, capability: int) -> str:
 
 
 def _compile(path: Path, target: str, kind: str) -> bytes:
-    headers = sorted(path.parent.glob("*.cuh"))
+    headers = _headers(path)  # NVRTC reads no file: it is given all, by their names
     _, program = _nvrtc(
         nvrtc.nvrtcCreateProgram(
             path.read_bytes(),
             path.name.encode(),
             len(headers),
-            [header.read_bytes() for header in headers],
-            [header.name.encode() for header in headers],
+            [header.read_bytes() for header in headers.values()],
+            [name.encode() for name in headers],
         )
     )
     try:

@@ -5,29 +5,29 @@
 #include <string>
 #include "emulated_hopper.h"
 
-#include "hopper.cuh"
-#include "weights.cuh"
+#include "lib/hopper.cuh"
+#include "lib/weights.cuh"
 
-#include "flow_step.cu"
+#include "flow/flow_step.cu"
 namespace decode {
-#include "moe_decode.cu"
+#include "moe/moe_decode.cu"
 }
 namespace prefill {
-#include "moe_prefill.cu"
+#include "moe/moe_prefill.cu"
 }
-#include "few_rows.cuh"
-#include "overlap_rows.cuh"
+#include "lib/few_rows.cuh"
+#include "spectrum/overlap_rows.cuh"
 namespace overlap {
-#include "overlap_add.cu"
+#include "spectrum/overlap_add.cu"
 }
 namespace head {
-#include "spectrum_head.cu"
+#include "spectrum/spectrum_head.cu"
 }
 namespace frames {
-#include "frame_embed.cu"
+#include "spectrum/frame_embed.cu"
 }
 namespace conv {
-#include "causal_conv.cu"
+#include "conv/causal_conv.cu"
 }
 
 static void* context = nullptr;

@@ -110,7 +110,7 @@ static int __any_sync(unsigned, int v) {
     return any != 0;
 }
 
-#include "flow_sample.cu"
+#include "flow/flow_sample.cu"
 
 #include <dlfcn.h>
 

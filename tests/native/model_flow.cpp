@@ -12,7 +12,7 @@
 #include <vector>
 #define __device__
 #define __forceinline__ inline
-#include "flow_sample_plan.cuh"
+#include "flow/flow_sample_plan.cuh"
 
 using namespace flow;
 typedef long long i64;

@@ -69,9 +69,11 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     shutil.copy(ROOT / "setup.py", tmp_path)
     op, folder = "flow_step", tmp_path / "csrc" / "cuda"  # one is enough: the others take long
     folder.mkdir(parents=True)
-    for path in (ROOT / "csrc" / "cuda").iterdir():
+    for path in (ROOT / "csrc" / "cuda").glob("*/*.cu*"):
         if path.suffix == ".cuh" or path.stem == op:
-            (folder / path.name).symlink_to(path)
+            copy = folder / path.parent.name / path.name
+            copy.parent.mkdir(exist_ok=True)
+            copy.symlink_to(path)
     script = (
         "import setuptools; setuptools.setup = lambda **k: None; import runpy\n"
         f"made = runpy.run_path({str(tmp_path / 'setup.py')!r})\n"
@@ -115,7 +117,10 @@ def test_nvrtc_makes_ptx_for_a_gpu_that_it_does_not_know():
 
 
 def test_a_source_that_does_not_compile_gives_the_log(tmp_path, monkeypatch):
-    (tmp_path / "bad.cu").write_text("// arch: sm_80 compute_80\n__global__ void f() { wrong; }\n")
+    (tmp_path / "family").mkdir()
+    (tmp_path / "family" / "bad.cu").write_text(
+        "// arch: sm_80 compute_80\n__global__ void f() { wrong; }\n"
+    )
     monkeypatch.setattr(launch, "_FOLDERS", (tmp_path,))
     with pytest.raises(BackendError, match=r'bad.cu: NVRTC for sm_80 .*\n.*"wrong" is undefined'):
         launch.compiled("bad", 80)

@@ -110,9 +110,10 @@ def walk(model, sizes, lost, seeds, blocks):
     ],
 )
 def test_the_model_sees_what_is_wrong(tmp_path, text, instead):
-    plan = (ROOT / "csrc" / "cuda" / "flow_sample_plan.cuh").read_text()
+    plan = (ROOT / "csrc" / "cuda" / "flow" / "flow_sample_plan.cuh").read_text()
     assert plan.count(text) == 1
-    (tmp_path / "flow_sample_plan.cuh").write_text(plan.replace(text, instead))
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / "flow_sample_plan.cuh").write_text(plan.replace(text, instead))
     broken = build("model_flow.cpp", tmp_path / "model", f"-I{tmp_path}")
     with pytest.raises(AssertionError):
         for blocks in (5, 17):

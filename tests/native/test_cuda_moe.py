@@ -54,9 +54,8 @@ def test_ptx_has_matrix_products_and_asynchronous_copies(tmp_path, monkeypatch):
 def test_the_resources_that_the_kernel_file_states(tmp_path):
     source = launch.source("moe_decode")
     command = ["nvcc", "-O3", "-std=c++17", "-cubin", "-arch=sm_90", "-Xptxas", "-v"]
-    done = subprocess.run(
-        [*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True
-    )
+    command += [f"-I{launch.include_folder(source)}", "-o", tmp_path / "cubin", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     used = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     text = source.read_text()
     least, most = map(int, re.search(r"of (\d+) to (\d+) registers", text).groups())

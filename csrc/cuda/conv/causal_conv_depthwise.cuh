@@ -1,6 +1,6 @@
 // causal_conv: groups of one input channel, where memory is the limit; and a stream's next state.
 #pragma once
-#include "causal_conv_stage.cuh"
+#include "conv/causal_conv_stage.cuh"
 
 // A block takes p.rows output channels at p.cols * 8 times: p.cols threads each. Every input is read
 // once, 16 bytes at a time, activated on its way to shared memory as float32; a thread sums times

@@ -1,6 +1,6 @@
 // causal_conv: a tile of outputs, and how its weights and inputs come to shared memory, stage by stage.
 #pragma once
-#include "causal_conv_rows.cuh"
+#include "conv/causal_conv_rows.cuh"
 
 constexpr int SCRATCH = 9 * THREADS * (int)sizeof(float);  // 8 floats of each thread, a gap between
 

@@ -2,7 +2,7 @@
 // frames to a sample or to what is carried. Sample i of hop t of a row lies at t hop + i, counted
 // from the first frame of this call; it has ceil(F / hop) parts, part j being of frame t - j.
 #pragma once
-#include "common.cuh"
+#include "lib/common.cuh"
 
 struct OverlapParams {  // the order and sizes are known to mingcore/ops/cuda_audio.py
     const void* frames;        // [B, T, F], or spectra of as many

@@ -1,6 +1,6 @@
 // moe_decode: what there is to do, who does it, and the copies that run ahead of it.
 #pragma once
-#include "weights.cuh"
+#include "lib/weights.cuh"
 
 struct MoeDecodeParams {  // the order and sizes are known to mingcore/ops/cuda_moe.py
     const void* x;        // [T, H]

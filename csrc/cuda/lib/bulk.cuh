@@ -2,7 +2,7 @@
 // copies of plain bytes, a look at a barrier without waiting, loads and stores that other blocks, or
 // the host, take part in. A test defines MC_BULK and the same in plain C++.
 #pragma once
-#include "hopper.cuh"
+#include "lib/hopper.cuh"
 #ifndef MC_BULK
 #define MC_BULK
 

@@ -7,7 +7,7 @@
 // registers instead of the 56 that they would fill, sm_90a). Tensor cores cut what they add, so
 // their chains are short: each of 4 warps sums a quarter of K.
 #pragma once
-#include "weights.cuh"
+#include "lib/weights.cuh"
 
 constexpr int FEW_WARPS = 4, FEW_W = 16;  // warps of a block; rows of W
 

@@ -1,8 +1,8 @@
 // flow_sample: the operands, shared memory, and the producer that streams weights through it.
 #pragma once
-#include "bulk.cuh"
-#include "flow_sample_plan.cuh"
-#include "weights.cuh"
+#include "lib/bulk.cuh"
+#include "flow/flow_sample_plan.cuh"
+#include "lib/weights.cuh"
 
 namespace flow {
 

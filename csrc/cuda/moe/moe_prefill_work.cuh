@@ -1,7 +1,7 @@
 // moe_prefill: the slots in the order of their experts, and which tile a block computes when.
 #pragma once
-#include "hopper.cuh"
-#include "weights.cuh"
+#include "lib/hopper.cuh"
+#include "lib/weights.cuh"
 
 struct MoeSortParams {  // the orders and sizes are known to mingcore/ops/cuda_moe_prefill.py
     const int* ids;     // [slots]

@@ -1,7 +1,7 @@
 // spectrum_head: the inverse transform of n = F / 2 complex points of several frames in shared
 // memory, by Stockham's autosorting passes: no bit reversal, one barrier a pass.
 #pragma once
-#include "overlap_rows.cuh"
+#include "spectrum/overlap_rows.cuh"
 
 constexpr int INVERSE_THREADS = 512;
 

@@ -37,7 +37,7 @@
 // Resources: 256 threads of 101 to 147 registers, nothing spilled (sm_90), a block per multiprocessor with
 // 221,296 bytes of shared memory (8-bit weights 204,912; on sm_80 155,760).
 // Times are estimates until a GPU has measured them: so far it was compiled and emulated only.
-#include "moe_decode_sums.cuh"
+#include "moe/moe_decode_sums.cuh"
 
 // The warps' sums of one element, in the order of the warps.
 __device__ __forceinline__ float over_warps(const float* partial, int token, int row) {

@@ -7,7 +7,7 @@
 // atomics on sums and a stream has the same bits however it was cut. A block owns columns of a few
 // hops; a patch's hops are all in one block, so the carried sums can be rewritten in place.
 // Per-row lengths, ends and resets are read here: nothing waits for the host.
-#include "overlap_rows.cuh"
+#include "spectrum/overlap_rows.cuh"
 
 template <class X_, int WIDTH_>
 struct OverlapAddTraits {

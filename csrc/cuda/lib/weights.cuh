@@ -1,7 +1,7 @@
 // Weights of 1 or 2 bytes as kernels copy them, 16 bytes at a time, and as the tensor cores take
 // them: pairs of the activations' type.
 #pragma once
-#include "common.cuh"
+#include "lib/common.cuh"
 
 struct int8 {
     signed char bits;

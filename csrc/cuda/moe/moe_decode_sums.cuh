@@ -1,6 +1,6 @@
 // moe_decode: products of copied weights and tokens, on the tensor cores or, for float32, without.
 #pragma once
-#include "moe_decode_work.cuh"
+#include "moe/moe_decode_work.cuh"
 
 // A warp's part of a unit's sums: 16 tokens by two tiles of 8 weight rows.
 template <class Traits>

@@ -3,7 +3,7 @@
 // primitives.cuh there is one function per instruction, and a test defines MC_HOPPER and the same
 // functions in plain C++.
 #pragma once
-#include "primitives.cuh"
+#include "lib/primitives.cuh"
 #ifndef MC_HOPPER
 #define MC_HOPPER
 

@@ -41,7 +41,7 @@
 // Not measured: it was compiled, emulated with the real text on the CPU, and its control was walked
 // at real sizes; no GPU has run it so far. 168 registers for 384 threads, nothing spilled, one block
 // per multiprocessor.
-#include "flow_sample_phases.cuh"
+#include "flow/flow_sample_phases.cuh"
 
 namespace flow {
 

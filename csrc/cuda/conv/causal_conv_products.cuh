@@ -1,7 +1,7 @@
 // causal_conv: a warp's products of a stage, 64 rows by 32 columns, on the tensor cores or, for
 // float32, without.
 #pragma once
-#include "causal_conv_stage.cuh"
+#include "conv/causal_conv_stage.cuh"
 
 // The order of summed elements within a step of 32 is ours: lane 4g + c has 8c..8c + 7 of its rows,
 // which are 16 successive bytes of an ordinary weight.

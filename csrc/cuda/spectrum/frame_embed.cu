@@ -20,7 +20,7 @@
 //
 // Rows of a batch are one where their frames follow each other; else no block has frames of two.
 // Times: not measured, it was compiled and emulated only.
-#include "few_rows.cuh"
+#include "lib/few_rows.cuh"
 
 struct FrameEmbedParams {  // the order and sizes are known to mingcore/ops/cuda_audio.py
     const void* x;         // [B, L]

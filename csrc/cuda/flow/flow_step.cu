@@ -6,7 +6,7 @@
 // (16 bytes of float32) per thread and as many threads as there are vectors; the state stays
 // float32 whatever the network's type. All strides are in elements, the last dimension is dense,
 // and the velocities may be slices of the network's output. out may be x.
-#include "common.cuh"
+#include "lib/common.cuh"
 
 struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.py
     const float* x;

@@ -1,6 +1,6 @@
 // causal_conv: the parameters, the rows of a stream's batch, one input by its place, and activations.
 #pragma once
-#include "weights.cuh"
+#include "lib/weights.cuh"
 
 struct CausalConvParams {  // the order and sizes are known to mingcore/ops/cuda_conv.py
     const void* x;         // [B, groups * C, L]

@@ -1,6 +1,6 @@
 // flow_sample: what a block's consumers do in each phase.
 #pragma once
-#include "flow_sample_products.cuh"
+#include "flow/flow_sample_products.cuh"
 
 namespace flow {
 

@@ -32,8 +32,8 @@
 //   the first block renews them.
 //
 // It was compiled and emulated only: times are not measured.
-#include "causal_conv_depthwise.cuh"
-#include "causal_conv_products.cuh"
+#include "conv/causal_conv_depthwise.cuh"
+#include "conv/causal_conv_products.cuh"
 
 template <class T>
 __device__ __forceinline__ void dense(const CausalConvParams& p) {

@@ -34,7 +34,7 @@
 // same instructions between products, a third of the time to compile. What could follow:
 // pairs of blocks that share the boxes of weights (multicast), starting the next launch early. So
 // far it was compiled and emulated only.
-#include "moe_prefill_work.cuh"
+#include "moe/moe_prefill_work.cuh"
 
 // The copies of a block's tiles, by one warpgroup: a box of weights by one thread, rows of tokens
 // by all, 16 bytes each, put where the swizzle wants them.

@@ -1,6 +1,6 @@
 // flow_sample: products of the weights in the ring with activations, and the phases between them.
 #pragma once
-#include "flow_sample_ring.cuh"
+#include "flow/flow_sample_ring.cuh"
 
 namespace flow {
 

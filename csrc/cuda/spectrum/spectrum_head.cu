@@ -18,8 +18,8 @@
 // Fusing both in one launch would let one block transform while the others idle, and save the gap
 // between launches, about 1 us in a graph; not tried. Times: not measured, it was compiled and
 // emulated only.
-#include "few_rows.cuh"
-#include "spectrum_transform.cuh"
+#include "lib/few_rows.cuh"
+#include "spectrum/spectrum_transform.cuh"
 
 struct SpectrumParams {  // the order and sizes are known to mingcore/ops/cuda_audio.py
     const void* x;       // [M, H]

@@ -1,7 +1,7 @@
 // What the kernels share: element types, conversions, vector access. No toolkit header is included,
 // so that nvcc and NVRTC compile the same text, and NVRTC needs nothing installed beside it.
 #pragma once
-#include "primitives.cuh"
+#include "lib/primitives.cuh"
 
 struct bf16 {
     unsigned short bits;
