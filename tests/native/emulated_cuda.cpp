@@ -1,12 +1,17 @@
-// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" the kernels,
-// compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the
-// kernels' arithmetic, indexing and waiting are tested where there is no GPU.
+// A fake CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" the kernels, compiled as
+// plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the kernels'
+// arithmetic, indexing and synchronisation are tested where there is no GPU.
 #include <dlfcn.h>
 #include <string>
 #include "emulated_hopper.h"
 
-#include "lib/hopper.cuh"
-#include "lib/weights.cuh"
+#include "lib/cp_async.cuh"
+#include "lib/grid_barrier.cuh"
+#include "lib/mbarrier.cuh"
+#include "lib/mma.cuh"
+#include "lib/vector.cuh"
+#include "lib/warpgroup.cuh"
+#include "lib/wgmma.cuh"
 
 #include "flow/flow_step.cu"
 namespace decode {
@@ -15,7 +20,7 @@ namespace decode {
 namespace prefill {
 #include "moe/moe_prefill.cu"
 }
-#include "lib/few_rows.cuh"
+#include "lib/skinny_gemm.cuh"
 #include "spectrum/overlap_rows.cuh"
 namespace overlap {
 #include "spectrum/overlap_add.cu"

@@ -25,7 +25,7 @@ DECLINED = (
 )
 emulated = ctypes.CDLL(LIBRARY)
 gpu = SimpleNamespace(
-    shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, patience=8, muted=0
+    shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, latency=8, muted=0
 )
 launches = []
 
@@ -36,7 +36,7 @@ def fake_launch(kernel, grid, block, params, *, cooperative):
     gpu.seed += 1
     launches.append((kernel.name, grid[0], kernel.shared_bytes))
     arguments = (kernel.name.encode(), grid[0], ctypes.c_size_t(kernel.shared_bytes), params)
-    emulated.emulated_flow(*arguments, gpu.seed, gpu.patience, ctypes.c_void_p(gpu.muted))
+    emulated.emulated_flow(*arguments, gpu.seed, gpu.latency, ctypes.c_void_p(gpu.muted))
 
 
 fake = torch.cuda
@@ -112,9 +112,9 @@ def same_bits_in_any_order():
     expected = flow_harness.run(kwargs, "cuda")
     word, before = flags()[0], flags()[1].clone()
     for patience in (1, 2, 40, 400):
-        gpu.patience = patience
+        gpu.latency = patience
         assert torch.equal(flow_harness.run(kwargs, "cuda"), expected)
-    gpu.patience = 8
+    gpu.latency = 8
     phases = 2 * (2 + 6 * 2)
     assert word == 0 and (flags()[1] - before == 4 * phases).all(), flags()
 

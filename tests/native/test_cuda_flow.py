@@ -1,5 +1,5 @@
-"""flow_sample.cu without a GPU: emulated, its control walked at real sizes, its instructions, its
-reasons to decline. test_cuda.py compiles it.
+"""flow_sample.cu without a GPU: emulated, its schedule model-checked at real sizes, its instructions,
+its reasons to decline. test_cuda.py compiles it.
 """
 
 import os
@@ -101,12 +101,12 @@ def walk(model, sizes, lost, seeds, blocks):
 @pytest.mark.parametrize(
     "text, instead",
     [
-        ("if (kind == ATTEND) {", "if (kind == ATTEND) return false;\n    if (kind == QKV) {"),
-        ("if (kind == SETTLE) {", "if (kind == SETTLE) return false;\n    if (kind == QKV) {"),
-        ("overlap(run, 2 * tiles + first, 2 * tiles + end)", "false"),
+        ("if (kind == ATTENTION) {", "if (kind == ATTENTION) return false;\n    if (kind == QKV) {"),
+        ("if (kind == REDUCE) {", "if (kind == REDUCE) return false;\n    if (kind == QKV) {"),
+        ("overlap(range, 2 * tiles + first, 2 * tiles + end)", "false"),
         ("    return true;\n}\n\nstruct Cursor", "    return kind != UP;\n}\n\nstruct Cursor"),
         ("size = size < left ? size : left;", "(void)left;"),
-        ("return run.first < run.end && (kind == EMBED || block == 0);", "return false;"),
+        ("return range.first < range.end && (kind == EMBED || block == 0);", "return false;"),
     ],
 )
 def test_the_model_sees_what_is_wrong(tmp_path, text, instead):

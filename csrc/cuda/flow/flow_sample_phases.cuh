@@ -1,8 +1,14 @@
-// flow_sample: what a block's consumers do in each phase.
+// flow_sample: what a block's consumer warps do in each phase.
 #pragma once
-#include "flow/flow_sample_products.cuh"
+#include "flow/flow_sample_attention.cuh"
+#include "flow/flow_sample_mma.cuh"
 
 namespace flow {
+
+__device__ __forceinline__ float gelu_tanh(float v) {
+    const float u = 0.7978845608028654f * fmaf(0.044715f * v * v, v, v);
+    return v / (1 + expf(-2 * u));
+}
 
 template <class T>
 struct Consumer {
@@ -13,64 +19,64 @@ struct Consumer {
     const Shared<T>& shared;
     const int tid = threadIdx.x, n = threadIdx.x % TILE;  // column of a tile
     const int M, tiles;
-    const Run own;  // tiles of x
-    int drawn = 0;
-    unsigned watched = 0;  // a bit per kind: this thread watches the flag of block `tid` before it
-    Sums<T> sums;
+    const Range own;  // tiles of x
+    int draw = 0;     // of the noise
+    unsigned polled = 0;  // a bit per kind: before it this thread polls the flag of block `tid`
+    Accumulators<T> sums;
     float bias[GROUP], scale[GROUP], norm[GROUP];  // of this thread's column of each tile
-    float square[2 * MT];  // this lane's part of the squares of rows warp, warp + 8, ...
+    float square[2 * MT];  // this lane's split of the squares of rows warp, warp + 8, ...
 
     __device__ __forceinline__ Consumer(const Params& p_, const Shared<T>& shared_)
         : p(p_), s(p_.s), shared(shared_), M(p_.s.R * p_.s.T), tiles(p_.s.H / TILE),
-          own(run_of(p_.s.H / TILE, blockIdx.x, gridDim.x)) {
+          own(range_of(p_.s.H / TILE, blockIdx.x, gridDim.x)) {
         for (int kind = EMBED; kind <= DONE; ++kind)
-            if (tid < gridDim.x && needs(s, kind, blockIdx.x, tid, gridDim.x)) watched |= 1u << kind;
+            if (tid < gridDim.x && depends(s, kind, blockIdx.x, tid, gridDim.x)) polled |= 1u << kind;
     }
 
     // ---- between phases
 
     __device__ __forceinline__ bool wait(const Phase& phase) {
-        const Run run = run_of(units_of(s, phase.kind), blockIdx.x, gridDim.x);
-        if (phase.kind != DONE) constants(phase, run.first, min(run.end - run.first, GROUP));
-        if (phase.index > 0 && (watched >> phase.kind & 1)) watch(phase);
+        const Range range = range_of(units_of(s, phase.kind), blockIdx.x, gridDim.x);
+        if (phase.kind != DONE) load_constants(phase, range.first, min(range.end - range.first, GROUP));
+        if (phase.index > 0 && (polled >> phase.kind & 1)) poll(phase);
         sync_consumers();
-        if (*shared.stop) return false;
+        if (*shared.aborted) return false;
         if (phase.kind == DONE) {
             step(phase.eval - 1);
-            if (blockIdx.x == 0) write_out();
+            if (blockIdx.x == 0) write_output();
         }
         return true;
     }
 
-    // Until the block of this thread's number has ended as many phases as came before this one.
-    __device__ __forceinline__ void watch(const Phase& phase) {
-        const u64 least = *shared.epoch + phase.index;
-        u64 since = 0;  // the clock is looked at when this takes long
-        for (unsigned spins = 1; peek(p.flags + FLAGS + tid) < least; ++spins) {
+    // Spins until block `tid` has ended as many phases as came before this one.
+    __device__ __forceinline__ void poll(const Phase& phase) {
+        const u64 min_phases = *shared.epoch + phase.index;
+        u64 since = 0;  // the clock is read only after 256 spins
+        for (unsigned spins = 1; ld_acquire(p.flags + FLAGS + tid) < min_phases; ++spins) {
             if (spins % 256) continue;
-            if (since == 0) since = now_ns();
-            if (now_ns() - since > PATIENCE_NS) {
-                put(p.flags + ABORTED, 1);
-                tell_host(p.fault, 1);
+            if (since == 0) since = globaltimer_ns();
+            if (globaltimer_ns() - since > TIMEOUT_NS) {
+                st_release(p.flags + ABORTED, 1);
+                st_release_sys(p.fault, 1);
             }
-            if (peek(p.flags + ABORTED)) {
-                *shared.stop = 1;
+            if (ld_acquire(p.flags + ABORTED)) {
+                *shared.aborted = 1;
                 return;
             }
         }
     }
 
-    __device__ __forceinline__ void post(const Phase& phase) {
+    __device__ __forceinline__ void signal(const Phase& phase) {
         sync_consumers();
-        if (tid == 0) put(p.flags + FLAGS + blockIdx.x, *shared.epoch + phase.index + 1);
+        if (tid == 0) st_release(p.flags + FLAGS + blockIdx.x, *shared.epoch + phase.index + 1);
     }
 
     // ---- products
 
-    // Asked for before the wait: no exchange changes them.
-    __device__ __forceinline__ void constants(const Phase& phase, int unit, int units) {
+    // Loaded before the wait for other blocks, since none of them writes these.
+    __device__ __forceinline__ void load_constants(const Phase& phase, int unit, int units) {
         const int kind = phase.kind;
-        const bool last = kind == SETTLE || (kind == DOWN && s.splits == 1);
+        const bool last = kind == REDUCE || (kind == DOWN && s.splits == 1);
         const int matrix = kind == QKV ? QKV_W : kind == OUT ? OUT_W : kind == UP ? UP_W
                            : kind == FINAL ? FINAL_W : DOWN_W;
         const int width = kind == QKV ? 3 * s.H : kind == UP ? s.W : kind == FINAL ? s.C : s.H;
@@ -79,7 +85,7 @@ struct Consumer {
                            : kind == EMBED           ? p.norm1
                            : phase.layer + 1 < s.L   ? p.norm1 + (phase.layer + 1) * s.H
                                                      : p.final_norm;
-        if (kind == ATTEND) return;
+        if (kind == ATTENTION) return;
 #pragma unroll
         for (int j = 0; j < GROUP; ++j) {
             if (j >= units) continue;
@@ -88,17 +94,17 @@ struct Consumer {
             scale[j] = 1;
             if (kind != EMBED) {
                 bias[j] = widen(p.bias[matrix][phase.layer * width + column]);
-                if (scales && kind != SETTLE) scale[j] = scales[phase.layer * width + column];
+                if (scales && kind != REDUCE) scale[j] = scales[phase.layer * width + column];
             }
             if (kind == OUT || kind == EMBED || last) norm[j] = widen(next[column]);
         }
     }
 
     __device__ __forceinline__ void begin(const Phase& phase, int unit, int units, bool first) {
-        if (!first) constants(phase, unit, units);
+        if (!first) load_constants(phase, unit, units);
         sums.clear();
         const int kind = phase.kind;
-        if (first && (kind == QKV || kind == UP || kind == FINAL)) ask_for_squares();
+        if (first && (kind == QKV || kind == UP || kind == FINAL)) prefetch_squares();
     }
 
     __device__ __forceinline__ void multiply(const Phase& phase, int unit, int units, int k,
@@ -115,11 +121,11 @@ struct Consumer {
 
     __device__ __forceinline__ void finish(const Phase& phase, int unit, int units, bool first) {
         const int kind = phase.kind, warp = tid / 32;
-        if (first && (kind == QKV || kind == UP || kind == FINAL)) add_squares();
+        if (first && (kind == QKV || kind == UP || kind == FINAL)) reduce_squares();
 #pragma unroll
         for (int j0 = 0; j0 < GROUP; j0 += T::ROUND) {
             if (j0 >= units) continue;
-            sync_consumers();  // the sums before these have been read
+            sync_consumers();  // the previous round has been read
 #pragma unroll
             for (int j = j0; j < j0 + T::ROUND; ++j)
                 if (j < units)
@@ -127,14 +133,14 @@ struct Consumer {
             sync_consumers();
 #pragma unroll
             for (int j = j0; j < j0 + T::ROUND; ++j)
-                if (j < units) results(phase, unit + j, j, j - j0);
+                if (j < units) epilogue(phase, unit + j, j, j - j0);
         }
     }
 
-    // Over the warps in their order; then what the phase makes of it.
-    __device__ __forceinline__ void results(const Phase& phase, int unit, int j, int slot) {
-        const int kind = phase.kind, part = kind == DOWN ? unit / tiles : 0;
-        const int tile = unit - part * tiles, column = tile * TILE + n;
+    // The split-K reduction, in the order of the warps, and the phase's epilogue.
+    __device__ __forceinline__ void epilogue(const Phase& phase, int unit, int j, int slot) {
+        const int kind = phase.kind, split = kind == DOWN ? unit / tiles : 0;
+        const int tile = unit - split * tiles, column = tile * TILE + n;
 #pragma unroll 1
         for (int m0 = 0; m0 < ROWS; m0 += CONSUMER_THREADS / TILE) {
             const int m = m0 + tid / TILE;
@@ -144,7 +150,7 @@ struct Consumer {
                 v += shared.sums[((w * T::ROUND + slot) * ROWS + m) * TILE + n];
             v *= scale[j];
             if (kind == OUT || (kind == DOWN && s.splits == 1)) {
-                publish(tile, m, v + bias[j] + residual(tile, m), norm[j]);
+                write_x(tile, m, v + bias[j] + residual(tile, m), norm[j]);
                 continue;
             }
             if (m >= M) continue;
@@ -153,7 +159,7 @@ struct Consumer {
             } else if (kind == UP) {
                 narrow(gelu_tanh(v * shared.inverse[m] + bias[j]), p.hidden[m * s.W + column]);
             } else if (kind == DOWN) {
-                p.partial[(part * M + m) * s.H + column] = v;
+                p.partial[(split * M + m) * s.H + column] = v;
             } else {
                 const int r = m / s.T, frame = m - r * s.T - (s.T - s.P);
                 if (frame >= 0)
@@ -162,14 +168,14 @@ struct Consumer {
         }
     }
 
-    // ---- x: every block keeps its own columns in float32, others see them times the next norm's
-    // weight, in bfloat16; what the norm divides by follows from the sums of squares
+    // ---- x: every block keeps its own columns in float32; others read them in bfloat16, times the
+    // next norm's weight. The norm's divisor follows from partial sums of squares
 
     __device__ __forceinline__ float& residual(int tile, int m) {
         return shared.own[((tile - own.first) * ROWS + m) * TILE + n];
     }
 
-    __device__ __forceinline__ void publish(int tile, int m, float v, float weight) {
+    __device__ __forceinline__ void write_x(int tile, int m, float v, float weight) {
         if (m >= M) v = 0;
         residual(tile, m) = v;
         float squares = v * v;
@@ -180,7 +186,7 @@ struct Consumer {
         if (n == 0) p.squares[m * tiles + tile] = squares;
     }
 
-    __device__ __forceinline__ void ask_for_squares() {
+    __device__ __forceinline__ void prefetch_squares() {
         const int warp = tid / 32, lane = tid % 32;
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
@@ -188,13 +194,13 @@ struct Consumer {
             square[i] = 0;
             for (int v = lane; m < M && v < tiles / 4; v += 32) {
                 unsigned part[4];
-                load_l2(p.squares + m * tiles + v * 4, part);
+                ld_cg(p.squares + m * tiles + v * 4, part);
                 square[i] += (__uint_as_float(part[0]) + __uint_as_float(part[1])) +
                              (__uint_as_float(part[2]) + __uint_as_float(part[3]));
             }
         }
     }
-    __device__ __forceinline__ void add_squares() {
+    __device__ __forceinline__ void reduce_squares() {
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
 #pragma unroll
@@ -206,39 +212,39 @@ struct Consumer {
 
     // ---- phases without products
 
-    __device__ __forceinline__ void serve(const Phase& phase, const Run& run) {
-        if (phase.kind == ATTEND) {
-            for (int unit = run.first + tid / 32; unit < run.end; unit += CONSUMERS)
-                attend(p, phase.layer, unit);
+    __device__ __forceinline__ void run(const Phase& phase, const Range& range) {
+        if (phase.kind == ATTENTION) {
+            for (int unit = range.first + tid / 32; unit < range.end; unit += CONSUMERS)
+                attention(p, phase.layer, unit);
             return;
         }
         if (phase.kind == EMBED && phase.eval > 0) {
             step(phase.eval - 1);
             sync_consumers();
         }
-        for (int unit = run.first; unit < run.end; unit += GROUP) {
-            if (unit > run.first) constants(phase, unit, min(run.end - unit, GROUP));
+        for (int unit = range.first; unit < range.end; unit += GROUP) {
+            if (unit > range.first) load_constants(phase, unit, min(range.end - unit, GROUP));
 #pragma unroll
             for (int j = 0; j < GROUP; ++j)
-                if (unit + j < run.end)
+                if (unit + j < range.end)
 #pragma unroll 1
                     for (int m0 = 0; m0 < ROWS; m0 += CONSUMER_THREADS / TILE) {
                         const int m = m0 + tid / TILE, tile = unit + j;
                         float v = 0;
-                        if (m < M) v = phase.kind == EMBED ? token(phase, tile, m) : settled(tile, m, j);
-                        publish(tile, m, v, norm[j]);
+                        if (m < M) v = phase.kind == EMBED ? token(phase, tile, m) : reduced(tile, m, j);
+                        write_x(tile, m, v, norm[j]);
                     }
         }
     }
 
-    __device__ __forceinline__ float settled(int tile, int m, int j) {
+    __device__ __forceinline__ float reduced(int tile, int m, int j) {
         const float* from = p.partial + m * s.H + tile * TILE + n;
         float v = 0;
-        for (int part = 0; part < s.splits; ++part) v += load_l2(from + part * M * s.H);
+        for (int split = 0; split < s.splits; ++split) v += ld_cg(from + split * M * s.H);
         return v + bias[j] + residual(tile, m);
     }
 
-    // [condition + time; history; x], of which the constant part is there already
+    // [condition + time; history; x], of which the constant split is precomputed
     __device__ __forceinline__ float token(const Phase& phase, int tile, int m) {
         const int column = tile * TILE + n, r = m / s.T, t = m - r * s.T, frame = t - 1 - s.N;
         const float v = shared.constant[((tile - own.first) * ROWS + m) * TILE + n];
@@ -256,7 +262,7 @@ struct Consumer {
         return v + sum;
     }
 
-    // What does not change from one evaluation to the next: the embedded condition and history.
+    // Constant over the evaluations: the embedded condition and history.
     __device__ __forceinline__ void prepare() {
         const int warp = tid / 32, lane = tid % 32;
         for (int i = tid; i < s.B * s.P * s.C; i += CONSUMER_THREADS)
@@ -296,27 +302,28 @@ struct Consumer {
         sync_consumers();
     }
 
-    // The solver's step after an evaluation; every block keeps the whole state, a few kilobytes.
+    // The solver's step after an evaluation, replicated: every block keeps the whole state, a few
+    // kilobytes, so no exchange of it is needed.
     __device__ __forceinline__ void step(int eval) {
         const int state = s.B * s.P * s.C;
         const bool advance = p.advance[eval / 64] >> eval % 64 & 1;
-        drawn += advance;
+        draw += advance;
         const float dt = p.dt[eval];
         for (int i = tid; i < state; i += CONSUMER_THREADS) {
             const int b = i / (s.P * s.C);
-            float v = load_l2(p.velocity + i);
-            if (s.R > s.B) v = fmaf(p.guidance[b], v - load_l2(p.velocity + state + i), v);
+            float v = ld_cg(p.velocity + i);
+            if (s.R > s.B) v = fmaf(p.guidance[b], v - ld_cg(p.velocity + state + i), v);
             v = fmaf(dt, v, shared.base[i]);
             const float scale = advance ? p.noise_scale[eval * s.B + b] : 0;
-            if (scale != 0 && drawn < s.draws) v = fmaf(scale, p.noise[drawn * state + i], v);
+            if (scale != 0 && draw < s.draws) v = fmaf(scale, p.noise[draw * state + i], v);
             shared.current[i] = v;
             if (advance) shared.base[i] = v;
         }
     }
-    __device__ __forceinline__ void write_out() {
+    __device__ __forceinline__ void write_output() {
         for (int i = tid; i < s.B * s.P * s.C; i += CONSUMER_THREADS) p.out[i] = shared.current[i];
     }
-    __device__ __forceinline__ void spoil() {
+    __device__ __forceinline__ void fill_nan() {
         for (int i = tid; i < s.B * s.P * s.C; i += CONSUMER_THREADS)
             p.out[i] = __uint_as_float(0x7fc00000);
     }

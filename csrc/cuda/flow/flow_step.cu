@@ -1,12 +1,11 @@
 // flow_step: out = x + dt (v_c + g (v_c - v_u)) + noise_scale noise, per element of [B, P, C].
 // arch: sm_80 sm_90a sm_100 compute_80
 //
-// Cost: every operand is read once and out written once: 4 B for x, for out and for the noise, and
-// the velocity's own width twice per element. Nothing is reused, so the kernel is one vector of 4
-// (16 bytes of float32) per thread and as many threads as there are vectors; the state stays
-// float32 whatever the network's type. All strides are in elements, the last dimension is dense,
-// and the velocities may be slices of the network's output. out may be x.
-#include "lib/common.cuh"
+// Elementwise and bound by bandwidth. Cost: per element 4 bytes each of x, out and noise, and the
+// velocity's own width twice. Nothing is reused, so a thread takes one vector of 4 elements (16 bytes
+// of float32); the state stays float32 whatever the network's type. All strides are in elements, the
+// last dimension is dense, and the velocities may be slices of the network's output. out may be x.
+#include "lib/vector.cuh"
 
 struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.py
     const float* x;
@@ -27,8 +26,7 @@ struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.p
 template <class V_, int WIDTH_>
 struct FlowStepTraits {
     using V = V_;  // the velocity's type
-    static constexpr int WIDTH =
-        WIDTH_;  // elements per thread: 4 where C and the strides allow, else 1
+    static constexpr int WIDTH = WIDTH_;  // elements of a thread: 4 where C and the strides allow
     static constexpr int THREADS = 256;
 };
 

@@ -2,62 +2,62 @@
 // e = ids[t, k], plus the same of the shared expert. One launch from routing to result.
 // arch: sm_80 sm_90 sm_100 compute_80
 //
-// Cost: the weights of the experts that are hit, 3 I H elements each, once; all else is small. At
-// T = 1 with E 64, K 6, H 2048, I 1408 and 2 shared experts these are 138 MB, 32 us at 4.3 TB/s;
-// at T = 32 and 63, balanced, 1.09 and 1.14 GB, 254 and 265 us; the products are nothing. So only
-// one thing counts: every multiprocessor must have tens of kilobytes of weights on their way at
-// every moment, from the first to the last.
+// Bound by bandwidth. Cost: the weights of the experts that are hit, 3 I H elements each, once; all
+// else is small. At T = 1 with E 64, K 6, H 2048, I 1408 and 2 shared experts these are 138 MB, 32 us
+// at 4.3 TB/s; at T = 32 and 63, balanced, 1.09 and 1.14 GB, 254 and 265 us. So one thing counts:
+// every multiprocessor must have tens of kilobytes of weights in flight from the first moment to the
+// last.
 //
-// - A weight goes to the tensor cores as the operand of width 8 (8 weight rows by 16 summed
-//   elements), the tokens as the one of 16 rows: 1 to 16 tokens cost the same, none is padding in
-//   memory. The order of the summed elements is ours, so a lane takes 16 successive bytes of one
-//   row, which is how it copies them from memory.
-// - So every lane reads exactly the bytes that it copied itself: a private ring of asynchronous
-//   copies per lane, without a barrier between copy and use. x takes the same way.
-// - A unit takes up to 16 tokens of an expert. Where one has more, its units at the same rows of
-//   weights follow each other in the same block: the rows come from memory once, then from L2. (In
-//   the order of slots instead, they came from memory each time: at T = 63 four times for the
-//   shared expert, 104 MB more.) Up to 63 tokens in one unit would want four times the room for x
-//   in every stage of the ring, and leave two stages of five.
-// - Blocks, one per multiprocessor, are dealt equal runs of units: 8 gate rows and their 8 up rows,
-//   then rows of down. A unit's summed elements are dealt to the 8 warps in turn, over the ends
-//   of units, so that all warps stream to the end; the warps' sums meet in shared memory.
-// - Between the two phases all blocks wait for each other, since any hidden row may be needed
-//   anywhere. The ring is filled with weights of down before that, 80 KB per multiprocessor: the
-//   exchange costs nothing while it takes less than 2.5 us.
-// - In the second phase a block owns rows of the output for all experts, so the weighted sum is
-//   made in its shared memory, in the order of k, by nobody else: no third exchange, the same bits.
-// - The exchange counts arrivals in device memory and never resets: a launch adds gridDim.x, its
-//   ticket tells which launch it is. So a replayed graph needs no memset. A wait that takes
-//   seconds sets the abort word, and the output, now and in later launches, to NaN: no trap.
+// - mma.m16n8k16 with 8 weight rows as the narrow operand (n8) and tokens as the wide one (m16): 1 to
+//   16 tokens cost the same, and nothing is padded in memory. The order of the summed elements is
+//   free, so a lane's operand is 16 successive bytes of one row, which is one cp.async.
+// - Every lane reads exactly the bytes that it copied itself: a private cp.async ring per lane,
+//   without a barrier between copy and use. x takes the same way.
+// - A tile is rows of weights by a group of up to 16 tokens of an expert. Where an expert has more
+//   groups, the tiles of the same rows follow each other in one block: the rows come from memory once,
+//   then from L2. (In the order of slots they came from memory each time: at T = 63 four times for the
+//   shared expert, 104 MB more.) 63 tokens in one tile would want four times the room for x in every
+//   stage of the ring, and leave two stages of five.
+// - Persistent blocks, one per multiprocessor, have equal runs of tiles: 8 gate rows and their 8 up
+//   rows, then rows of down. Split-K over the 8 warps, round robin across the ends of tiles, so that
+//   all warps stream to the end; partial sums are reduced in shared memory.
+// - A grid barrier separates the two phases, since any hidden row may be needed anywhere. The ring is
+//   filled with weights of down before it, 80 KB per multiprocessor: the barrier costs nothing while
+//   it takes less than 2.5 us.
+// - In the second phase a block owns rows of the output for all experts, so it makes the weighted sum
+//   in its own shared memory, in the order of k: no second grid barrier, and deterministic.
+// - A grid barrier that times out sets the abort word, and the output, now and in later launches, to
+//   NaN: no trap (lib/grid_barrier.cuh).
 //
 // Two launches would cost a drained and a refilled ring, about 1.5 us, and the gap between them.
-// Where a unit begins is kept, not computed anew (divisions, 64-bit products, the expert's place):
-// the loop around the products went from 600 to 465 instructions, 140 of them on its usual way.
+// Where a tile begins is kept incrementally, not computed anew (divisions, 64-bit products, the
+// expert's place): the main loop went from 600 to 465 instructions, 140 of them on its usual path.
 // Resources: 256 threads of 101 to 147 registers, nothing spilled (sm_90), a block per multiprocessor with
 // 221,296 bytes of shared memory (8-bit weights 204,912; on sm_80 155,760).
 // Times are estimates until a GPU has measured them: so far it was compiled and emulated only.
-#include "moe/moe_decode_sums.cuh"
+#include "lib/grid_barrier.cuh"
+#include "moe/moe_decode_mma.cuh"
 
-// The warps' sums of one element, in the order of the warps.
-__device__ __forceinline__ float over_warps(const float* partial, int token, int row) {
+// The reduction of split-K: one element, always in the order of the warps.
+__device__ __forceinline__ float sum_warps(const float* partial, int token, int row) {
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < WARPS; ++w) sum += partial[(w * TOKENS + token) * ROWS + row];
     return sum;
 }
 
+// Epilogue of gate and up: scales and SwiGLU.
 template <class X>
-__device__ void finish_gate_up(const MoeDecodeParams& p, const Plan& plan, const Units& u,
+__device__ void finish_gate_up(const MoeDecodeParams& p, const Groups& groups, const TileScheduler& u,
                                const float* partial) {
-    const int token = threadIdx.x / 8, pair = threadIdx.x % 8;
-    const bool routed = u.entry < plan.routed;
-    const int place = plan.start[u.entry] + token, width = routed ? p.I : p.Is;
-    const int row = u.tile * 8 + pair;
-    if (token >= TOKENS || place >= plan.start[u.entry + 1] || row >= width) return;
-    float gate = over_warps(partial, token, pair), up = over_warps(partial, token, 8 + pair);
+    const int token = threadIdx.x / 8, column = threadIdx.x % 8;
+    const bool routed = u.group < groups.routed;
+    const int place = groups.start[u.group] + token, width = routed ? p.I : p.Is;
+    const int row = u.tile * 8 + column;
+    if (token >= TOKENS || place >= groups.start[u.group + 1] || row >= width) return;
+    float gate = sum_warps(partial, token, column), up = sum_warps(partial, token, 8 + column);
     if (p.gate_up_scale) {
-        const float* scale = routed ? p.gate_up_scale + (long long)plan.expert[u.entry] * 2 * p.I
+        const float* scale = routed ? p.gate_up_scale + (long long)groups.expert[u.group] * 2 * p.I
                                     : p.shared_gate_up_scale;
         gate *= scale[row];
         up *= scale[row + width];
@@ -65,17 +65,18 @@ __device__ void finish_gate_up(const MoeDecodeParams& p, const Plan& plan, const
     narrow(gate / (1 + expf(-gate)) * up, ((X*)p.hidden)[hidden_row(p, place) + row]);
 }
 
-__device__ void finish_down(const MoeDecodeParams& p, const Plan& plan, const Units& u,
+// Epilogue of down: scales; slots wait in shared memory for their weighted sum.
+__device__ void finish_down(const MoeDecodeParams& p, const Groups& groups, const TileScheduler& u,
                             const float* partial, float* result) {
     const int token = threadIdx.x / ROWS, r = threadIdx.x % ROWS, row = u.tile * p.rows + r;
-    const int place = plan.start[u.entry] + token;
-    if (place >= plan.start[u.entry + 1] || r >= p.rows || row >= p.H) return;
-    float sum = over_warps(partial, token, r);
+    const int place = groups.start[u.group] + token;
+    if (place >= groups.start[u.group + 1] || r >= p.rows || row >= p.H) return;
+    float sum = sum_warps(partial, token, r);
     if (p.down_scale)
-        sum *= u.entry < plan.routed
-                   ? p.down_scale[(long long)plan.expert[u.entry] * p.H + row]
+        sum *= u.group < groups.routed
+                   ? p.down_scale[(long long)groups.expert[u.group] * p.H + row]
                    : p.shared_down_scale[row];
-    result[plan.slots[place] * ROWS + r] = sum;
+    result[groups.slots[place] * ROWS + r] = sum;
 }
 
 template <class X>
@@ -91,29 +92,17 @@ __device__ void weighted_sum(const MoeDecodeParams& p, int tile, const float* re
     }
 }
 
-// All blocks have written their part of hidden. waits: this block needs the others'.
-__device__ bool exchange(const MoeDecodeParams& p, Plan& plan, bool waits) {
+// Between the phases. wait: this block has tiles of the second phase, which read all of hidden.
+__device__ bool sync_grid(const MoeDecodeParams& p, Groups& groups, bool wait) {
     __syncthreads();
-    if (threadIdx.x == 32 && peek(p.exchange + ABORTED)) plan.on = 0;
-    if (threadIdx.x == 0) {
-        const u64 blocks = gridDim.x;
-        const u64 all = (add_release(p.exchange + ARRIVED, 1) / blocks + 1) * blocks;
-        const u64 since = now_ns();
-        for (unsigned spins = 1; waits && peek(p.exchange + ARRIVED) < all; ++spins) {
-            if (spins % 256) continue;
-            if (now_ns() - since > PATIENCE_NS) put(p.exchange + ABORTED, 1);
-            if (peek(p.exchange + ABORTED)) {
-                plan.on = 0;
-                break;
-            }
-        }
-    }
+    if (threadIdx.x == 32 && ld_acquire(p.barrier + BARRIER_ABORTED)) groups.alive = 0;
+    if (threadIdx.x == 0) grid_barrier(p.barrier, wait, &groups.alive);
     __syncthreads();
-    return plan.on;
+    return groups.alive;
 }
 
 template <class X>
-__device__ void spoil(const MoeDecodeParams& p) {
+__device__ void fill_nan(const MoeDecodeParams& p) {
     for (int tile = blockIdx.x; tile * p.rows < p.H; tile += gridDim.x)
         for (int i = threadIdx.x; i < p.rows * p.T; i += THREADS)
             if (tile * p.rows + i % p.rows < p.H)
@@ -122,7 +111,7 @@ __device__ void spoil(const MoeDecodeParams& p) {
 }
 
 // Dynamic shared memory, in this order: Vector16 ring[WARPS][STAGES][STAGE],
-// float partial[2][WARPS][TOKENS][ROWS], float result[T * K + T][ROWS], Plan.
+// float partial[2][WARPS][TOKENS][ROWS], float result[T * K + T][ROWS], Groups.
 template <class Traits>
 __device__ __forceinline__ void moe_decode(const MoeDecodeParams& p) {
     using X = typename Traits::X;
@@ -132,60 +121,60 @@ __device__ __forceinline__ void moe_decode(const MoeDecodeParams& p) {
     Vector16* const rings = (Vector16*)shared_memory();
     float* const partial = (float*)(rings + WARPS * STAGES * STAGE);
     float* const result = partial + 2 * PARTIAL;
-    Plan& plan = *(Plan*)(result + (p.T * p.K + p.T) * ROWS);
+    Groups& groups = *(Groups*)(result + (p.T * p.K + p.T) * ROWS);
     Vector16* const ring = rings + warp * STAGES * STAGE + lane;
 
-    make_plan(p, plan, (short*)(partial + PARTIAL), (int*)partial);
-    Feed<Traits> feed;
-    feed.start(p, plan, false);
+    group_slots(p, groups, (short*)(partial + PARTIAL), (int*)partial);
+    Loader<Traits> loader;
+    loader.start(p, groups, false);
     for (int i = 0; i < STAGES; ++i) {
-        feed.copy_weights(ring + i * STAGE);
-        if (!feed.u.second) feed.copy_x(ring + i * STAGE);
-        cp_async_commit();
-        feed.next(p, plan);
+        loader.copy_weights(ring + i * STAGE);
+        if (!loader.u.down) loader.copy_x(ring + i * STAGE);
+        cp_async_commit_group();
+        loader.next(p, groups);
     }
-    Units u;
+    TileScheduler u;
     int stage = 0, buffer = 0;
-    for (int second = 0; second < 2; ++second) {
-        u.start(p, plan, second);
-        if (second) {
-            if (!exchange(p, plan, u.left > 0)) {
-                cp_async_wait<0>();
-                return spoil<X>(p);
+    for (int phase = 0; phase < 2; ++phase) {
+        u.start(p, groups, phase);
+        if (phase) {
+            if (!sync_grid(p, groups, u.left > 0)) {
+                cp_async_wait_group<0>();
+                return fill_nan<X>(p);
             }
-            Feed<Traits> late;  // the weights of the next STAGES steps are on their way: now hidden
-            late.start(p, plan, true);
+            Loader<Traits> late;  // the next STAGES steps have their weights in flight; now hidden
+            late.start(p, groups, true);
             for (int i = 0; i < STAGES; ++i) {
                 late.copy_x(ring + (stage + i) % STAGES * STAGE);
-                cp_async_commit();
-                late.next(p, plan);
+                cp_async_commit_group();
+                late.next(p, groups);
             }
         }
         int step = warp;
-        for (; u.left > 0; u.next(p, plan)) {
-            const int tokens = min(plan.start[u.entry + 1] - plan.start[u.entry], TOKENS);
-            Sums<Traits> sums;
+        for (; u.left > 0; u.next(p, groups)) {
+            const int tokens = min(groups.start[u.group + 1] - groups.start[u.group], TOKENS);
+            Accumulators<Traits> sums;
             for (; step * Traits::STEP < u.K; step += WARPS) {
                 Vector16* const at = ring + stage * STAGE;
-                cp_async_wait<STAGES - 1>();
+                cp_async_wait_group<STAGES - 1>();
                 sums.add(at, tokens);
-                feed.copy_weights(at);
-                if (second || !feed.u.second) feed.copy_x(at);
-                cp_async_commit();
-                feed.next(p, plan);
+                loader.copy_weights(at);
+                if (phase || !loader.u.down) loader.copy_x(at);
+                cp_async_commit_group();
+                loader.next(p, groups);
                 stage = stage + 1 == STAGES ? 0 : stage + 1;
             }
             step -= (u.K + Traits::STEP - 1) / Traits::STEP;
             sums.store(partial + buffer * PARTIAL + warp * TOKENS * ROWS, tokens);
-            __syncthreads();  // one is enough: the next unit's sums go to the other buffer
-            if (second) {
-                finish_down(p, plan, u, partial + buffer * PARTIAL, result);
-                if (u.entry == plan.entries - 1) {
+            __syncthreads();  // one is enough: partial sums are double-buffered
+            if (phase) {
+                finish_down(p, groups, u, partial + buffer * PARTIAL, result);
+                if (u.group == groups.count - 1) {
                     __syncthreads();
                     weighted_sum<X>(p, u.tile, result);
                 }
             } else {
-                finish_gate_up<X>(p, plan, u, partial + buffer * PARTIAL);
+                finish_gate_up<X>(p, groups, u, partial + buffer * PARTIAL);
             }
             buffer ^= 1;
         }

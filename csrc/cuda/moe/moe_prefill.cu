@@ -1,51 +1,53 @@
-// moe_mlp for 64 tokens and more, with weights of 16 bits: sort, gate and up, down, sum. The two in
-// the middle are one grouped product on wgmma.
+// moe_mlp for 64 tokens and more, with weights of 16 bits, in four launches: sort, gate and up, down,
+// sum. The two in the middle are one grouped GEMM on wgmma.
 // arch: sm_90a
 //
 // Cost at E 64, K 6, H 2048, I 1408 and a shared expert of 2816: 6 H I FLOPs per slot, 17.3 MFLOP,
-// and weights of 1.14 GB once every expert is hit. Up to some 500 tokens the weights take the time,
-// 266 us at 4.3 TB/s; beyond, the products: 4096 tokens are 567 GFLOP, 0.72 ms at the 790 TFLOP/s
+// and weights of 1.14 GB once every expert is hit. Up to some 500 tokens bandwidth is the limit, 266 us
+// at 4.3 TB/s; beyond, the tensor cores: 4096 tokens are 567 GFLOP, 0.72 ms at the 790 TFLOP/s
 // that one large product reaches. Hidden values (69 MB at 4096 tokens) and y (117 MB, in 16 bits)
 // are written and read once. Predicted: 300 us at 64 and 128 tokens, 1.0 ms at 4096. Not measured.
 //
-// - The weights are the operand of 64 rows, the tokens that of N, here 16 to 192 in steps of 16: an
-//   expert with 6 tokens costs 16, and one with up to 192 has its weights read once. With the
-//   tokens as rows it would be 64 each, and results would not have to be transposed; stmatrix does
-//   that for one instruction per 256 values.
-// - A tile is 256 rows of weights: 128 of gate and 128 of up, or 256 of down; one box of a tensor
-//   map fetches 64 summed elements of them, 32 KB, swizzled. Gate and up of a column meet in one
-//   thread's registers, so SwiGLU costs no exchange.
-// - Rows of tokens are picked by index, which tensor maps cannot on sm_90: 128 threads copy them,
-//   16 bytes each, to where the swizzle wants them, and so for both products. They wait for their
-//   own copies a stage late, fence them for wgmma, then arrive: tokens and weights share a barrier.
-// - 1 warpgroup copies (56 registers per thread), 2 multiply (224, of which sums take up to 192), 3
-//   stages of 56 KB. 192 tokens by 256 weights move 36 bytes per clock and SM through L2 at full
-//   rate; 128 by 256 would 48, which is about where L2 ends, and 384 slots per expert would be cut
-//   into four rather than two or three. The price is 3 stages rather than 4.
-// - A persistent block per multiprocessor takes every gridDim-th tile; which they are follows from
-//   the offsets in device memory, so the host knows no size and a graph may be replayed. Rows of an
-//   expert are cut evenly: 200 are 112 and 88, not 192 and 8.
-// - Every value is summed by one thread in one order, whatever the tile: the same bits in any batch
-//   of 64 tokens and more. The sum over k is made by the last launch, in float32, in the order of
-//   k.
+// - wgmma with weights as the 64 rows (M) and tokens as N, 16 to 192 in steps of 16: an expert with 6
+//   tokens costs 16, and one with up to 192 has its weights read once. With tokens as M it would be 64
+//   each, though results would not have to be transposed; stmatrix.trans does that for one instruction
+//   per 256 values.
+// - A tile is 256 rows of weights: 128 of gate and 128 of up, or 256 of down; one TMA box fetches 64
+//   summed elements of them, 32 KB, swizzled. Gate and up of a column meet in one thread's registers,
+//   so SwiGLU is an epilogue in registers.
+// - Token rows are gathered by index, which tensor maps cannot do on sm_90: 128 threads copy them by
+//   cp.async, 16 bytes each, to their swizzled places, and so in both products. They wait for their
+//   own copies a stage late, then fence.proxy.async, then arrive: tokens and weights share an mbarrier.
+// - Warp specialisation: 1 producer warpgroup (56 registers per thread), 2 consumers (224, of which
+//   accumulators take up to 192), 3 stages of 56 KB. 192 tokens by 256 weights move 36 bytes per clock
+//   and SM through L2 at full rate; 128 by 256 would be 48, which is about L2's limit, and 384 slots
+//   per expert would be cut into four rather than two or three. The price is 3 stages rather than 4.
+// - Persistent blocks, one per multiprocessor; the schedule follows from the offsets in device memory,
+//   so the host knows no size and a CUDA graph may be replayed. Rows of an expert are cut evenly: 200
+//   are 112 and 88, not 192 and 8.
+// - Deterministic and batch-invariant from 64 tokens on: every value is summed by one thread in one
+//   order, whatever the tile. The sum over k is the last launch's, in float32, in the order of k.
 //
-// Sorting looks at all ids once per expert instead of scattering by atomics: stable, and a few
-// microseconds at 4096 tokens. Ahead of full unrolling the loop over stages is kept rolled: the
-// same instructions between products, a third of the time to compile. What could follow:
-// pairs of blocks that share the boxes of weights (multicast), starting the next launch early. So
-// far it was compiled and emulated only.
-#include "moe/moe_prefill_work.cuh"
+// Sorting reads all ids once per expert instead of scattering by atomics: stable, and a few
+// microseconds at 4096 tokens. The loop over stages is kept rolled: the same instructions between
+// products as fully unrolled, a third of the time to compile. Not tried: multicast of weight boxes in
+// clusters of two blocks; programmatic dependent launch. So far it was compiled and emulated only.
+#include "lib/cp_async.cuh"
+#include "lib/mbarrier.cuh"
+#include "lib/mma.cuh"
+#include "lib/warpgroup.cuh"
+#include "lib/wgmma.cuh"
+#include "moe/moe_prefill_schedule.cuh"
 
-// The copies of a block's tiles, by one warpgroup: a box of weights by one thread, rows of tokens
-// by all, 16 bytes each, put where the swizzle wants them.
+// The producer warpgroup: TMA boxes of weights by one thread, token rows by all, 16 bytes each.
 template <bool UP>
 __device__ __forceinline__ void produce(const MoePrefillParams& p, Shared& s) {
     constexpr int ROWS = PRODUCERS / 8, COPIES = TOKENS / ROWS;
-    constexpr unsigned NOTHING = ~0u;
+    constexpr unsigned ABSENT = ~0u;
     const int thread = threadIdx.x, chunk = thread % 8;
     unsigned count = 0;  // of stages so far
-    for (Tiles<UP> tiles(p, s); tiles.there(); tiles.next()) {
-        const Tile t = tiles.get();
+    for (TileScheduler<UP> tiles(p, s); tiles.valid(); tiles.next()) {
+        const Tile t = tiles.tile();
         const TensorMap& map = t.group ? p.weights : p.shared;
         const char* const in = (const char*)(t.group ? p.in : p.shared_in) + chunk * 16;
         const unsigned pitch = (UP ? p.in_row : t.depth) / 8;
@@ -53,103 +55,105 @@ __device__ __forceinline__ void produce(const MoePrefillParams& p, Shared& s) {
 #pragma unroll
         for (int i = 0; i < COPIES; ++i) {
             const int row = thread / 8 + i * ROWS, place = t.first + row;
-            from[i] = NOTHING;
+            from[i] = ABSENT;
             if (row < t.rows) from[i] = pitch * (UP && t.group ? p.rows[place] / p.top_k : place);
         }
 #pragma unroll 1
         for (int k = 0; k < t.depth; k += DEPTH, ++count) {
             const int stage = count % STAGES;
             char* const to = s.stage[stage];
-            barrier_wait(&s.empty[stage], count / STAGES % 2 ^ 1);
+            mbarrier_wait(&s.empty[stage], count / STAGES % 2 ^ 1);
             if (thread == 0) {
-                barrier_expect(&s.full[stage], WEIGHT_BYTES);
-                copy_box(to, map, &s.full[stage], k, t.part * Tiles<UP>::COLUMNS, 0,
+                mbarrier_arrive_expect_tx(&s.full[stage], WEIGHT_BYTES);
+                cp_async_bulk_tensor_4d(to, map, &s.full[stage], k, t.part * TileScheduler<UP>::COLUMNS, 0,
                          max(t.group - 1, 0));
             }
             const int bytes = k + chunk * 8 < t.depth ? 16 : 0;
             const char* const here = in + (bytes ? k * 2 : 0);
 #pragma unroll
             for (int i = 0; i < COPIES; ++i)
-                if (from[i] != NOTHING)
+                if (from[i] != ABSENT)
                     cp_async(to + WEIGHT_BYTES + swizzled(thread / 8 + i * ROWS, chunk),
                              here + (u64)from[i] * 16, bytes);
-            cp_async_commit();
-            // The rows of LAG stages ago are there. Consumers may be waiting for them: that leaves
-            // all stages but LAG + 1 to be filled, of which they hold one.
+            cp_async_commit_group();
+            // The rows of LAG stages ago are there. No deadlock: consumers that wait for them hold at
+            // most one stage, and all but LAG + 1 can be filled before this arrival.
             if (count >= LAG) {
-                cp_async_wait<LAG>();
-                fence_async();
-                barrier_arrive(&s.full[(count - LAG) % STAGES]);
+                cp_async_wait_group<LAG>();
+                fence_proxy_async();
+                mbarrier_arrive(&s.full[(count - LAG) % STAGES]);
             }
         }
     }
-    cp_async_wait<0>();
-    fence_async();
+    cp_async_wait_group<0>();
+    fence_proxy_async();
     for (unsigned late = count - min((int)count, LAG); late < count; ++late)
-        barrier_arrive(&s.full[late % STAGES]);
+        mbarrier_arrive(&s.full[late % STAGES]);
 }
 
-// Two of a tile's blocks of 64 weight rows by N tokens, as wgmma leaves them.
+// A consumer warpgroup's accumulators: twice 64 weight rows by N tokens, in wgmma's layout.
 template <class X, int N>
-struct Sums {
+struct Accumulators {
     float low[N / 2] = {}, high[N / 2] = {};
 
     static __device__ __forceinline__ void add(float (&d)[N / 2], u64 a, u64 b) {
-        if constexpr (same<X, bf16>)
+        if constexpr (is_same<X, bf16>)
             Wgmma<N>::bf16(d, a, b);
         else
             Wgmma<N>::f16(d, a, b);
     }
-    // rows of 128 bytes, swizzled, groups of 8 rows 1024 bytes apart
-    static __device__ __forceinline__ u64 matrix(const char* at) {
+    // Matrix descriptor: K-major, 128-byte swizzle, groups of 8 rows 1024 bytes apart.
+    static __device__ __forceinline__ u64 descriptor(const char* at) {
         return (u64)1 << 62 | (u64)(1024 >> 4) << 32 | (u64)1 << 16 | shared_address(at) >> 4;
     }
-    __device__ __forceinline__ void multiply(Shared& s, int group, int depth, unsigned& count) {
-        constexpr int AHEAD = N > 64;
-        const bool speaks = threadIdx.x % 32 == 0;
+    __device__ __forceinline__ void mainloop(Shared& s, int group, int depth, unsigned& count) {
+        constexpr int IN_FLIGHT = N > 64;  // wgmma groups
+        const bool elected = threadIdx.x % 32 == 0;
 #pragma unroll 1
         for (int k = 0; k < depth; k += DEPTH, ++count) {
             const int stage = count % STAGES;
-            barrier_wait(&s.full[stage], count / STAGES % 2);
-            const u64 a = matrix(s.stage[stage] + group * 64 * 128);
-            const u64 b = matrix(s.stage[stage] + WEIGHT_BYTES);
+            mbarrier_wait(&s.full[stage], count / STAGES % 2);
+            const u64 a = descriptor(s.stage[stage] + group * 64 * 128);
+            const u64 b = descriptor(s.stage[stage] + WEIGHT_BYTES);
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < DEPTH / 16; ++i) {  // 16 elements are 32 bytes of a row
                 add(low, a + i * 2, b + i * 2);
                 add(high, a + (WEIGHT_BYTES / 2 >> 4) + i * 2, b + i * 2);
             }
-            wgmma_commit();
-            // a step ahead keeps the tensor cores busy; where copies are what takes the time, a
-            // stage had better be free at once
-            wgmma_wait<AHEAD>();
-            if (speaks && (!AHEAD || k)) barrier_arrive(&s.empty[(count - AHEAD) % STAGES]);
+            wgmma_commit_group();
+            // A group in flight keeps the tensor cores busy; with few tokens copies are the limit and
+            // the stage is freed at once instead.
+            wgmma_wait_group<IN_FLIGHT>();
+            if (elected && (!IN_FLIGHT || k)) mbarrier_arrive(&s.empty[(count - IN_FLIGHT) % STAGES]);
         }
-        if (!AHEAD) return;
-        wgmma_wait<0>();
-        if (speaks) barrier_arrive(&s.empty[(count - 1) % STAGES]);
+        if (!IN_FLIGHT) return;
+        wgmma_wait_group<0>();
+        if (elected) mbarrier_arrive(&s.empty[(count - 1) % STAGES]);
     }
 };
 
 template <class X>
-__device__ __forceinline__ unsigned pair(float low, float high) {
-    return same<X, bf16> ? pair_bf16(low, high) : pair_f16(low, high);
+__device__ __forceinline__ unsigned pack_x2(float low, float high) {
+    return is_same<X, bf16> ? cvt_bf16x2_f32(low, high) : cvt_f16x2_f32(low, high);
 }
 
-// Columns first .. first + 63 of out, from a warpgroup's sums, by way of shared memory.
+// Columns first .. first + 63 of out, from a warpgroup's accumulators: transposed by stmatrix into
+// shared memory, then stored row by row.
 template <class X, bool UP, int N>
 __device__ __forceinline__ void store(const MoePrefillParams& p, const Tile& t, int first,
                                       char* shared, int group, const float (&v)[N / 2]) {
     const int thread = threadIdx.x % 128, warp = thread / 32, lane = thread % 32;
-    sync_some(1 + group, 128);  // what was stored before has been read
+    bar_sync(1 + group, 128);  // the previous tile has been read
 #pragma unroll
     for (int j = 0; j < N / 16; ++j) {
         const float* const d = v + 8 * j;
-        store_transposed(
+        stmatrix_x4_trans(
             shared + swizzled(16 * j + lane / 16 * 8 + lane % 8, warp * 2 + lane / 8 % 2),
-            {pair<X>(d[0], d[1]), pair<X>(d[2], d[3]), pair<X>(d[4], d[5]), pair<X>(d[6], d[7])});
+            {pack_x2<X>(d[0], d[1]), pack_x2<X>(d[2], d[3]), pack_x2<X>(d[4], d[5]),
+             pack_x2<X>(d[6], d[7])});
     }
-    sync_some(1 + group, 128);
+    bar_sync(1 + group, 128);
     const int chunk = thread % 8, column = first + chunk * 8;
     const int width = t.group ? p.width : p.shared_width;
     if (column >= width) return;
@@ -164,14 +168,14 @@ __device__ __forceinline__ void store(const MoePrefillParams& p, const Tile& t, 
 template <class X, bool UP, int N>
 __device__ __forceinline__ void compute(const MoePrefillParams& p, Shared& s, const Tile& t,
                                         int group, unsigned& count) {
-    Sums<X, N> sums;
-    sums.multiply(s, group, t.depth, count);
-    const int first = t.part * Tiles<UP>::COLUMNS + group * 64;
+    Accumulators<X, N> sums;
+    sums.mainloop(s, group, t.depth, count);
+    const int first = t.part * TileScheduler<UP>::COLUMNS + group * 64;
     if constexpr (UP) {
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
             const float gate = sums.low[i];
-            sums.low[i] = gate * fast_reciprocal(1 + fast_exp2(gate * -1.4426950408889634f)) *
+            sums.low[i] = gate * rcp_approx(1 + ex2_approx(gate * -1.4426950408889634f)) *
                           sums.high[i];
         }
     }
@@ -183,8 +187,8 @@ __device__ __forceinline__ void compute(const MoePrefillParams& p, Shared& s, co
 template <class X, bool UP>
 __device__ __forceinline__ void consume(const MoePrefillParams& p, Shared& s, int group) {
     unsigned count = 0;
-    for (Tiles<UP> tiles(p, s); tiles.there(); tiles.next()) {
-        const Tile t = tiles.get();
+    for (TileScheduler<UP> tiles(p, s); tiles.valid(); tiles.next()) {
+        const Tile t = tiles.tile();
         const int steps = (t.rows + 15) / 16;
         static_assert(TOKENS == 12 * 16, "a case for each");
         switch (steps) {
@@ -209,27 +213,27 @@ __device__ __forceinline__ void product(const MoePrefillParams& p) {
     Shared& s = shared_parts();
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
-            barrier_init(&s.full[i], PRODUCERS + 1);
-            barrier_init(&s.empty[i], CONSUMERS / 32);
+            mbarrier_init(&s.full[i], PRODUCERS + 1);
+            mbarrier_init(&s.empty[i], CONSUMERS / 32);
         }
-        fence_async();
-        prefetch_map(p.weights);
-        prefetch_map(p.shared);
+        fence_proxy_async();
+        prefetch_tensormap(p.weights);
+        prefetch_tensormap(p.shared);
     }
-    Tiles<UP>::number(p, s);
+    TileScheduler<UP>::count_tiles(p, s);
     __syncthreads();
     if (threadIdx.x < PRODUCERS) {
-        fewer_registers<56>();
+        setmaxnreg_dec<56>();
         produce<UP>(p, s);
     } else {
-        more_registers<224>();
+        setmaxnreg_inc<224>();
         consume<X, UP>(p, s, threadIdx.x / 128 - 1);
     }
 }
 
 // out[t] = sum_k weights[t, k] y[t * K + k] + y[slots + t], in float32 and in the order of k.
 template <class X>
-__device__ __forceinline__ void sum_slots(const MoeSumParams& p) {
+__device__ __forceinline__ void weighted_sum(const MoeSumParams& p) {
     const long long i = ((long long)blockIdx.x * SUMMERS + threadIdx.x) * 8;
     const int t = (int)(i / p.H), column = (int)(i % p.H);
     if (t >= p.T) return;
@@ -265,7 +269,7 @@ extern "C" __global__ void __launch_bounds__(SORTERS)
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(SUMMERS)                                          \
         moe_prefill_sum_##NAME(const __grid_constant__ MoeSumParams p) {                           \
-        sum_slots<X>(p);                                                                           \
+        weighted_sum<X>(p);                                                                           \
     }
 INSTANTIATE(bfloat16, bf16)
 INSTANTIATE(float16, f16)

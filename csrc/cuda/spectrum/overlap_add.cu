@@ -1,12 +1,14 @@
 // overlap_add: sum_t window * frame_t / sum_t window^2, frames `hop` apart, streamed. One launch.
 // arch: sm_80 sm_90a sm_100 compute_80
 //
-// Cost: B T F of frames read once, B T hop samples written; the window comes from L1. A thread is
-// 4 columns (16 bytes) of one hop where sizes and addresses allow, else 1: it gathers the
-// ceil(F / hop) frames that reach them, oldest first on top of what was carried, so there are no
-// atomics on sums and a stream has the same bits however it was cut. A block owns columns of a few
-// hops; a patch's hops are all in one block, so the carried sums can be rewritten in place.
-// Per-row lengths, ends and resets are read here: nothing waits for the host.
+// Cost: B T F elements of frames read once, B T hop samples written; the window comes from L1.
+//
+// - Gather, no atomics: a thread owns 4 columns (16 bytes) of one hop where sizes and addresses allow,
+//   else 1, and sums the ceil(F / hop) frames that reach them, the oldest first, on top of the carried
+//   sums. So a stream has the same bits however it was cut.
+// - A block owns columns of a few hops; a patch's hops are all in one block, so the carried sums may
+//   be rewritten in place.
+// - Per-row lengths, ends and resets are read on the device: no host synchronisation.
 #include "spectrum/overlap_rows.cuh"
 
 template <class X_, int WIDTH_>
@@ -21,28 +23,28 @@ __device__ __forceinline__ void overlap_add(const OverlapParams& p) {
     using X = typename Traits::X;
     constexpr int WIDTH = Traits::WIDTH;
     const int stripe = blockIdx.x % p.stripes, chunk = blockIdx.x / p.stripes % p.chunks;
-    const Row r = row_of(p, blockIdx.x / (p.stripes * p.chunks), stripe + chunk == 0,
+    const Row r = find_row(p, blockIdx.x / (p.stripes * p.chunks), stripe + chunk == 0,
                          (u64*)shared_memory());
     const int vectors = p.columns / WIDTH;
     const int t = chunk * p.hops + threadIdx.x / vectors;
     const int i = stripe * p.columns + threadIdx.x % vectors * WIDTH;
-    const bool on = threadIdx.x / vectors < p.hops && i < p.hop;
+    const bool active = threadIdx.x / vectors < p.hops && i < p.hop;
     float sum[WIDTH], x[WIDTH], w[WIDTH];
-    if (on) {
-        carried_sum<WIDTH>(p, r, t, i, sum);
+    if (active) {
+        load_carried<WIDTH>(p, r, t, i, sum);
         const X* frames = (const X*)p.frames + r.b * p.frames_batch;
 #pragma unroll 4
         for (int j = r.parts(p) - 1; j >= 0; --j) {
             const int n = j * p.hop + i;
-            if (n >= p.F || t - j < 0 || t - j >= r.fresh) continue;
+            if (n >= p.F || t - j < 0 || t - j >= r.new_frames) continue;
             load<WIDTH>(frames + (t - j) * p.frames_row + n, x);
             load<WIDTH>(p.window + n, w);
 #pragma unroll
             for (int k = 0; k < WIDTH; ++k) sum[k] = fmaf(w[k], x[k], sum[k]);
         }
     }
-    __syncthreads();  // in place: every thread has read what was carried
-    if (on) finish<WIDTH>(p, r, t, i, sum);
+    __syncthreads();  // in place: every thread has read the carried sums
+    if (active) write_sample<WIDTH>(p, r, t, i, sum);
 }
 
 #define INSTANTIATE(NAME, X, WIDTH)                                                   \

@@ -1,5 +1,5 @@
-// spectrum_head: the inverse transform of n = F / 2 complex points of several frames in shared
-// memory, by Stockham's autosorting passes: no bit reversal, one barrier a pass.
+// spectrum_head: a batch of inverse FFTs of n = F / 2 complex points in shared memory. Stockham's
+// autosort algorithm, mixed radix: no bit reversal, two buffers, one barrier per pass.
 #pragma once
 #include "spectrum/overlap_rows.cuh"
 
@@ -31,9 +31,9 @@ __device__ constexpr float root_sine(int R, int i) {
     return i == 1 ? 0.781831482f : i == 2 ? 0.974927912f : 0.433883739f;
 }
 
-// x[j] = sum_i x[i] e^(2 pi i j sqrt(-1) / R)
+// An inverse DFT of R points: x[j] = sum_i x[i] e^(2 pi sqrt(-1) i j / R).
 template <int R>
-struct Butterfly {  // odd R: inputs i and R - i, outputs j and R - j together
+struct Butterfly {  // odd R: inputs i and R - i, and outputs j and R - j, share products
     static __device__ __forceinline__ void run(Complex (&x)[R]) {
         constexpr int N = (R - 1) / 2;
         Complex plus[N], minus[N], y[R];
@@ -98,9 +98,9 @@ struct Butterfly<8> {
     }
 };
 
-// One pass of `frames` transforms of n points; s sequences of n / s points lie side by side.
+// One radix-R pass of `frames` transforms of n points; s interleaved sequences of n / s points.
 template <int R>
-__device__ __forceinline__ void pass(const Complex* turns, const Complex* from, Complex* to,
+__device__ __forceinline__ void pass(const Complex* twiddles, const Complex* from, Complex* to,
                                      int frames, int n, int s) {
     const int each = n / R, m = each / s;  // butterflies of a frame, of a sequence
     for (int e = threadIdx.x; e < frames * each; e += INVERSE_THREADS) {
@@ -112,23 +112,23 @@ __device__ __forceinline__ void pass(const Complex* turns, const Complex* from, 
         Butterfly<R>::run(x);
         out[0] = x[0];
 #pragma unroll
-        for (int j = 1; j < R; ++j) out[s * j] = x[j] * turns[2 * s * w * j];  // of n: 2 of 2n
+        for (int j = 1; j < R; ++j) out[s * j] = x[j] * twiddles[2 * s * w * j];  // of n points: every other one of 2n
     }
 }
 
-// frames transforms of n points, from one buffer to the other and back; where the last one wrote.
-__device__ __forceinline__ Complex* transforms(const OverlapParams& p, Complex* from, Complex* to,
+// `frames` transforms of n points, ping-pong between the buffers; returns the one written last.
+__device__ __forceinline__ Complex* inverse_fft(const OverlapParams& p, Complex* from, Complex* to,
                                                int frames, int n) {
-    const Complex* turns = (const Complex*)p.turns;
+    const Complex* twiddles = (const Complex*)p.twiddles;
     int s = 1;
     for (int k = 0; p.radices[k]; ++k) {
         switch (p.radices[k]) {
-            case 2: pass<2>(turns, from, to, frames, n, s); break;
-            case 3: pass<3>(turns, from, to, frames, n, s); break;
-            case 4: pass<4>(turns, from, to, frames, n, s); break;
-            case 5: pass<5>(turns, from, to, frames, n, s); break;
-            case 7: pass<7>(turns, from, to, frames, n, s); break;
-            default: pass<8>(turns, from, to, frames, n, s);
+            case 2: pass<2>(twiddles, from, to, frames, n, s); break;
+            case 3: pass<3>(twiddles, from, to, frames, n, s); break;
+            case 4: pass<4>(twiddles, from, to, frames, n, s); break;
+            case 5: pass<5>(twiddles, from, to, frames, n, s); break;
+            case 7: pass<7>(twiddles, from, to, frames, n, s); break;
+            default: pass<8>(twiddles, from, to, frames, n, s);
         }
         __syncthreads();
         s *= p.radices[k];

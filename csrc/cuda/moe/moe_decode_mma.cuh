@@ -1,15 +1,16 @@
-// moe_decode: products of copied weights and tokens, on the tensor cores or, for float32, without.
+// moe_decode: a warp's products of copied weights and tokens, by mma.m16n8k16, for float32 by FMA.
 #pragma once
-#include "moe/moe_decode_work.cuh"
+#include "lib/mma.cuh"
+#include "moe/moe_decode_schedule.cuh"
 
-// A warp's part of a unit's sums: 16 tokens by two tiles of 8 weight rows.
+// A warp's accumulators of its share of K: 16 tokens by twice 8 weight rows, in mma's layout.
 template <class Traits>
-struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
+struct Accumulators {
     using X = typename Traits::X;
     using W = typename Traits::W;
     float tile[2][4] = {};
 
-    // from: this lane's place in a stage; tokens: of the unit's 16, the first so many are there
+    // from: this lane's place in a stage; tokens: how many of the 16 are there
     __device__ void add(const Vector16* from, int tokens) {
 #pragma unroll
         for (int part = 0; part < 2; ++part) {
@@ -20,15 +21,15 @@ struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
                 x[0][i] = from[(4 + part * Traits::XV + i) * 32];
                 if (tokens > 8) x[1][i] = from[(4 + (2 + part) * Traits::XV + i) * 32];
             }
-            widen_pairs<X, W>(from[part * 32], w[0]);
-            widen_pairs<X, W>(from[(2 + part) * 32], w[1]);
+            widen_x2<X, W>(from[part * 32], w[0]);
+            widen_x2<X, W>(from[(2 + part) * 32], w[1]);
 #pragma unroll
             for (int i = 0; i < Traits::E / 4; ++i) {
                 const int v = i / 2, a = i % 2 * 2;
 #pragma unroll
                 for (int t = 0; t < 2; ++t)
-                    Traits::mma(tile[t], x[0][v].word[a], x[1][v].word[a], x[0][v].word[a + 1],
-                                x[1][v].word[a + 1], w[t][2 * i], w[t][2 * i + 1]);
+                    mma_m16n8k16<X>(tile[t], x[0][v].word[a], x[1][v].word[a], x[0][v].word[a + 1],
+                                    x[1][v].word[a + 1], w[t][2 * i], w[t][2 * i + 1]);
             }
         }
     }
@@ -46,7 +47,7 @@ struct Sums {  // on the tensor cores; spread over the warp as mma leaves it
     }
 };
 template <>
-struct Sums<MoeDecodeTraits<float, float>> {  // row g of each tile, over this lane's elements
+struct Accumulators<MoeDecodeTraits<float, float>> {  // FMA: row g of both, this lane's elements
     float tile[2][TOKENS] = {};
 
     __device__ void add(const Vector16* from, int tokens) {
@@ -69,7 +70,7 @@ struct Sums<MoeDecodeTraits<float, float>> {  // row g of each tile, over this l
                 }
             }
         }
-        __syncwarp();  // and they copy anew
+        __syncwarp();  // before they copy the next x
     }
     __device__ void store(float* to, int tokens) {
         const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;

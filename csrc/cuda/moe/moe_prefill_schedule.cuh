@@ -1,7 +1,8 @@
-// moe_prefill: the slots in the order of their experts, and which tile a block computes when.
+// moe_prefill: slots sorted by expert, shared memory, and the persistent tile scheduler.
 #pragma once
-#include "lib/hopper.cuh"
-#include "lib/weights.cuh"
+#include "lib/shared_memory.cuh"
+#include "lib/tma.cuh"
+#include "lib/vector.cuh"
 
 struct MoeSortParams {  // the orders and sizes are known to mingcore/ops/cuda_moe_prefill.py
     const int* ids;     // [slots]
@@ -10,7 +11,7 @@ struct MoeSortParams {  // the orders and sizes are known to mingcore/ops/cuda_m
     int slots, E;
 };
 
-struct MoePrefillParams {         // one of the two products
+struct MoePrefillParams {         // of either grouped GEMM
     TensorMap weights, shared;    // [K, width, parts, E], the innermost first
     const void *in, *shared_in;   // x twice, or hidden and the shared expert's hidden
     void *out, *shared_out;       // hidden and the shared expert's, or y and y + slots * H
@@ -31,15 +32,15 @@ struct MoeSumParams {
 constexpr int MAX_EXPERTS = 256;
 constexpr int TOKENS = 192;        // of a tile, at most
 constexpr int WEIGHTS = 256;       // weight rows of a tile
-constexpr int DEPTH = 64;          // summed elements of a stage: 128 bytes, what a swizzle spans
-constexpr int STAGES = 3, LAG = 1;  // LAG <= STAGES - 2, see produce()
+constexpr int DEPTH = 64;          // summed elements of a stage: 128 bytes, the widest swizzle
+constexpr int STAGES = 3, LAG = 1;  // LAG <= STAGES - 2: produce()
 constexpr int PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS;
 constexpr int SORTERS = 512, SUMMERS = 256;
 constexpr int WEIGHT_BYTES = WEIGHTS * DEPTH * 2, TOKEN_BYTES = TOKENS * DEPTH * 2;
 constexpr int STAGE_BYTES = WEIGHT_BYTES + TOKEN_BYTES;
-constexpr int OUT_BYTES = TOKENS * 64 * 2;  // of a warpgroup: 64 columns of its results
+constexpr int OUT_BYTES = TOKENS * 64 * 2;  // of a warpgroup: 64 columns of its outputs
 
-// Dynamic shared memory, from the first multiple of 1024 bytes on.
+// Dynamic shared memory, from the first multiple of 1024 bytes on, as the swizzle wants it.
 struct Shared {
     char stage[STAGES][STAGE_BYTES];
     char out[2][OUT_BYTES];
@@ -52,12 +53,12 @@ __device__ __forceinline__ Shared& shared_parts() {
     return *(Shared*)(from + (1024 - shared_address(from) % 1024) % 1024);
 }
 
-// What a warpgroup calls row and 16-byte chunk is there, in a row of 128 bytes.
+// The 128-byte XOR swizzle of TMA and wgmma: where 16-byte chunk `chunk` of row `row` is.
 __device__ __forceinline__ int swizzled(int row, int chunk) {
     return row * 128 + ((chunk ^ row % 8) << 4);
 }
 
-// The rows of a group are cut into tiles as even as steps of 16 allow.
+// Rows of a group are cut into tiles as even as steps of 16 allow.
 __device__ __forceinline__ int tiles_of(int rows) { return (rows + TOKENS - 1) / TOKENS; }
 
 struct Tile {
@@ -67,20 +68,21 @@ struct Tile {
     int depth;
 };
 
-// Tiles are numbered group by group, the shared expert's first since its second product may be
-// deep; within a group those of the same weights are neighbours, so that these come from L2.
+// A persistent block takes every gridDim-th tile. They are numbered group by group, the shared
+// expert's first since its sums of the second product may be the longest; within a group tiles of the
+// same weights are neighbours, so that these come from L2.
 template <bool UP>
-struct Tiles {
+struct TileScheduler {
     static constexpr int COLUMNS = UP ? WEIGHTS / 2 : WEIGHTS;  // of out: gate and up make one
     const MoePrefillParams& p;
     const Shared& s;
     int index, group;
 
-    __device__ Tiles(const MoePrefillParams& p_, const Shared& s_)
+    __device__ TileScheduler(const MoePrefillParams& p_, const Shared& s_)
         : p(p_), s(s_), index(blockIdx.x), group(0) {}
 
-    // By all threads, before any is used.
-    static __device__ void number(const MoePrefillParams& p, Shared& s) {
+    // A prefix sum of the groups' tiles, by all threads, before a scheduler is used.
+    static __device__ void count_tiles(const MoePrefillParams& p, Shared& s) {
         int* const count = (int*)s.out;
         for (int g = threadIdx.x; g <= p.E; g += THREADS) {
             const int rows = g ? p.offsets[g] - p.offsets[g - 1] : p.T;
@@ -94,8 +96,8 @@ struct Tiles {
             s.first[g] = before;
         }
     }
-    __device__ bool there() const { return index < s.first[p.E + 1]; }
-    __device__ Tile get() {
+    __device__ bool valid() const { return index < s.first[p.E + 1]; }
+    __device__ Tile tile() {
         while (index >= s.first[group + 1]) ++group;
         const int start = group ? p.offsets[group - 1] : 0;
         const int all = group ? p.offsets[group] - start : p.T;
@@ -112,11 +114,12 @@ struct Tiles {
     __device__ void next() { index += gridDim.x; }
 };
 
-// rows: the slots t * K + k by expert, in their order; offsets: where an expert's begin. Block e
-// looks at all ids for expert e: a warp at neighbouring ones, twice.
+// A stable counting sort without atomics. rows: the slots t * K + k by expert, in their order; offsets:
+// where an expert's begin. Block e reads all ids for expert e, each warp a contiguous part, twice:
+// to count, then to place.
 __device__ __forceinline__ void sort_slots(const MoeSortParams& p) {
     constexpr int WARPS = SORTERS / 32, NONE = 0x7fffffff;
-    int* const equal = (int*)shared_memory();  // [WARPS], before each warp after the scan
+    int* const equal = (int*)shared_memory();  // [WARPS]: of this expert, and of those before it
     int* const less = equal + WARPS;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, expert = blockIdx.x;
     const int part = (p.slots + 32 * WARPS - 1) / (32 * WARPS) * 32;
