@@ -27,16 +27,16 @@ from ..errors import BackendError
 FLAGS = ("--std=c++17", "--extra-device-vectorization")
 DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
 _MAP_BYTES, _ENCODE = 128, b"cuTensorMapEncodeTiled"
-EXCHANGE_BYTES = 128
-EXCHANGES = 8192  # of EXCHANGE_BYTES, of a device
+BARRIER_BYTES = 128
+BARRIERS = 8192  # of BARRIER_BYTES, per device
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
 _libraries: list = []  # loaded libraries, alive as long as their kernels
 _lock = threading.Lock()
 _served: Mapping[str, Path] | None = None  # binaries of a bundle, by op
-# (device, size) to (op, stream, capture) to a row of _exchange_words
-_exchanges: dict[tuple, dict[tuple, int]] = {}
+# (device, size) to (op, stream, capture) to a row of _all_barrier_words
+_barriers: dict[tuple, dict[tuple, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ def _compile(path: Path, target: str, kind: str) -> bytes:
             _, size = _nvrtc(nvrtc.nvrtcGetProgramLogSize(program))
             log = bytearray(size)
             _nvrtc(nvrtc.nvrtcGetProgramLog(program, log))
-            said = log.rstrip(b"\0").decode()
-            raise BackendError(f"{path.name}: NVRTC for {target} says {result.name}:\n{said}")
+            text = log.rstrip(b"\0").decode()
+            raise BackendError(f"{path.name}: NVRTC for {target} says {result.name}:\n{text}")
         size_of, get = (
             (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
             if kind == "cubin"
@@ -231,34 +231,33 @@ def _library(op: str, device: int):
     return library
 
 
-def exchange(op: str, device: int, size: int = EXCHANGE_BYTES) -> Tensor:
-    """The words [size / 8] int64 through which the blocks of a launch of `op` wait for each other:
-    zero at first, then left to the kernel. Launches that may overlap have different ones: every
-    stream has its own, and every graph capture on it. Raises BackendError when the device's are
-    used up, or when the first is asked for inside a capture.
+def barrier_words(op: str, device: int, size: int = BARRIER_BYTES) -> Tensor:
+    """The words [size / 8] int64 by which the blocks of a launch of `op` synchronise (grid barrier,
+    flags): zero at first, then left to the kernel. Launches that may overlap have different ones:
+    every stream has its own, and every graph capture on it. Raises BackendError when the device's
+    are used up, or when the first is asked for inside a capture.
     """
-    words = _exchange_words(device, size)
+    words = _all_barrier_words(device, size)
     stream = torch.cuda.current_stream(device).cuda_stream
     capture = 0
     if torch.cuda.is_current_stream_capturing():
         answer = _driver(driver.cuStreamGetCaptureInfo(driver.CUstream(stream)), op)
         capture = int(answer[2])
     with _lock:
-        rows = _exchanges.setdefault((device, size), {})
+        rows = _barriers.setdefault((device, size), {})
         row = rows.setdefault((op, stream, capture), len(rows))
-    if row >= EXCHANGES * EXCHANGE_BYTES // size:
+    if row >= BARRIERS * BARRIER_BYTES // size:
         raise BackendError(
-            f"{op}: more than {EXCHANGES * EXCHANGE_BYTES // size} streams and graphs in one "
-            "process"
+            f"{op}: more than {BARRIERS * BARRIER_BYTES // size} streams and graphs in one process"
         )
     return words[row]
 
 
 @cache
-def _exchange_words(device: int, size: int) -> Tensor:
+def _all_barrier_words(device: int, size: int) -> Tensor:
     if torch.cuda.is_current_stream_capturing():
         raise BackendError("run the op once before capturing, so that its memory is there")
-    shape = EXCHANGES * EXCHANGE_BYTES // size, size // 8
+    shape = BARRIERS * BARRIER_BYTES // size, size // 8
     words = torch.zeros(shape, dtype=torch.int64, device=_torch(device))
     torch.cuda.synchronize(device)  # other streams use it too
     return words
@@ -267,7 +266,7 @@ def _exchange_words(device: int, size: int) -> Tensor:
 @cache
 def fault(op: str, device: int) -> Tensor:
     """A word [1] int64 in pinned host memory that the kernels of `op` on a device set when their
-    blocks have lost each other: the host can look at it without waiting for the device.
+    blocks time out waiting for each other: the host can look at it without waiting for the device.
     """
     return torch.zeros(1, dtype=torch.int64, pin_memory=True)
 

@@ -55,7 +55,7 @@ launch.fault = lambda op, device: words.setdefault("fault", torch.zeros(1, dtype
 def flags():
     """The abort word and the flags of the blocks."""
     size = 8 * (cuda_flow.FLAG_WORDS + cuda_flow.MAX_BLOCKS)
-    found = launch.exchange("flow_sample", None, size)
+    found = launch.barrier_words("flow_sample", None, size)
     blocks = found[cuda_flow.FLAG_WORDS :][: gpu.multi_processor_count]
     return found[0], blocks
 
@@ -111,8 +111,8 @@ def same_bits_in_any_order():
     kwargs = make("b1", schedule={"steps": 2})
     expected = flow_harness.run(kwargs, "cuda")
     word, before = flags()[0], flags()[1].clone()
-    for patience in (1, 2, 40, 400):
-        gpu.latency = patience
+    for latency in (1, 2, 40, 400):
+        gpu.latency = latency
         assert torch.equal(flow_harness.run(kwargs, "cuda"), expected)
     gpu.latency = 8
     phases = 2 * (2 + 6 * 2)

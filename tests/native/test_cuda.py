@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("cuda.bindings")
 
 from mingcore.errors import BackendError
-from mingcore.ops import launch
+from mingcore.ops import launch, verified
+from mingcore.ops.registry import Entry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -33,6 +34,16 @@ def cache(monkeypatch, tmp_path):
 
 def test_there_are_kernels():
     assert "flow_step" in OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_fingerprint_of_a_kernel_follows_its_includes(op):
+    """Into lib/ and beside it: every header that is named, and no other."""
+    source = launch.source(op)
+    found = verified.source_files(Entry("op", "cuda", launch.why_not, None, (source,), ()))
+    assert source in found and any(path.parent.name == "lib" for path in found)
+    named = {name for path in found for name in re.findall(r'#include "(.+)"', path.read_text())}
+    assert {launch.include_folder(source) / name for name in named} == {*found} - {source}
 
 
 def ops_and_targets():

@@ -1,5 +1,5 @@
-"""flow_sample.cu without a GPU: emulated, its schedule model-checked at real sizes, its instructions,
-its reasons to decline. test_cuda.py compiles it.
+"""flow_sample.cu without a GPU: emulated, its schedule model-checked at real sizes, its
+instructions, its reasons to decline. test_cuda.py compiles it.
 """
 
 import os
@@ -101,7 +101,10 @@ def walk(model, sizes, lost, seeds, blocks):
 @pytest.mark.parametrize(
     "text, instead",
     [
-        ("if (kind == ATTENTION) {", "if (kind == ATTENTION) return false;\n    if (kind == QKV) {"),
+        (
+            "if (kind == ATTENTION) {",
+            "if (kind == ATTENTION) return false;\n    if (kind == QKV) {",
+        ),
         ("if (kind == REDUCE) {", "if (kind == REDUCE) return false;\n    if (kind == QKV) {"),
         ("overlap(range, 2 * tiles + first, 2 * tiles + end)", "false"),
         ("    return true;\n}\n\nstruct Cursor", "    return kind != UP;\n}\n\nstruct Cursor"),

@@ -29,7 +29,7 @@ struct CausalConvParams {  // the order and sizes are known to mingcore/ops/cuda
     int w_type, bias_type, residual_type;    // Type
     int x_aligned, w_aligned, out_aligned, residual_aligned;  // 16-byte accesses are possible
     // tiles of the GEMM: rows, the output channels that these are, columns, of which `step` are its
-    // own; tiles along both
+    // own; tiles step both
     int rows, channels, cols, step, rows_all, times_all;
     int direct;                    // one tap, no stride: staged inputs are read by ldmatrix
     int pitch;                     // elements from one staged channel to the next
@@ -133,11 +133,11 @@ __device__ __forceinline__ void gather8(const CausalConvParams& p, const Row& r,
     const X* tail = nullptr;
     if (first > start) head = input_at<X>(p, r, b, channel, u + start);
     if (end < 8 && p.replicate) tail = input_at<X>(p, r, b, channel, r.new_inputs);
-    const int along = r.seen > 0;
+    const int step = r.seen > 0;
 #pragma unroll
     for (int e = 0; e < 8; ++e, x += p.x_time) {
         const X* from = e >= end ? tail : e >= first ? x : e >= start ? head : nullptr;
-        if (e >= start) head += head ? along : 0;
+        if (e >= start) head += head ? step : 0;
         const X value = from ? *from : zero<X>();
         if constexpr (is_same<X, To>)
             v[e] = value;

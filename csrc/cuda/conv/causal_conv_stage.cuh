@@ -24,7 +24,7 @@ struct Tile {
     int group, row, channel;  // the tile's first row of the product and output channel of the group
     int rows;                 // of the product that exist
     long long u;              // index in x of staged element 0 of a channel
-    int shift;                // from there to what column 0 reads first
+    int shift;                // from inside to what column 0 reads first
 
     __device__ void find(const CausalConvParams& p) {
         unsigned i = blockIdx.x;
@@ -100,18 +100,18 @@ struct Stage {
             const long long from =
                 base + (p.up ? kk * pitch + at.row + m : (at.row + m) * pitch + kk);
             X* const into = to + (line * wide + swizzled(line, chunk, p.up)) * T::E;
-            const bool there = m < at.rows && kk < inputs;
+            const bool inside = m < at.rows && kk < inputs;
             if (p.w_aligned) {
-                cp_async(into, there ? (const X*)p.w + from : p.w, there ? 16 : 0);
+                cp_async(into, inside ? (const X*)p.w + from : p.w, inside ? 16 : 0);
                 continue;
             }
 #pragma unroll
             for (int e = 0; e < T::E; ++e) {
-                const bool this_one = there && (p.up ? m + e < at.rows : kk + e < inputs);
+                const bool element_inside = inside && (p.up ? m + e < at.rows : kk + e < inputs);
                 if constexpr (sizeof(X) == 4)
-                    into[e] = this_one ? load_as_float(p.w, p.w_type, from + e) : 0.0f;
+                    into[e] = element_inside ? load_as_float(p.w, p.w_type, from + e) : 0.0f;
                 else
-                    into[e] = this_one ? ((const X*)p.w)[from + e] : zero<X>();
+                    into[e] = element_inside ? ((const X*)p.w)[from + e] : zero<X>();
             }
         }
     }

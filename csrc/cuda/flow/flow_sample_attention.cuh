@@ -1,4 +1,4 @@
-// flow_sample: attention over the few tokens of one patch.
+// flow_sample: attention over the few tokens of prob patch.
 #pragma once
 #include "flow/flow_sample_ring.cuh"
 
@@ -6,10 +6,11 @@ namespace flow {
 
 constexpr float EPS = 1e-6f;
 
-__device__ __forceinline__ void load8(const bf16* from, float (&to)[8]) {  // of constants
+__device__ __forceinline__ void load8(const bf16* from, float (&to)[8]) {
     load<8>(from, to);
 }
-__device__ __forceinline__ void load8_cg(const bf16* from, float (&to)[8]) {  // of what other blocks wrote
+// Of what other blocks wrote: past L1.
+__device__ __forceinline__ void load8_cg(const bf16* from, float (&to)[8]) {
     unsigned v[4];
     ld_cg(from, v);
 #pragma unroll
@@ -78,11 +79,11 @@ __device__ __forceinline__ void attention(const Params& p, int layer, int unit) 
             for (int x = 1; x < lanes; x *= 2) score += __shfl_xor_sync(~0u, score, x);
             if (key >= s.T) continue;
             const float new_max = fmaxf(running_max, score * scale);
-            const float keep = expf(running_max - new_max), one = expf(score * scale - new_max);
+            const float rescale = expf(running_max - new_max), prob = expf(score * scale - new_max);
             running_max = new_max;
-            weight = weight * keep + one;
+            weight = weight * rescale + prob;
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum[i] = sum[i] * keep + one * v[a][i];
+            for (int i = 0; i < 8; ++i) sum[i] = sum[i] * rescale + prob * v[a][i];
         }
     }
     for (int x = lanes; x < 32; x *= 2) {

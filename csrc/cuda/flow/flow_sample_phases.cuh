@@ -24,7 +24,7 @@ struct Consumer {
     unsigned polled = 0;  // a bit per kind: before it this thread polls the flag of block `tid`
     Accumulators<T> sums;
     float bias[GROUP], scale[GROUP], norm[GROUP];  // of this thread's column of each tile
-    float square[2 * MT];  // this lane's split of the squares of rows warp, warp + 8, ...
+    float square[2 * MT];  // this lane's share of the squares of rows warp, warp + 8, ...
 
     __device__ __forceinline__ Consumer(const Params& p_, const Shared<T>& shared_)
         : p(p_), s(p_.s), shared(shared_), M(p_.s.R * p_.s.T), tiles(p_.s.H / TILE),
@@ -244,7 +244,7 @@ struct Consumer {
         return v + bias[j] + residual(tile, m);
     }
 
-    // [condition + time; history; x], of which the constant split is precomputed
+    // [condition + time; history; x], of which the constant part is precomputed
     __device__ __forceinline__ float token(const Phase& phase, int tile, int m) {
         const int column = tile * TILE + n, r = m / s.T, t = m - r * s.T, frame = t - 1 - s.N;
         const float v = shared.constant[((tile - own.first) * ROWS + m) * TILE + n];
@@ -303,7 +303,7 @@ struct Consumer {
     }
 
     // The solver's step after an evaluation, replicated: every block keeps the whole state, a few
-    // kilobytes, so no exchange of it is needed.
+    // kilobytes, and nothing of it is communicated.
     __device__ __forceinline__ void step(int eval) {
         const int state = s.B * s.P * s.C;
         const bool advance = p.advance[eval / 64] >> eval % 64 & 1;

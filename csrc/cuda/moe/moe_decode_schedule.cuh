@@ -53,8 +53,8 @@ struct Groups {
     int alive;  // no grid barrier has timed out
 };
 
-// A counting sort of this launch's ids, O(slots^2) over all threads and stable; experts in the order
-// of their first slots.
+// A stable rank sort of this launch's ids, O(slots^2) over all threads; experts in the order of their
+// first slots.
 __device__ void group_slots(const MoeDecodeParams& p, Groups& groups, short* leader, int* ids) {
     const int slots = p.T * p.K;
     short* const first = leader + MAX_SLOTS;  // slot of the expert; leader: of the group
