@@ -8,22 +8,6 @@
 
 namespace gpu {
 
-[[noreturn]] static void fault(const char* what) {
-    fprintf(stderr, "the emulated GPU, block %u thread %u: %s\n", current->block.x,
-            current->thread.x, what);
-    abort();
-}
-
-struct Mbarrier {
-    unsigned count, pending;
-    long long bytes = 0;
-    unsigned round = 0;  // its phases so far
-    void look() {
-        if (pending || bytes) return;
-        pending = count;
-        ++round;
-    }
-};
 struct Bulk {  // in flight
     char* to;
     const char* from;
@@ -47,7 +31,7 @@ static void deliver() {
     copies.pop_back();
     memcpy(copy.to, copy.from, copy.bytes);
     copy.barrier->bytes -= copy.bytes;
-    copy.barrier->look();
+    copy.barrier->complete();
     progress = true;
     ++arrived;
 }
@@ -62,17 +46,6 @@ static Mbarrier& mbarrier(u64* b) {
 static void mbarrier_init(u64* b, unsigned count) {
     if ((u64)b % 8) gpu::fault("a barrier is not aligned");
     gpu::barriers[b] = {count, count};
-}
-static void mbarrier_arrive(u64* b) {
-    gpu::Mbarrier& c = gpu::mbarrier(b);
-    if (c.pending == 0) gpu::fault("an arrival too many");
-    --c.pending;
-    c.look();
-    gpu::progress = true;
-}
-static void mbarrier_arrive_expect_tx(u64* b, unsigned bytes) {
-    gpu::mbarrier(b).bytes += bytes;
-    mbarrier_arrive(b);
 }
 static bool mbarrier_try_wait(u64* b, unsigned phase) {
     ++gpu::polls;

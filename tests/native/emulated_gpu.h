@@ -31,6 +31,16 @@ namespace gpu {
 struct Barrier {
     unsigned arrived = 0, round = 0;
 };
+struct Mbarrier {
+    unsigned count, pending;
+    long long bytes = 0;
+    unsigned round = 0;  // its phases so far
+    void complete() {
+        if (pending || bytes) return;  // the phase is not complete
+        pending = count;
+        ++round;
+    }
+};
 struct Warp {
     Barrier barrier;
     unsigned words[32][6];
@@ -81,6 +91,12 @@ static struct {
 } memory;
 static int lost = 0;  // so many of the next atom_add_acq_rel() are dropped
 static const u64* muted = nullptr;  // every st_release() to this word is dropped
+
+[[noreturn]] static void fault(const char* what) {
+    fprintf(stderr, "the emulated GPU, block %u thread %u: %s\n", current->block.x,
+            current->thread.x, what);
+    abort();
+}
 
 static void yield() {
     if (!_setjmp(current->at)) _longjmp(scheduler, 1);
@@ -197,6 +213,8 @@ static void mma(float (&d)[4], const unsigned (&mine)[6], Widen widen) {
     sync_warp();
 }
 
+static Mbarrier& mbarrier(u64* b);  // of the emulator that includes this
+
 }  // namespace gpu
 
 static float __uint_as_float(unsigned u) {
@@ -268,10 +286,7 @@ static void mma_m16n8k16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, u
 }
 
 static void ldmatrix_x4_trans(unsigned (&to)[4], const void* row) {
-    if ((u64)row % 16) {
-        fprintf(stderr, "ldmatrix: a row is not aligned\n");
-        abort();
-    }
+    if ((u64)row % 16) gpu::fault("ldmatrix: a row is not aligned");
     memcpy(&gpu::warp().words[gpu::lane()][0], &row, 8);
     gpu::sync_warp();
     for (unsigned i = 0; i < 4; ++i) {
@@ -287,10 +302,7 @@ static void ldmatrix_x4_trans(unsigned (&to)[4], const void* row) {
 }
 static void cp_async(void* shared, const void* global, int bytes) {
     gpu::Copy copy{shared, {}, gpu::current->group};
-    if ((u64)shared % 16 || (u64)global % 16) {
-        fprintf(stderr, "cp.async: an address is not aligned\n");
-        abort();
-    }
+    if ((u64)shared % 16 || (u64)global % 16) gpu::fault("cp.async: an address is not aligned");
     memcpy(copy.bytes, global, bytes);
     if (bytes) gpu::memory.read((u64)global);
     memset(shared, 0xff, 16);
@@ -324,3 +336,15 @@ static void st_release(u64* p, u64 v) {
     if (p != gpu::muted) *p = v;
 }
 static u64 globaltimer_ns() { return gpu::clock_ns; }
+
+static void mbarrier_arrive(u64* b) {
+    gpu::Mbarrier& c = gpu::mbarrier(b);
+    if (c.pending == 0) gpu::fault("an arrival too many");
+    --c.pending;
+    c.complete();
+    gpu::progress = true;
+}
+static void mbarrier_arrive_expect_tx(u64* b, unsigned bytes) {
+    gpu::mbarrier(b).bytes += bytes;
+    mbarrier_arrive(b);
+}

@@ -13,22 +13,6 @@
 
 namespace gpu {
 
-[[noreturn]] static void fault(const char* what) {
-    fprintf(stderr, "the emulated GPU, block %u thread %u: %s\n", current->block.x,
-            current->thread.x, what);
-    abort();
-}
-
-struct Mbarrier {
-    unsigned count, pending;
-    long long bytes = 0;
-    unsigned round = 0;  // its phases so far
-    void look() {
-        if (pending || bytes) return;
-        pending = count;
-        ++round;
-    }
-};
 struct Box {  // in flight
     std::map<unsigned, std::vector<char>> rows;  // by shared address
     Block* home;
@@ -78,7 +62,7 @@ static bool deliver() {
     boxes.pop_front();
     for (auto& [to, bytes] : box.rows) memcpy(box.home->pages + to, bytes.data(), bytes.size());
     box.barrier->bytes -= box.bytes;
-    box.barrier->look();
+    box.barrier->complete();
     return true;
 }
 static void end() {
@@ -158,17 +142,6 @@ static void mbarrier_init(u64* b, unsigned count) {
     if (gpu::address(b) % 8) gpu::fault("a barrier is not aligned");
     gpu::extra().barriers[b] = {count, count};
     memset(b, 0, 8);
-}
-static void mbarrier_arrive(u64* b) {
-    gpu::Mbarrier& c = gpu::mbarrier(b);
-    if (c.pending == 0) gpu::fault("an arrival too many");
-    --c.pending;
-    c.look();
-    gpu::progress = true;
-}
-static void mbarrier_arrive_expect_tx(u64* b, unsigned bytes) {
-    gpu::mbarrier(b).bytes += bytes;
-    mbarrier_arrive(b);
 }
 static void mbarrier_wait(u64* b, unsigned phase) {
     gpu::Mbarrier& c = gpu::mbarrier(b);

@@ -22,7 +22,7 @@
 //   behind a tanh missed the tolerance by a factor of two.
 // - float32: FMA, 8 by 8 accumulators per thread.
 // - Few columns: "few" has 64 rows by up to 32 columns and split-K over the warps; columns go by eights
-//   (mma's n8), so weights that meet 4 times are not multiplied with 128.
+//   (mma's n8), so 4 of them cost 8 and not 128.
 // - Context, padding, ends of rows and inputs at unaligned addresses are loaded element by element, by
 //   the threads that would have issued their cp.async.
 // - A row's offsets are computed from its counters in every block: no host synchronisation. The state

@@ -209,8 +209,8 @@ __device__ __forceinline__ void consume(const MoePrefillParams& p, Shared& s, in
 }
 
 template <class X, bool UP>
-__device__ __forceinline__ void product(const MoePrefillParams& p) {
-    Shared& s = shared_parts();
+__device__ __forceinline__ void grouped_gemm(const MoePrefillParams& p) {
+    Shared& s = shared_layout();
     if (threadIdx.x == 0) {
         for (int i = 0; i < STAGES; ++i) {
             mbarrier_init(&s.full[i], PRODUCERS + 1);
@@ -261,11 +261,11 @@ extern "C" __global__ void __launch_bounds__(SORTERS)
 #define INSTANTIATE(NAME, X)                                                                       \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                       \
         moe_prefill_up_##NAME(const __grid_constant__ MoePrefillParams p) {                        \
-        product<X, true>(p);                                                                       \
+        grouped_gemm<X, true>(p);                                                                       \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(THREADS, 1)                                       \
         moe_prefill_down_##NAME(const __grid_constant__ MoePrefillParams p) {                      \
-        product<X, false>(p);                                                                      \
+        grouped_gemm<X, false>(p);                                                                      \
     }                                                                                              \
     extern "C" __global__ void __launch_bounds__(SUMMERS)                                          \
         moe_prefill_sum_##NAME(const __grid_constant__ MoeSumParams p) {                           \

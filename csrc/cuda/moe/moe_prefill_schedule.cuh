@@ -48,7 +48,7 @@ struct Shared {
     int first[MAX_EXPERTS + 2];  // tile of each group; group 0 is the shared expert
 };
 
-__device__ __forceinline__ Shared& shared_parts() {
+__device__ __forceinline__ Shared& shared_layout() {
     char* const from = shared_memory();
     return *(Shared*)(from + (1024 - shared_address(from) % 1024) % 1024);
 }
