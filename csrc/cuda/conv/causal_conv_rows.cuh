@@ -29,7 +29,7 @@ struct CausalConvParams {  // the order and sizes are known to mingcore/ops/cuda
     int w_type, bias_type, residual_type;    // Type
     int x_aligned, w_aligned, out_aligned, residual_aligned;  // 16-byte accesses are possible
     // tiles of the GEMM: rows, the output channels that these are, columns, of which `step` are its
-    // own; tiles step both
+    // own; tiles along both
     int rows, channels, cols, step, rows_all, times_all;
     int direct;                    // one tap, no stride: staged inputs are read by ldmatrix
     int pitch;                     // elements from one staged channel to the next
@@ -151,7 +151,7 @@ __device__ __forceinline__ float load_as_float(const void* from, int type, long 
     return type == BFLOAT16 ? widen(((const bf16*)from)[at]) : widen(((const f16*)from)[at]);
 }
 
-// sin(x)^2. Up to 1e4 by Cody-Waite reduction, pi in three terms whose multiples are exact, then an odd
+// sin(x)^2. Up to 1e4 by Cody-Waite reduction, pi in three parts whose multiples are exact, then an odd
 // polynomial for |r| <= pi/2 (our own minimax fit: relative error 6e-9 before rounding). Beyond by
 // Payne-Hanek: x / pi in 64-bit fixed point, from the bits of 2 / pi that matter at x's exponent.
 constexpr float CODY_WAITE_MAX = 1e4f;

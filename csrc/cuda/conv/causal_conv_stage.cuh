@@ -24,7 +24,7 @@ struct Tile {
     int group, row, channel;  // the tile's first row of the product and output channel of the group
     int rows;                 // of the product that exist
     long long u;              // index in x of staged element 0 of a channel
-    int shift;                // from inside to what column 0 reads first
+    int shift;                // from u to what column 0 reads first
 
     __device__ void find(const CausalConvParams& p) {
         unsigned i = blockIdx.x;

@@ -1,4 +1,4 @@
-// flow_sample: attention over the few tokens of prob patch.
+// flow_sample: attention over the few tokens of one patch.
 #pragma once
 #include "flow/flow_sample_ring.cuh"
 
