@@ -56,12 +56,9 @@ __device__ __forceinline__ void dense(const CausalConvParams& p) {
 #pragma unroll 1
     for (int s = 1 - p.stages; s < depth; ++s) {
         if (s >= 0) {
-            if (p.stages == 4)
-                cp_async_wait_group<2>();
-            else if (p.stages == 3)
-                cp_async_wait_group<1>();
-            else
-                cp_async_wait_group<0>();
+            if (p.stages == 4) cp_async_wait_group<2>();
+            else if (p.stages == 3) cp_async_wait_group<1>();
+            else cp_async_wait_group<0>();
             stage.activate_inputs(slot, s, scratch);
             __syncthreads();  // and the slot that is filled next has been read by all
         }
@@ -115,9 +112,8 @@ __device__ __forceinline__ void dense(const CausalConvParams& p) {
     }
 }
 
-#define KERNEL(NAME, BLOCKS)                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME( \
-        const CausalConvParams p)
+#define KERNEL(NAME, BLOCKS) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const CausalConvParams p)
 #define INSTANTIATE(NAME, X)                                             \
     KERNEL(causal_conv_many_##NAME, 1) { dense<Tiling<X, 2, 4, 1>>(p); } \
     KERNEL(causal_conv_few_##NAME, 1) { dense<Tiling<X, 1, 1, 8>>(p); }  \

@@ -9,7 +9,7 @@
 template <class X>
 __device__ __forceinline__ void depthwise(const CausalConvParams& p) {
     float* const scratch = (float*)shared_memory() + threadIdx.x * 9;
-    float* const weights = (float*)(shared_memory() + SCRATCH);  // [rows][taps]
+    float* const weights = (float*)(shared_memory() + SCRATCH);   // [rows][taps]
     float* const lines = weights + ((p.rows * p.taps + 3) & ~3);  // [rows][pitch]
     unsigned i = blockIdx.x;
     const int first = (int)(i % p.rows_all) * p.rows;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void depthwise(const CausalConvParams& p) {
     if (line < rows && !empty && p.up) {
         const float *from = lines + line * p.pitch, *w = weights + line * p.taps;
         sum_taps(p, (int)(time - u * p.up) + lane, p.cols, p.pitch, v,
-                  [&](int tap, int column) { return w[tap] * from[column]; });
+                 [&](int tap, int column) { return w[tap] * from[column]; });
     } else if (line < rows && !empty) {
         const float* from = lines + line * p.pitch + lane * p.stride + shift;
         const int apart = p.cols * p.stride;
@@ -77,7 +77,8 @@ __device__ __forceinline__ void depthwise(const CausalConvParams& p) {
 // context. It may be updated in place, so a warp goes from its beginning on and reads before it writes.
 template <class X>
 __device__ __forceinline__ void next_state(const CausalConvParams& p) {
-    const unsigned channels = p.span ? p.groups * p.C : 1, at = blockIdx.x * WARPS + threadIdx.x / 32;
+    const unsigned channels = p.span ? p.groups * p.C : 1,
+                   at = blockIdx.x * WARPS + threadIdx.x / 32;
     const long long b = at / channels;
     const int c = (int)(at % channels);
     if (b >= p.B) return;

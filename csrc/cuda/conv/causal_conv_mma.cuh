@@ -12,7 +12,7 @@ struct Accumulators {
     float tile[4][4][4] = {};  // tiles of 16 rows by 8 columns, in mma's layout
 
     static __device__ __forceinline__ Vector16 chunk_at(const X* w, int line, int chunk, int wide,
-                                                       bool up) {
+                                                        bool up) {
         return ((const Vector16*)w)[line * wide + swizzled(line, chunk, up)];
     }
     // step: of the stage; row, column: this warp's first
@@ -80,8 +80,8 @@ struct Accumulators {
 #pragma unroll
                     for (int m = 0; m < 4; ++m)
                         if (row + m * 16 < p.rows)
-                            mma_m16n8k16<X>(tile[m][n], a[m][0], a[m][1], a[m][2], a[m][3], b[n][2 * half],
-                                b[n][2 * half + 1]);
+                            mma_m16n8k16<X>(tile[m][n], a[m][0], a[m][1], a[m][2], a[m][3],
+                                            b[n][2 * half], b[n][2 * half + 1]);
                 }
         }
     }
@@ -92,7 +92,8 @@ struct Accumulators {
         for (int m = 0; m < 4; ++m)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int half = i / 2, r = row + (p.up ? g * 8 + 2 * m + half : m * 16 + half * 8 + g);
+                const int half = i / 2,
+                          r = row + (p.up ? g * 8 + 2 * m + half : m * 16 + half * 8 + g);
                 if (r >= p.rows) continue;
 #pragma unroll
                 for (int n = 0; n < 4; ++n)

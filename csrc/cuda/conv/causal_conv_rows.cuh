@@ -22,11 +22,11 @@ struct CausalConvParams {  // the order and sizes are known to mingcore/ops/cuda
     long long B, L, T;
     int C, N, groups;  // C, N: inputs and outputs of a group
     int taps, stride, dilation;
-    int up;      // 0, or of the transposed convolution its stride; `stride` is then 1
-    int span;    // inputs carried: (taps - 1) dilation, transposed that over the stride
+    int up;    // 0, or of the transposed convolution its stride; `stride` is then 1
+    int span;  // inputs carried: (taps - 1) dilation, transposed that over the stride
     int left_pad, flush, replicate, last;
-    int before, after;                       // Act
-    int w_type, bias_type, residual_type;    // Type
+    int before, after;                                        // Act
+    int w_type, bias_type, residual_type;                     // Type
     int x_aligned, w_aligned, out_aligned, residual_aligned;  // 16-byte accesses are possible
     // tiles of the GEMM: rows, the output channels that these are, columns, of which `step` are its
     // own; tiles along both
@@ -64,7 +64,7 @@ __device__ __forceinline__ long long outputs_after(const CausalConvParams& p, lo
     return n > 0 && !(over && inputs == 0) ? n : 0;
 }
 __device__ __forceinline__ Row find_row(const CausalConvParams& p, const long long* lengths,
-                                      long long b) {
+                                        long long b) {
     Row r;
     r.seen = lengths ? lengths[b] : 0;
     r.new_inputs = p.valid ? p.valid[b] : p.L;
@@ -84,7 +84,8 @@ __device__ __forceinline__ Row find_row(const CausalConvParams& p, const long lo
     return r;
 }
 
-__device__ __forceinline__ void next_counters(const CausalConvParams& p, const Row& r, long long b) {
+__device__ __forceinline__ void next_counters(const CausalConvParams& p, const Row& r,
+                                              long long b) {
     p.lengths_out[b] = r.done ? 0 : r.seen + r.new_inputs;
     p.emitted[b] = r.count;
 }
@@ -92,10 +93,8 @@ __device__ __forceinline__ void next_counters(const CausalConvParams& p, const R
 __device__ __forceinline__ void begin_state(const CausalConvParams& p) {
     if (blockIdx.x != 0) return;
     for (long long b = threadIdx.x; b < p.B; b += THREADS) {
-        if (p.stateless)
-            next_counters(p, find_row(p, p.lengths, b), b);
-        else if (p.seen)
-            p.seen[b] = p.lengths[b];
+        if (p.stateless) next_counters(p, find_row(p, p.lengths, b), b);
+        else if (p.seen) p.seen[b] = p.lengths[b];
     }
 }
 
@@ -125,7 +124,7 @@ __device__ __forceinline__ int clamp8(long long v) { return v < 0 ? 0 : v > 8 ? 
 // the padding.
 template <class X, class To>
 __device__ __forceinline__ void gather8(const CausalConvParams& p, const Row& r, long long b,
-                                             int channel, long long u, To (&v)[8]) {
+                                        int channel, long long u, To (&v)[8]) {
     const int first = clamp8(-u), end = clamp8(r.new_inputs - u);
     const int start = clamp8(-p.span - u);
     const X* x = (const X*)p.x + b * p.x_batch + channel * p.x_row + u * p.x_time;
@@ -139,10 +138,8 @@ __device__ __forceinline__ void gather8(const CausalConvParams& p, const Row& r,
         const X* from = e >= end ? tail : e >= first ? x : e >= start ? head : nullptr;
         if (e >= start) head += head ? step : 0;
         const X value = from ? *from : zero<X>();
-        if constexpr (is_same<X, To>)
-            v[e] = value;
-        else
-            v[e] = widen(value);
+        if constexpr (is_same<X, To>) v[e] = value;
+        else v[e] = widen(value);
     }
 }
 
@@ -183,24 +180,19 @@ __device__ __forceinline__ float sin_squared_payne_hanek(float x) {
 }
 __device__ __forceinline__ float activate(float v, int act, float alpha, float gain) {
     switch (act) {
-        case SILU:
-            return __fdividef(v, 1.0f + expf(-v));
-        case ELU:
-            return v > 0 ? v : expm1f(v);
-        case GELU:
-            return 0.5f * v * (1.0f + erff(v * 0.707106781f));
+        case SILU: return __fdividef(v, 1.0f + expf(-v));
+        case ELU: return v > 0 ? v : expm1f(v);
+        case GELU: return 0.5f * v * (1.0f + erff(v * 0.707106781f));
         case GELU_TANH:
             return 0.5f * v * (1.0f + tanhf(0.797884561f * fmaf(0.044715f * v * v, v, v)));
-        case TANH:
-            return tanhf(v);
+        case TANH: return tanhf(v);
         case SNAKE: {
             const float angle = alpha * v;
             const float s = fabsf(angle) < CODY_WAITE_MAX ? sin_squared_cody_waite(angle)
                                                           : sin_squared_payne_hanek(angle);
             return fmaf(gain, s, v);
         }
-        default:
-            return v;
+        default: return v;
     }
 }
 // Eight values of one channel. Snake is unrolled in registers; the other activations run one value at
@@ -215,7 +207,8 @@ __device__ __forceinline__ void activate(float (&v)[8], int act, float alpha, fl
         for (int i = 0; i < 8; ++i) small = small && fabsf(alpha * v[i]) < CODY_WAITE_MAX;
         if (small) {
 #pragma unroll
-            for (int i = 0; i < 8; ++i) v[i] = fmaf(gain, sin_squared_cody_waite(alpha * v[i]), v[i]);
+            for (int i = 0; i < 8; ++i)
+                v[i] = fmaf(gain, sin_squared_cody_waite(alpha * v[i]), v[i]);
             return;
         }
     }
@@ -255,7 +248,7 @@ __device__ __forceinline__ void store8(X* to, const float (&v)[8]) {
 // of column 0 contributes to.
 template <class Product>
 __device__ __forceinline__ void sum_taps(const CausalConvParams& p, int o, int apart, int columns,
-                                          float (&v)[8], Product product) {
+                                         float (&v)[8], Product product) {
 #pragma unroll 1
     for (int e = 0; e < 8; ++e, o += apart) {
         float sum = 0;
@@ -278,8 +271,7 @@ __device__ __forceinline__ void sum_taps(const CausalConvParams& p, int o, int a
 // row's count zeros.
 template <class X>
 __device__ __forceinline__ void epilogue8(const CausalConvParams& p, const Row& r, long long b,
-                                             long long n, long long o, float (&v)[8],
-                                             float* scratch) {
+                                          long long n, long long o, float (&v)[8], float* scratch) {
     const float bias = p.bias ? load_as_float(p.bias, p.bias_type, n) : 0.0f;
     const bool snake = p.after == SNAKE;
 #pragma unroll

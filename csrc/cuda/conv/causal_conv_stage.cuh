@@ -11,16 +11,16 @@ template <class X_, int WM_, int WN_, int WK_>
 struct Tiling {
     using X = X_;  // type of inputs, outputs and, in shared memory, weights
     static constexpr int WM = WM_, WN = WN_, WK = WK_;
-    static constexpr int E = 16 / sizeof(X);     // elements of a copy
-    static constexpr int STEP = 4 * E;           // summed elements of a warp's step
+    static constexpr int E = 16 / sizeof(X);  // elements of a copy
+    static constexpr int STEP = 4 * E;        // summed elements of a warp's step
     static constexpr int STEPS = WK == 1 ? 2 : WK;
-    static constexpr int DEPTH = STEPS * STEP;   // summed elements of a stage
+    static constexpr int DEPTH = STEPS * STEP;  // summed elements of a stage
     static_assert(WM * WN * WK == WARPS, "eight warps");
 };
 
 // The block's tile. Tiles of rows are numbered first, so that neighbours share inputs in L2.
 struct Tile {
-    long long b, first;  // row of the batch; the tile's first column, counted in useful ones
+    long long b, first;       // row of the batch; the tile's first column, counted in useful ones
     int group, row, channel;  // the tile's first row of the product and output channel of the group
     int rows;                 // of the product that exist
     long long u;              // index in x of staged element 0 of a channel
@@ -110,8 +110,7 @@ struct Stage {
                 const bool element_inside = inside && (p.up ? m + e < at.rows : kk + e < inputs);
                 if constexpr (sizeof(X) == 4)
                     into[e] = element_inside ? load_as_float(p.w, p.w_type, from + e) : 0.0f;
-                else
-                    into[e] = element_inside ? ((const X*)p.w)[from + e] : zero<X>();
+                else into[e] = element_inside ? ((const X*)p.w)[from + e] : zero<X>();
             }
         }
     }

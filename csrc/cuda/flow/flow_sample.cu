@@ -78,10 +78,10 @@ __device__ __forceinline__ void flow_sample(const Params& p) {
 
 }  // namespace flow
 
-#define INSTANTIATE(NAME, W, MT)                                                             \
-    extern "C" __global__ void __launch_bounds__(flow::THREADS, 1)                           \
-        flow_sample_##NAME##_##MT(const __grid_constant__ flow::Params p) {                  \
-        flow::flow_sample<flow::Traits<W, MT>>(p);                                           \
+#define INSTANTIATE(NAME, W, MT)                                            \
+    extern "C" __global__ void __launch_bounds__(flow::THREADS, 1)          \
+        flow_sample_##NAME##_##MT(const __grid_constant__ flow::Params p) { \
+        flow::flow_sample<flow::Traits<W, MT>>(p);                          \
     }
 
 INSTANTIATE(bf16, bf16, 2)

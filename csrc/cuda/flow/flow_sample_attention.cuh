@@ -6,9 +6,7 @@ namespace flow {
 
 constexpr float EPS = 1e-6f;
 
-__device__ __forceinline__ void load8(const bf16* from, float (&to)[8]) {
-    load<8>(from, to);
-}
+__device__ __forceinline__ void load8(const bf16* from, float (&to)[8]) { load<8>(from, to); }
 // Of what other blocks wrote: past L1.
 __device__ __forceinline__ void load8_cg(const bf16* from, float (&to)[8]) {
     unsigned v[4];
@@ -20,8 +18,9 @@ __device__ __forceinline__ void load8_cg(const bf16* from, float (&to)[8]) {
     }
 }
 // RMSNorm (q_norm, k_norm) and RoPE of a query or key, 8 elements per lane.
-__device__ __forceinline__ void norm_and_rotate(float (&v)[8], const Params& p, const bf16* norm, int layer,
-                                     int head, int position, int c, int lanes) {
+__device__ __forceinline__ void norm_and_rotate(float (&v)[8], const Params& p, const bf16* norm,
+                                                int layer, int head, int position, int c,
+                                                int lanes) {
     const int D = lanes * 8;
     if (norm) {
         float w[8], squares = 0;
@@ -87,8 +86,10 @@ __device__ __forceinline__ void attention(const Params& p, int layer, int unit) 
         }
     }
     for (int x = lanes; x < 32; x *= 2) {
-        const float other = __shfl_xor_sync(~0u, running_max, x), new_max = fmaxf(running_max, other);
-        const float mine = running_max == new_max ? 1 : expf(running_max - new_max);  // both may be -infinity
+        const float other = __shfl_xor_sync(~0u, running_max, x),
+                    new_max = fmaxf(running_max, other);
+        const float mine =
+            running_max == new_max ? 1 : expf(running_max - new_max);  // both may be -infinity
         const float theirs = other == new_max ? 1 : expf(other - new_max);
         weight = weight * mine + __shfl_xor_sync(~0u, weight, x) * theirs;
 #pragma unroll

@@ -58,8 +58,7 @@ struct Accumulators {
                     for (int half = 0; half < 2; ++half) {
                         const int row = 16 * t + 8 * half + g;
                         x[a][t][half] = {};
-                        if (row < M && k < depth)
-                            ld_cg(rows + row * pitch + k, x[a][t][half].word);
+                        if (row < M && k < depth) ld_cg(rows + row * pitch + k, x[a][t][half].word);
                     }
             }
             if (!waited) {
@@ -86,8 +85,8 @@ struct Accumulators {
                         for (int t = 0; t < MT; ++t) {
                             const Vector16 &low = x[a][t][0], &high = x[a][t][1];
                             mma_m16n8k16<bf16>(tile[j][t], low.word[2 * i], high.word[2 * i],
-                                     low.word[2 * i + 1], high.word[2 * i + 1], w[2 * i],
-                                     w[2 * i + 1]);
+                                               low.word[2 * i + 1], high.word[2 * i + 1], w[2 * i],
+                                               w[2 * i + 1]);
                         }
                 }
             }

@@ -19,25 +19,31 @@ struct Consumer {
     const Shared<T>& shared;
     const int tid = threadIdx.x, n = threadIdx.x % TILE;  // column of a tile
     const int M, tiles;
-    const Range own;  // tiles of x
-    int draw = 0;     // of the noise
+    const Range own;      // tiles of x
+    int draw = 0;         // of the noise
     unsigned polled = 0;  // a bit per kind: before it this thread polls the flag of block `tid`
     Accumulators<T> sums;
     float bias[GROUP], scale[GROUP], norm[GROUP];  // of this thread's column of each tile
     float square[2 * MT];  // this lane's share of the squares of rows warp, warp + 8, ...
 
     __device__ __forceinline__ Consumer(const Params& p_, const Shared<T>& shared_)
-        : p(p_), s(p_.s), shared(shared_), M(p_.s.R * p_.s.T), tiles(p_.s.H / TILE),
+        : p(p_),
+          s(p_.s),
+          shared(shared_),
+          M(p_.s.R * p_.s.T),
+          tiles(p_.s.H / TILE),
           own(range_of(p_.s.H / TILE, blockIdx.x, gridDim.x)) {
         for (int kind = EMBED; kind <= DONE; ++kind)
-            if (tid < gridDim.x && depends(s, kind, blockIdx.x, tid, gridDim.x)) polled |= 1u << kind;
+            if (tid < gridDim.x && depends(s, kind, blockIdx.x, tid, gridDim.x))
+                polled |= 1u << kind;
     }
 
     // ---- between phases
 
     __device__ __forceinline__ bool wait(const Phase& phase) {
         const Range range = range_of(units_of(s, phase.kind), blockIdx.x, gridDim.x);
-        if (phase.kind != DONE) load_constants(phase, range.first, min(range.end - range.first, GROUP));
+        if (phase.kind != DONE)
+            load_constants(phase, range.first, min(range.end - range.first, GROUP));
         if (phase.index > 0 && (polled >> phase.kind & 1)) poll(phase);
         sync_consumers();
         if (*shared.aborted) return false;
@@ -77,14 +83,17 @@ struct Consumer {
     __device__ __forceinline__ void load_constants(const Phase& phase, int unit, int units) {
         const int kind = phase.kind;
         const bool last = kind == REDUCE || (kind == DOWN && s.splits == 1);
-        const int matrix = kind == QKV ? QKV_W : kind == OUT ? OUT_W : kind == UP ? UP_W
-                           : kind == FINAL ? FINAL_W : DOWN_W;
+        const int matrix = kind == QKV     ? QKV_W
+                           : kind == OUT   ? OUT_W
+                           : kind == UP    ? UP_W
+                           : kind == FINAL ? FINAL_W
+                                           : DOWN_W;
         const int width = kind == QKV ? 3 * s.H : kind == UP ? s.W : kind == FINAL ? s.C : s.H;
         const float* const scales = matrix == FINAL_W ? nullptr : p.scale[matrix - QKV_W];
-        const bf16* next = kind == OUT ? p.norm2 + phase.layer * s.H
-                           : kind == EMBED           ? p.norm1
-                           : phase.layer + 1 < s.L   ? p.norm1 + (phase.layer + 1) * s.H
-                                                     : p.final_norm;
+        const bf16* next = kind == OUT             ? p.norm2 + phase.layer * s.H
+                           : kind == EMBED         ? p.norm1
+                           : phase.layer + 1 < s.L ? p.norm1 + (phase.layer + 1) * s.H
+                                                   : p.final_norm;
         if (kind == ATTENTION) return;
 #pragma unroll
         for (int j = 0; j < GROUP; ++j) {
@@ -115,8 +124,7 @@ struct Consumer {
         rows += k + (kind == DOWN ? unit / tiles * depth_of(s, kind) : 0);
         if (T::BYTES != 2 && kind == FINAL)
             sums.template add<bf16>(shared, rows, M, pitch, depth, units, at, s.pages);
-        else
-            sums.template add<W>(shared, rows, M, pitch, depth, units, at, s.pages);
+        else sums.template add<W>(shared, rows, M, pitch, depth, units, at, s.pages);
     }
 
     __device__ __forceinline__ void finish(const Phase& phase, int unit, int units, bool first) {
@@ -231,7 +239,8 @@ struct Consumer {
                     for (int m0 = 0; m0 < ROWS; m0 += CONSUMER_THREADS / TILE) {
                         const int m = m0 + tid / TILE, tile = unit + j;
                         float v = 0;
-                        if (m < M) v = phase.kind == EMBED ? token(phase, tile, m) : reduced(tile, m, j);
+                        if (m < M)
+                            v = phase.kind == EMBED ? token(phase, tile, m) : reduced(tile, m, j);
                         write_x(tile, m, v, norm[j]);
                     }
         }
@@ -285,7 +294,8 @@ struct Consumer {
         sync_consumers();
         for (int i = warp; i < (own.end - own.first) * TILE * s.B; i += CONSUMERS) {
             const int column = i / s.B, b = i - column * s.B;  // of this block's
-            const bf16* const w = (const bf16*)p.matrix[COND] + (long long)(own.first * TILE + column) * s.Hc;
+            const bf16* const w =
+                (const bf16*)p.matrix[COND] + (long long)(own.first * TILE + column) * s.Hc;
             float v = 0;
             for (int c = lane * 8; c < s.Hc; c += 256) {
                 float x[8], y[8];

@@ -25,7 +25,8 @@ struct Range {  // of units
 };
 
 __device__ __forceinline__ Range range_of(int units, int block, int blocks) {
-    return {(int)((long long)units * block / blocks), (int)((long long)units * (block + 1) / blocks)};
+    return {(int)((long long)units * block / blocks),
+            (int)((long long)units * (block + 1) / blocks)};
 }
 
 __device__ __forceinline__ bool is_product(int kind) {
@@ -89,7 +90,8 @@ __device__ __forceinline__ bool overlap(Range range, int first, int end) {
 // Whether `block` must wait for `other` before a phase of this kind: point-to-point synchronisation
 // where everything a block reads comes from few others. That no buffer is overwritten under a reader
 // (write after read) follows from the phases that wait for all; the model checker checks it.
-__device__ __forceinline__ bool depends(const Shape& s, int kind, int block, int other, int blocks) {
+__device__ __forceinline__ bool depends(const Shape& s, int kind, int block, int other,
+                                        int blocks) {
     const int tiles = s.H / TILE;
     if (kind == EMBED || kind == DONE) {
         const Range range = range_of(units_of(s, FINAL), other, blocks);

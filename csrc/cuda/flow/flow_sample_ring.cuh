@@ -11,19 +11,21 @@ namespace flow {
 
 enum Matrix { COND, X_IN, QKV_W, OUT_W, UP_W, DOWN_W, FINAL_W, MATRICES };
 
-struct Params {  // the order and sizes are known to mingcore/ops/cuda_flow.py
+struct Params {                       // the order and sizes are known to mingcore/ops/cuda_flow.py
     const bf16 *condition, *history;  // [B, Hc], [B, N, C]
-    const float *noise, *guidance, *times, *dt, *noise_scale;  // [draws, B, P, C], [B], [E, H], [E], [E, B]
-    const float *cos, *sin;                                    // [T, D / 2]
-    const void* matrix[MATRICES];  // [H, Hc], [H, C], [L, 3H, H], [L, H, H], [L, W, H], [L, H, W], [C, H]
+    const float *noise, *guidance, *times, *dt,
+        *noise_scale;        // [draws, B, P, C], [B], [E, H], [E], [E, B]
+    const float *cos, *sin;  // [T, D / 2]
+    const void*
+        matrix[MATRICES];  // [H, Hc], [H, C], [L, 3H, H], [L, H, H], [L, W, H], [L, H, W], [C, H]
     const bf16* bias[MATRICES];
     const bf16 *norm1, *norm2, *final_norm, *q_norm, *k_norm;  // [L, H] twice, [H], [L, D] or null
     const float* scale[4];                                     // of QKV_W to DOWN_W; null: 1
-    bf16 *x, *qkv, *attended, *hidden;  // [M, H], [M, 3H], [M, H], [M, W], with M = R * T
+    bf16 *x, *qkv, *attended, *hidden;    // [M, H], [M, 3H], [M, H], [M, W], with M = R * T
     float *squares, *partial, *velocity;  // [M, H / 8], [splits, M, H], [R, P, C]
     float* out;                           // [B, P, C]
-    u64* flags;  // ABORTED, then from FLAGS on each block's count of phases; zeroed once
-    u64* fault;  // in pinned host memory
+    u64* flags;      // ABORTED, then from FLAGS on each block's count of phases; zeroed once
+    u64* fault;      // in pinned host memory
     u64 advance[4];  // a bit per evaluation: the state advances
     Shape s;
 };
@@ -49,11 +51,11 @@ struct Traits {
 // Dynamic shared memory, in this order.
 template <class T>
 struct Shared {
-    char* ring;         // [pages][PAGE]
-    u64 *full, *empty;  // [pages]
-    float* sums;        // [CONSUMERS][ROUND][ROWS][TILE]
-    float* own;         // [tiles][ROWS][TILE]: this block's columns of x, throughout the launch
-    float* constant;    // the same of the embedded condition and history
+    char* ring;             // [pages][PAGE]
+    u64 *full, *empty;      // [pages]
+    float* sums;            // [CONSUMERS][ROUND][ROWS][TILE]
+    float* own;             // [tiles][ROWS][TILE]: this block's columns of x, throughout the launch
+    float* constant;        // the same of the embedded condition and history
     float *base, *current;  // [B, P, C]
     float* inverse;         // [ROWS]: 1 / root mean square of x
     u64* epoch;             // this block's count of phases before this launch
@@ -99,16 +101,19 @@ struct Producer {
         const int weights = min(page_depth<T::BYTES>(kind), depth - k);
         const int width = kind == DOWN ? s.W : s.H;
         const int bytes = kind == FINAL ? 2 : T::BYTES;
-        const int matrix = kind == QKV ? QKV_W : kind == OUT ? OUT_W : kind == UP ? UP_W
-                           : kind == DOWN ? DOWN_W : FINAL_W;
+        const int matrix = kind == QKV    ? QKV_W
+                           : kind == OUT  ? OUT_W
+                           : kind == UP   ? UP_W
+                           : kind == DOWN ? DOWN_W
+                                          : FINAL_W;
         const int rows = kind == QKV ? 3 * s.H : kind == UP ? s.W : kind == FINAL ? s.C : s.H;
         if (lane == 0) mbarrier_arrive_expect_tx(full, TILE * weights * bytes);
         __syncwarp();
         if (lane < TILE) {
             const long long row = (long long)phase.layer * rows + tile * TILE + lane;
             cp_async_bulk(shared.ring + at.page * T::PAGE + lane * T::PITCH,
-                      (const char*)p.matrix[matrix] + (row * width + from) * bytes,
-                      weights * bytes, full);
+                          (const char*)p.matrix[matrix] + (row * width + from) * bytes,
+                          weights * bytes, full);
         }
         ++filled;
         return true;

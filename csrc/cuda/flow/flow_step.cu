@@ -25,7 +25,7 @@ struct FlowStepParams {  // the order and sizes are known to mingcore/ops/cuda.p
 
 template <class V_, int WIDTH_>
 struct FlowStepTraits {
-    using V = V_;  // the velocity's type
+    using V = V_;                         // the velocity's type
     static constexpr int WIDTH = WIDTH_;  // elements of a thread: 4 where C and the strides allow
     static constexpr int THREADS = 256;
 };

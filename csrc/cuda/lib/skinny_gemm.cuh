@@ -34,8 +34,8 @@ struct SkinnyAccumulators {
         const Vector16 v = *x;
 #pragma unroll
         for (int i = 0; i < 4; i += 2)
-            mma_m16n8k16<X>(d, one.word[i], two.word[i], one.word[i + 1], two.word[i + 1], v.word[i],
-                      v.word[i + 1]);
+            mma_m16n8k16<X>(d, one.word[i], two.word[i], one.word[i + 1], two.word[i + 1],
+                            v.word[i], v.word[i + 1]);
     }
     __device__ __forceinline__ void store(float* to, int row) {  // to [16][row]
         const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
@@ -84,8 +84,8 @@ struct SkinnyAccumulators<float> {  // FMA: rows g of both by all 8 of x, over t
 // k is 0.
 template <class Traits, class Copy>
 __device__ __forceinline__ const float* skinny_gemm(const typename Traits::X* one,
-                                                     const typename Traits::X* two, int K,
-                                                     Copy copy_x) {
+                                                    const typename Traits::X* two, int K,
+                                                    Copy copy_x) {
     constexpr int TILES = Traits::TILES, STAGES = Traits::STAGES;
     Vector16* const ring = (Vector16*)shared_memory() + threadIdx.x;  // private to this lane
     float* const partial = (float*)shared_memory() + STAGES * Traits::STAGE * 4;

@@ -44,10 +44,8 @@ __device__ __forceinline__ void widen_x2(const Vector16& v, unsigned (&x2)[8 / s
         } else {  // e4m3: the same fields in a wider exponent, times the difference of the biases
             const unsigned h = __byte_perm(v.word[i / 2], 0, i % 2 ? 0x3424 : 0x1404);
             const unsigned sign = h & 0x80008000, rest = h & 0x7f007f00;
-            if constexpr (BF16)
-                x2[i] = fma_bf16x2(sign | rest >> 4, 0x7b807b80, 0x80008000);
-            else
-                x2[i] = fma_f16x2(sign | rest >> 1, 0x5c005c00, 0x80008000);
+            if constexpr (BF16) x2[i] = fma_bf16x2(sign | rest >> 4, 0x7b807b80, 0x80008000);
+            else x2[i] = fma_f16x2(sign | rest >> 1, 0x5c005c00, 0x80008000);
         }
     }
 }

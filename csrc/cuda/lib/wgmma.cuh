@@ -46,20 +46,20 @@ __device__ __forceinline__ void wgmma_wait_group() {
 #define MC_D80 MC_D72, MC_8(72)
 #define MC_D88 MC_D80, MC_8(80)
 #define MC_D96 MC_D88, MC_8(88)
-#define MC_ISSUE(N, TYPE, HALF, A, B)                                                           \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {"         \
-                 MC_N##HALF "}, %" #A ", %" #B ", 1, 1, 1, 0, 0;"                               \
-                 : MC_D##HALF                                                                   \
+#define MC_ISSUE(N, TYPE, HALF, A, B)                                                              \
+    asm volatile("wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #TYPE "." #TYPE " {" MC_N##HALF \
+                 "}, %" #A ", %" #B ", 1, 1, 1, 0, 0;"                                             \
+                 : MC_D##HALF                                                                      \
                  : "l"(a), "l"(b))
-#define MC_WGMMA(N, HALF, A, B)                                                           \
-    template <>                                                                           \
-    struct Wgmma<N> {                                                                     \
-        static __device__ __forceinline__ void bf16(float (&d)[HALF], u64 a, u64 b) {     \
-            MC_ISSUE(N, bf16, HALF, A, B);                                                \
-        }                                                                                 \
-        static __device__ __forceinline__ void f16(float (&d)[HALF], u64 a, u64 b) {      \
-            MC_ISSUE(N, f16, HALF, A, B);                                                 \
-        }                                                                                 \
+#define MC_WGMMA(N, HALF, A, B)                                                       \
+    template <>                                                                       \
+    struct Wgmma<N> {                                                                 \
+        static __device__ __forceinline__ void bf16(float (&d)[HALF], u64 a, u64 b) { \
+            MC_ISSUE(N, bf16, HALF, A, B);                                            \
+        }                                                                             \
+        static __device__ __forceinline__ void f16(float (&d)[HALF], u64 a, u64 b) {  \
+            MC_ISSUE(N, f16, HALF, A, B);                                             \
+        }                                                                             \
     };
 template <int N>
 struct Wgmma;

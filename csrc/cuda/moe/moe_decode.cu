@@ -48,8 +48,8 @@ __device__ __forceinline__ float sum_warps(const float* partial, int token, int 
 
 // Epilogue of gate and up: scales and SwiGLU.
 template <class X>
-__device__ void finish_gate_up(const MoeDecodeParams& p, const Groups& groups, const TileScheduler& u,
-                               const float* partial) {
+__device__ void finish_gate_up(const MoeDecodeParams& p, const Groups& groups,
+                               const TileScheduler& u, const float* partial) {
     const int token = threadIdx.x / 8, column = threadIdx.x % 8;
     const bool routed = u.group < groups.routed;
     const int place = groups.start[u.group] + token, width = routed ? p.I : p.Is;
@@ -73,9 +73,8 @@ __device__ void finish_down(const MoeDecodeParams& p, const Groups& groups, cons
     if (place >= groups.start[u.group + 1] || r >= p.rows || row >= p.H) return;
     float sum = sum_warps(partial, token, r);
     if (p.down_scale)
-        sum *= u.group < groups.routed
-                   ? p.down_scale[(long long)groups.expert[u.group] * p.H + row]
-                   : p.shared_down_scale[row];
+        sum *= u.group < groups.routed ? p.down_scale[(long long)groups.expert[u.group] * p.H + row]
+                                       : p.shared_down_scale[row];
     result[groups.slots[place] * ROWS + r] = sum;
 }
 
@@ -181,10 +180,10 @@ __device__ __forceinline__ void moe_decode(const MoeDecodeParams& p) {
     }
 }
 
-#define INSTANTIATE(NAME, X, W)                                                               \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                  \
-        moe_decode_##NAME(const MoeDecodeParams p) {                                          \
-        moe_decode<MoeDecodeTraits<X, W>>(p);                                                 \
+#define INSTANTIATE(NAME, X, W)                              \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1) \
+        moe_decode_##NAME(const MoeDecodeParams p) {         \
+        moe_decode<MoeDecodeTraits<X, W>>(p);                \
     }
 
 INSTANTIATE(float32_fp32, float, float)

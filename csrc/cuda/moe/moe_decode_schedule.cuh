@@ -5,16 +5,16 @@
 #include "lib/types.cuh"
 #include "lib/vector.cuh"
 
-struct MoeDecodeParams {  // the order and sizes are known to mingcore/ops/cuda_moe.py
-    const void* x;        // [T, H]
-    const void *gate_up, *down;                // [E, 2I, H], [E, H, I]
-    const void *shared_gate_up, *shared_down;  // [2Is, H], [H, Is]
-    const float *gate_up_scale, *down_scale;   // [E, 2I], [E, H]; null: 1
+struct MoeDecodeParams {         // the order and sizes are known to mingcore/ops/cuda_moe.py
+    const void* x;               // [T, H]
+    const void *gate_up, *down;  // [E, 2I, H], [E, H, I]
+    const void *shared_gate_up, *shared_down;               // [2Is, H], [H, Is]
+    const float *gate_up_scale, *down_scale;                // [E, 2I], [E, H]; null: 1
     const float *shared_gate_up_scale, *shared_down_scale;  // [2Is], [H]
     const float* weights;                                   // [T, K]
     const int* ids;                                         // [T, K]
-    void* hidden;  // of x's type: [T * K, I], then [T, Is]
-    void* out;     // [T, H]
+    void* hidden;                                           // of x's type: [T * K, I], then [T, Is]
+    void* out;                                              // [T, H]
     u64* barrier;  // words of grid_barrier(); zeroed once, the same gridDim.x ever after
     long long x_row;
     int T, K, H, I, Is;  // Is = 0: no shared expert
@@ -221,11 +221,11 @@ struct Loader {
             w[1] = there ? w[0] + (long long)width * p.H : nullptr;
         }
     }
-    __device__ void set_group(const MoeDecodeParams& p, const Groups& groups, int g, bool routed, int width) {
+    __device__ void set_group(const MoeDecodeParams& p, const Groups& groups, int g, bool routed,
+                              int width) {
         group = u.group;
         const long long expert = routed ? groups.expert[group] : 0, size = (long long)width * p.H;
-        if (u.down)
-            base = (const W*)(routed ? p.down : p.shared_down) + expert * size;
+        if (u.down) base = (const W*)(routed ? p.down : p.shared_down) + expert * size;
         else
             base = (const W*)(routed ? p.gate_up : p.shared_gate_up) + 2 * expert * size +
                    (long long)g * p.H;
@@ -252,7 +252,8 @@ struct Loader {
             const int k = column(part), bytes = k < u.K ? 16 : 0;
 #pragma unroll
             for (int tile = 0; tile < 2; ++tile)
-                if (w[tile]) cp_async(to + (tile * 2 + part) * 32, w[tile] + (bytes ? k : 0), bytes);
+                if (w[tile])
+                    cp_async(to + (tile * 2 + part) * 32, w[tile] + (bytes ? k : 0), bytes);
         }
     }
     __device__ void copy_x(Vector16* to) const {

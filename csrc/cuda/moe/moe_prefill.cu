@@ -65,8 +65,9 @@ __device__ __forceinline__ void produce(const MoePrefillParams& p, Shared& s) {
             mbarrier_wait(&s.empty[stage], count / STAGES % 2 ^ 1);
             if (thread == 0) {
                 mbarrier_arrive_expect_tx(&s.full[stage], WEIGHT_BYTES);
-                cp_async_bulk_tensor_4d(to, map, &s.full[stage], k, t.part * TileScheduler<UP>::COLUMNS, 0,
-                         max(t.group - 1, 0));
+                cp_async_bulk_tensor_4d(to, map, &s.full[stage], k,
+                                        t.part * TileScheduler<UP>::COLUMNS, 0,
+                                        max(t.group - 1, 0));
             }
             const int bytes = k + chunk * 8 < t.depth ? 16 : 0;
             const char* const here = in + (bytes ? k * 2 : 0);
@@ -97,10 +98,8 @@ struct Accumulators {
     float low[N / 2] = {}, high[N / 2] = {};
 
     static __device__ __forceinline__ void add(float (&d)[N / 2], u64 a, u64 b) {
-        if constexpr (is_same<X, bf16>)
-            Wgmma<N>::bf16(d, a, b);
-        else
-            Wgmma<N>::f16(d, a, b);
+        if constexpr (is_same<X, bf16>) Wgmma<N>::bf16(d, a, b);
+        else Wgmma<N>::f16(d, a, b);
     }
     // Matrix descriptor: K-major, 128-byte swizzle, groups of 8 rows 1024 bytes apart.
     static __device__ __forceinline__ u64 descriptor(const char* at) {
@@ -125,7 +124,8 @@ struct Accumulators {
             // A group in flight keeps the tensor cores busy; with few tokens copies are the limit and
             // the stage is freed at once instead.
             wgmma_wait_group<IN_FLIGHT>();
-            if (elected && (!IN_FLIGHT || k)) mbarrier_arrive(&s.empty[(count - IN_FLIGHT) % STAGES]);
+            if (elected && (!IN_FLIGHT || k))
+                mbarrier_arrive(&s.empty[(count - IN_FLIGHT) % STAGES]);
         }
         if (!IN_FLIGHT) return;
         wgmma_wait_group<0>();
@@ -175,13 +175,12 @@ __device__ __forceinline__ void compute(const MoePrefillParams& p, Shared& s, co
 #pragma unroll
         for (int i = 0; i < N / 2; ++i) {
             const float gate = sums.low[i];
-            sums.low[i] = gate * rcp_approx(1 + ex2_approx(gate * -1.4426950408889634f)) *
-                          sums.high[i];
+            sums.low[i] =
+                gate * rcp_approx(1 + ex2_approx(gate * -1.4426950408889634f)) * sums.high[i];
         }
     }
     store<X, UP, N>(p, t, first, s.out[group], group, sums.low);
-    if constexpr (!UP)
-        store<X, UP, N>(p, t, first + WEIGHTS / 2, s.out[group], group, sums.high);
+    if constexpr (!UP) store<X, UP, N>(p, t, first + WEIGHTS / 2, s.out[group], group, sums.high);
 }
 
 template <class X, bool UP>
@@ -258,18 +257,18 @@ extern "C" __global__ void __launch_bounds__(SORTERS)
     moe_prefill_sort(const __grid_constant__ MoeSortParams p) {
     sort_slots(p);
 }
-#define INSTANTIATE(NAME, X)                                                                       \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                       \
-        moe_prefill_up_##NAME(const __grid_constant__ MoePrefillParams p) {                        \
-        grouped_gemm<X, true>(p);                                                                       \
-    }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(THREADS, 1)                                       \
-        moe_prefill_down_##NAME(const __grid_constant__ MoePrefillParams p) {                      \
-        grouped_gemm<X, false>(p);                                                                      \
-    }                                                                                              \
-    extern "C" __global__ void __launch_bounds__(SUMMERS)                                          \
-        moe_prefill_sum_##NAME(const __grid_constant__ MoeSumParams p) {                           \
-        weighted_sum<X>(p);                                                                           \
+#define INSTANTIATE(NAME, X)                                                  \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                  \
+        moe_prefill_up_##NAME(const __grid_constant__ MoePrefillParams p) {   \
+        grouped_gemm<X, true>(p);                                             \
+    }                                                                         \
+    extern "C" __global__ void __launch_bounds__(THREADS, 1)                  \
+        moe_prefill_down_##NAME(const __grid_constant__ MoePrefillParams p) { \
+        grouped_gemm<X, false>(p);                                            \
+    }                                                                         \
+    extern "C" __global__ void __launch_bounds__(SUMMERS)                     \
+        moe_prefill_sum_##NAME(const __grid_constant__ MoeSumParams p) {      \
+        weighted_sum<X>(p);                                                   \
     }
 INSTANTIATE(bfloat16, bf16)
 INSTANTIATE(float16, f16)

@@ -11,15 +11,15 @@ struct MoeSortParams {  // the orders and sizes are known to mingcore/ops/cuda_m
     int slots, E;
 };
 
-struct MoePrefillParams {         // of either grouped GEMM
-    TensorMap weights, shared;    // [K, width, parts, E], the innermost first
-    const void *in, *shared_in;   // x twice, or hidden and the shared expert's hidden
-    void *out, *shared_out;       // hidden and the shared expert's, or y and y + slots * H
-    const int *rows, *offsets;    // of moe_prefill_sort
-    long long in_row;             // of x: elements from one row to the next
+struct MoePrefillParams {        // of either grouped GEMM
+    TensorMap weights, shared;   // [K, width, parts, E], the innermost first
+    const void *in, *shared_in;  // x twice, or hidden and the shared expert's hidden
+    void *out, *shared_out;      // hidden and the shared expert's, or y and y + slots * H
+    const int *rows, *offsets;   // of moe_prefill_sort
+    long long in_row;            // of x: elements from one row to the next
     int T, top_k, E;
-    int width, shared_width;      // columns of out: I and Is, or H and H
-    int depth, shared_depth;      // summed elements: H and H, or I and Is
+    int width, shared_width;  // columns of out: I and Is, or H and H
+    int depth, shared_depth;  // summed elements: H and H, or I and Is
 };
 
 struct MoeSumParams {
@@ -30,9 +30,9 @@ struct MoeSumParams {
 };
 
 constexpr int MAX_EXPERTS = 256;
-constexpr int TOKENS = 192;        // of a tile, at most
-constexpr int WEIGHTS = 256;       // weight rows of a tile
-constexpr int DEPTH = 64;          // summed elements of a stage: 128 bytes, the widest swizzle
+constexpr int TOKENS = 192;         // of a tile, at most
+constexpr int WEIGHTS = 256;        // weight rows of a tile
+constexpr int DEPTH = 64;           // summed elements of a stage: 128 bytes, the widest swizzle
 constexpr int STAGES = 3, LAG = 1;  // LAG <= STAGES - 2: produce()
 constexpr int PRODUCERS = 128, CONSUMERS = 256, THREADS = PRODUCERS + CONSUMERS;
 constexpr int SORTERS = 512, SUMMERS = 256;

@@ -97,8 +97,8 @@ struct TileAccumulators {
             for (int i = 0; i < 4; i += 2)
 #pragma unroll
                 for (int n = 0; n < 4; ++n)
-                    mma_m16n8k16<X>(d[m][n], one.word[i], two.word[i], one.word[i + 1], two.word[i + 1],
-                              b[n].word[i], b[n].word[i + 1]);
+                    mma_m16n8k16<X>(d[m][n], one.word[i], two.word[i], one.word[i + 1],
+                                    two.word[i + 1], b[n].word[i], b[n].word[i + 1]);
         }
     }
     static __device__ __forceinline__ int frame(int i) { return threadIdx.x % 32 / 4 + 8 * i; }
@@ -118,7 +118,8 @@ struct TileAccumulators<float> {
         for (int piece = 0; piece < 4; ++piece) {
             Vector16 b[8];
 #pragma unroll
-            for (int n = 0; n < 8; ++n) b[n] = stage[swizzled(h + 4 * c + n / 4 * 16 + n % 4, piece)];
+            for (int n = 0; n < 8; ++n)
+                b[n] = stage[swizzled(h + 4 * c + n / 4 * 16 + n % 4, piece)];
 #pragma unroll
             for (int m = 0; m < 8; ++m) {
                 const Vector16 a = stage[swizzled(f + g + 8 * m, piece)];
@@ -141,8 +142,8 @@ struct TileAccumulators<float> {
 
 // 16 bytes to shared memory; the first `elements` are read and the rest is zeros.
 template <class Traits>
-__device__ __forceinline__ void copy_16_bytes(Vector16* to, const typename Traits::X* from, int elements,
-                                      const void* anywhere) {
+__device__ __forceinline__ void copy_16_bytes(Vector16* to, const typename Traits::X* from,
+                                              int elements, const void* anywhere) {
     using X = typename Traits::X;
     const int n = min(max(elements, 0), Traits::E);
     if constexpr (Traits::COPIES) {
@@ -174,12 +175,14 @@ __device__ __forceinline__ void embed_tile(const FrameEmbedParams& p) {
 #pragma unroll
         for (int i = 0; i < FRAMES / LINES; ++i) {
             const int at = i * LINES * p.hop + k;
-            copy_16_bytes<Traits>(to + swizzled(line + i * LINES, piece), x + at, min(left - at, more), p.x);
+            copy_16_bytes<Traits>(to + swizzled(line + i * LINES, piece), x + at,
+                                  min(left - at, more), p.x);
         }
 #pragma unroll
         for (int i = 0; i < Traits::CHANNELS / LINES; ++i)
-            copy_16_bytes<Traits>(to + swizzled(FRAMES + line + i * LINES, piece), w + i * LINES * p.hop + k,
-                          row + line + i * LINES < p.H ? more : 0, p.w);
+            copy_16_bytes<Traits>(to + swizzled(FRAMES + line + i * LINES, piece),
+                                  w + i * LINES * p.hop + k,
+                                  row + line + i * LINES < p.H ? more : 0, p.w);
     };
     const int warp = threadIdx.x / 32, f = warp / 2 * 64, h = warp % 2 * 32;
     const bool used = first + f < p.T && row + h < p.H;
@@ -218,15 +221,15 @@ __device__ __forceinline__ void embed_tile(const FrameEmbedParams& p) {
     }
 }
 
-#define SKINNY(NAME, X, TILES)                                                    \
+#define SKINNY(NAME, X, TILES)                                                        \
     extern "C" __global__ void __launch_bounds__(SkinnyGemmTraits<X, TILES>::THREADS) \
-        frame_embed_##NAME##_##TILES(const FrameEmbedParams p) {               \
-        embed_skinny<SkinnyGemmTraits<X, TILES>>(p);                                     \
+        frame_embed_##NAME##_##TILES(const FrameEmbedParams p) {                      \
+        embed_skinny<SkinnyGemmTraits<X, TILES>>(p);                                  \
     }
-#define TILE(NAME, X, KIND, COPIES)                                                  \
-    extern "C" __global__ void __launch_bounds__(TileTraits<X, COPIES>::THREADS, 3)  \
-        frame_embed_##NAME##_##KIND(const FrameEmbedParams p) {                      \
-        embed_tile<TileTraits<X, COPIES>>(p);                                        \
+#define TILE(NAME, X, KIND, COPIES)                                                 \
+    extern "C" __global__ void __launch_bounds__(TileTraits<X, COPIES>::THREADS, 3) \
+        frame_embed_##NAME##_##KIND(const FrameEmbedParams p) {                     \
+        embed_tile<TileTraits<X, COPIES>>(p);                                       \
     }
 
 SKINNY(bfloat16, bf16, 1)

@@ -24,7 +24,7 @@ __device__ __forceinline__ void overlap_add(const OverlapParams& p) {
     constexpr int WIDTH = Traits::WIDTH;
     const int stripe = blockIdx.x % p.stripes, chunk = blockIdx.x / p.stripes % p.chunks;
     const Row r = find_row(p, blockIdx.x / (p.stripes * p.chunks), stripe + chunk == 0,
-                         (u64*)shared_memory());
+                           (u64*)shared_memory());
     const int vectors = p.columns / WIDTH;
     const int t = chunk * p.hops + threadIdx.x / vectors;
     const int i = stripe * p.columns + threadIdx.x % vectors * WIDTH;
@@ -47,10 +47,10 @@ __device__ __forceinline__ void overlap_add(const OverlapParams& p) {
     if (active) write_sample<WIDTH>(p, r, t, i, sum);
 }
 
-#define INSTANTIATE(NAME, X, WIDTH)                                                   \
+#define INSTANTIATE(NAME, X, WIDTH)                                                      \
     extern "C" __global__ void __launch_bounds__(OverlapAddTraits<X, WIDTH>::THREADS, 4) \
-        overlap_add_##NAME##_##WIDTH(const OverlapParams p) {                         \
-        overlap_add<OverlapAddTraits<X, WIDTH>>(p);                                   \
+        overlap_add_##NAME##_##WIDTH(const OverlapParams p) {                            \
+        overlap_add<OverlapAddTraits<X, WIDTH>>(p);                                      \
     }
 
 INSTANTIATE(float32, float, 4)

@@ -106,19 +106,20 @@ __device__ __forceinline__ void pass(const Complex* twiddles, const Complex* fro
     for (int e = threadIdx.x; e < frames * each; e += INVERSE_THREADS) {
         const int frame = e / each, u = e - frame * each, q = u % s, w = u / s;
         const Complex* in = from + frame * n + q + s * w;
-        Complex* out = to + frame * n + q + s * R * w, x[R];
+        Complex *out = to + frame * n + q + s * R * w, x[R];
 #pragma unroll
         for (int i = 0; i < R; ++i) x[i] = in[s * m * i];
         Butterfly<R>::run(x);
         out[0] = x[0];
 #pragma unroll
-        for (int j = 1; j < R; ++j) out[s * j] = x[j] * twiddles[2 * s * w * j];  // of n points: every other one of 2n
+        for (int j = 1; j < R; ++j)
+            out[s * j] = x[j] * twiddles[2 * s * w * j];  // of n points: every other one of 2n
     }
 }
 
 // `frames` transforms of n points, ping-pong between the buffers; returns the one written last.
 __device__ __forceinline__ Complex* inverse_fft(const OverlapParams& p, Complex* from, Complex* to,
-                                               int frames, int n) {
+                                                int frames, int n) {
     const Complex* twiddles = (const Complex*)p.twiddles;
     int s = 1;
     for (int k = 0; p.radices[k]; ++k) {

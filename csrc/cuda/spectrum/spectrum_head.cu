@@ -96,7 +96,8 @@ __device__ __forceinline__ Complex half_spectrum(const float* s, const Complex* 
     const float up = k ? s[half + k] : 0.0f, down = k ? s[2 * half - k] : 0.0f;
     const Complex twiddle = twiddles[k];
     const float a = near + far, b = up - down, c = near - far, d = up + down;
-    return {scale * (a - fmaf(c, twiddle.im, d * twiddle.re)), scale * (b + fmaf(c, twiddle.re, -d * twiddle.im))};
+    return {scale * (a - fmaf(c, twiddle.im, d * twiddle.re)),
+            scale * (b + fmaf(c, twiddle.re, -d * twiddle.im))};
 }
 
 __device__ __forceinline__ void inverse(const OverlapParams& p) {
@@ -140,10 +141,10 @@ __device__ __forceinline__ void inverse(const OverlapParams& p) {
     }
 }
 
-#define SPECTRUM(NAME, X, TILES)                                                 \
-    extern "C" __global__ void __launch_bounds__(SkinnyGemmTraits<X, TILES>::THREADS)   \
-        spectrum_##NAME##_##TILES(const SpectrumParams p) {                      \
-        spectrum<SkinnyGemmTraits<X, TILES>>(p);                                        \
+#define SPECTRUM(NAME, X, TILES)                                                      \
+    extern "C" __global__ void __launch_bounds__(SkinnyGemmTraits<X, TILES>::THREADS) \
+        spectrum_##NAME##_##TILES(const SpectrumParams p) {                           \
+        spectrum<SkinnyGemmTraits<X, TILES>>(p);                                      \
     }
 
 SPECTRUM(bfloat16, bf16, 1)
@@ -151,6 +152,7 @@ SPECTRUM(bfloat16, bf16, 8)
 SPECTRUM(float16, f16, 1)
 SPECTRUM(float16, f16, 8)
 SPECTRUM(float32, float, 1)
-extern "C" __global__ void __launch_bounds__(INVERSE_THREADS) spectrum_inverse(const OverlapParams p) {
+extern "C" __global__ void __launch_bounds__(INVERSE_THREADS)
+    spectrum_inverse(const OverlapParams p) {
     inverse(p);
 }
