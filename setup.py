@@ -96,9 +96,7 @@ class BuildExt(build_ext):
         for path in sorted((CSRC / "cpu").rglob("*.cpp")):
             name = path.relative_to(CSRC)  # objects lie in the same folders as their sources
             variants = {"baseline": ""} if name.as_posix() in BASELINE else ISA_FLAGS
-            units += [
-                (f"{name.with_suffix('')}.{isa}", path, extra) for isa, extra in variants.items()
-            ]
+            units += [(f"{name.with_suffix('')}.{isa}", path, extra) for isa, extra in variants.items()]
         for name, path, extra in units:
             lines.append(f"build {name}.o: cc {escaped(path)}\n  extra = {extra}")
         objects = ["bind.o", *(f"{name}.o" for name, _, _ in units)]
@@ -108,15 +106,17 @@ class BuildExt(build_ext):
         nvcc, why_none = fatbins_wanted()
         if nvcc is None:
             return f"none ({why_none})"
-        sources = sorted((CSRC / "cuda").glob("*.cu"))
-        headers = b"".join(p.read_bytes() for p in sorted((CSRC / "cuda").glob("*.cuh")))
+        folder = CSRC / "cuda"
+        sources = sorted(folder.glob("*/*.cu"), key=lambda path: path.stem)
+        headers = b"".join(p.read_bytes() for p in sorted(folder.glob("*/*.cuh")))
         for source in sources:  # named by its text, so that launch.py never takes a stale one
             digest = hashlib.sha256(source.read_bytes() + headers).hexdigest()[:16]
             fatbin = root / "mingcore" / "_cuda" / f"{source.stem}.{digest}.fatbin"
             fatbin.parent.mkdir(exist_ok=True)
             targets = re.search(r"^// arch:(.*)$", source.read_text(), re.M)[1].split()
             codes = [f"-gencode=arch=compute_{t.split('_')[1]},code={t}" for t in targets]
-            subprocess.run([nvcc, *CUDA_FLAGS, *codes, "-o", fatbin, source], check=True)
+            command = [nvcc, *CUDA_FLAGS, *codes, f"-I{folder}", "-o", fatbin, source]
+            subprocess.run(command, check=True)
         return ", ".join(source.stem for source in sources)
 
 

@@ -24,7 +24,7 @@ def sources() -> dict[str, str]:
 
     cuda = launch.source_folder()
     named = {f"kernels/{p.name}": p for p in _KERNELS.glob("*.py")}
-    named |= {f"csrc/cuda/{p.name}": p for p in cuda.glob("*.cu*")}
+    named |= {f"csrc/cuda/{p.relative_to(cuda).as_posix()}": p for p in cuda.glob("*/*.cu*")}
     return {name: file_digest(named[name]) for name in sorted(named)}
 
 
