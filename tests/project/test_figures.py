@@ -1,4 +1,4 @@
-"""Every figure of the tables of README and docs/benchmarks.md is one that a bench kept, to the last digit shown.
+"""Every figure of the tables of README and docs/ is one that a bench kept, to the last digit shown.
 
 A new row of a table needs a line in SOURCES that says which kept result it is from; new results need new figures in
 the tables: the test says which.
@@ -16,6 +16,7 @@ RESULTS = ROOT / "bench" / "results"
 KEPT = RESULTS / "amd-epyc-2-cores-avx512-vnni-bf16"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
 PRECISION = (ROOT / "docs" / "precision.md").read_text(encoding="utf-8")
 UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "%": 1e-2, "": 1.0}
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*(ms|µs|%|s)(?![\w]))?")
@@ -102,10 +103,10 @@ SOURCES = {
 }
 
 
-def shown_rows(text: str) -> list[list[str]]:
-    """The cells of the table of figures, its head left out."""
+def shown_rows(text: str, head: str = "| | ours |") -> list[list[str]]:
+    """The cells of the table that begins with `head`, which is left out."""
     lines = [line.strip() for line in text.splitlines()]
-    start = next(i for i, line in enumerate(lines) if line.startswith("| | ours |"))
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
     found = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
@@ -171,6 +172,37 @@ def test_a_figure_that_was_not_measured_is_found(row):
     assert changed != BENCHMARKS and len(wrong_figures(changed)) == 1
     renamed = BENCHMARKS.replace(f"| {name} |", "| a row that nobody measured |")
     assert wrong_figures(renamed) == ["a row that nobody measured: no kept result is named for it"]
+
+
+def test_times_of_experts_in_transformers_are_those_that_were_kept():
+    """Where a way has no time for a number of tokens, the table says so."""
+    head = "| tokens |"
+    ways = re.findall(r"`(\w+)`", next(line for line in TRANSFORMERS.splitlines() if line.startswith(head)))
+    found = shown_rows(TRANSFORMERS, head)
+    assert len(ways) == 6 and len(found) == len(kept("transformers-qwen3-cpu")["rows"])
+    for tokens, *cells in found:
+        (row,) = rows("transformers-qwen3-cpu", tokens=int(tokens))
+        for way, cell in zip(ways, cells, strict=True):
+            shown, times = figures(cell), row["us"].get(way)
+            assert (cell == "not measured") == (times is None) == (not shown), (tokens, way)
+            assert not shown or agrees(*shown[0], times["median"] * 1e-6), (tokens, way, cell)
+
+
+def test_times_of_codecs_in_transformers_are_those_that_were_kept():
+    """A row is one half of a codec, or both, the decoder first."""
+    found = shown_rows(TRANSFORMERS, "| | transformers |")
+    assert len(found) == 6
+    for name, theirs, ours, faster in found:
+        halves = re.findall(r"encoder|decoder", name)
+        made = rows("codecs-cpu", codec=re.match(r"\w+", name)[0].lower())
+        picked = [next(r for r in made if r["what"].startswith(half)) for half in halves]
+        columns = [[r["theirs_ms"] * 1e-3 for r in picked], [r["ours_ms"] * 1e-3 for r in picked]]
+        ratios = [r["x"] for r in picked]
+        columns.append(ratios if len(picked) > 1 else [*ratios, picked[0]["x_p10"], picked[0]["x_p90"]])
+        for cell, values in zip((theirs, ours, faster), columns, strict=True):
+            shown = figures(cell)
+            assert len(shown) == len(values), (name, cell)
+            assert all(agrees(*pair, value) for pair, value in zip(shown, values)), (name, cell, values)
 
 
 def test_floors_are_those_that_were_kept():
