@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..lib.launch import on_device
 from ..lib.target import device_of
-from ..routing.routing import on_device
 from . import configs
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..flow.product import TYPES, row_products
 from ..lib.activations import activate
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 from .configs import shared_bytes
 from .grouped_gemm import capability_of
 

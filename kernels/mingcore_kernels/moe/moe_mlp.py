@@ -25,8 +25,9 @@ from torch import Tensor
 
 from ..gemm import configs
 from ..gemm.grouped_gemm import launch
+from ..lib.launch import on_device
 from ..lib.target import device_of
-from ..routing.routing import on_device, sort_by_expert
+from ..routing.routing import sort_by_expert
 
 FEW = 16  # tokens that need no sorting: one tile of rows
 SUM_BLOCK = 1024

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 
 LENGTH_BITS = tl.constexpr(48)
 LENGTH = tl.constexpr((1 << 48) - 1)

@@ -32,8 +32,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..flow.product import TYPES, prefetch_rows, row_products, wait_for_previous
+from ..lib.launch import on_device
 from ..lib.target import device_of
-from ..routing.routing import on_device
 from .overlap_add import carried_sums, finish_hops, frames_before, own_frames
 
 LOUDEST = tl.constexpr(100.0)

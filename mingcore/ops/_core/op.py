@@ -188,7 +188,11 @@ class Op:
             for probe in tuple(_probes):
                 probe(Call(self, backend, args, renamed or {}))
         names = backends.named_backends(backend)
-        chosen = self._first_named(names, args, renamed or {}, name or self.name) if names else self._automatic(args, renamed or {})
+        chosen = (
+            self._first_named(names, args, renamed or {}, name or self.name)
+            if names
+            else self._automatic(args, renamed or {})
+        )
         if _watchers:
             for watcher in tuple(_watchers):
                 watcher(self, chosen, args)
@@ -222,7 +226,9 @@ class Op:
         found = self._chains.get(device)
         if found is None:
             order = backends.AUTOMATIC.get(device.type, ("reference",))
-            loaded = [self.implementations.get(backend) for backend in order if backends.load(backend, self.family) is None]
+            loaded = [
+                self.implementations.get(backend) for backend in order if backends.load(backend, self.family) is None
+            ]
             found = tuple(each for each in loaded if each is not None and unproven(each, device) is None)
             self._chains[device] = found
         return found

@@ -80,9 +80,7 @@ class Support:
                 if value is None:
                     continue
                 for t in (value,) if isinstance(value, Tensor) else value:
-                    if t is None or (
-                        t.dtype in allowed and t.device == place and not (grad and t.requires_grad)
-                    ):
+                    if t is None or (t.dtype in allowed and t.device == place and not (grad and t.requires_grad)):
                         continue
                     return _unfit(renamed.get(name, name), t, allowed, first, place)
             for name in dense:
@@ -96,7 +94,9 @@ class Support:
             for name in disjoint:
                 for t in _tensors(args, name):
                     if torch._debug_has_internal_overlap(t) == 1:
-                        return f"{renamed.get(name, name)} overlaps itself (strides {t.stride()}); it takes none that do"
+                        return (
+                            f"{renamed.get(name, name)} overlaps itself (strides {t.stride()}); it takes none that do"
+                        )
             for limit in self.limits:
                 size = limit.of(**args)
                 if not limit.min_value <= size <= limit.max_value:

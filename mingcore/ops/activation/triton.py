@@ -8,9 +8,7 @@ from . import SILU_MUL
 
 
 @SILU_MUL.implementation(
-    "triton",
-    Support(floats=("gate_up",), dense_last=("gate_up",)),
-    sources=(KERNELS / "activation" / "silu_mul.py",),
+    "triton", Support(floats=("gate_up",), dense_last=("gate_up",)), sources=(KERNELS / "activation" / "silu_mul.py",)
 )
 def silu_mul(gate_up, out):
     if out.numel():

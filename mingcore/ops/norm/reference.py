@@ -3,9 +3,9 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 from .._core.invariance import by_row
 from .._core.reference import wide
+from . import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 
 
 @RMS_NORM.implementation("reference")
