@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from ... import env
 from ...env import BACKENDS
@@ -40,6 +41,11 @@ def load(backend: str, family: str) -> str | None:
             except (ImportError, BackendError) as error:
                 _load_errors[key] = f"the {backend} backend cannot be loaded: {error}"
     return _load_errors[key]
+
+
+def shared(backend: str) -> ModuleType:
+    """`_core/<backend>.py`, what the adapters of a backend share; where `load` gives no reason."""
+    return import_module(f"mingcore.ops._core.{backend}")
 
 
 def load_all() -> None:
