@@ -36,6 +36,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from ...errors import BackendError, InputError
@@ -47,6 +48,8 @@ _RETURNING = ("reference", "flash")
 _GPU_KERNELS = ("cuda", "triton")
 _DEVICE = {"reference": anywhere, "flash": anywhere, "cpu": on_cpu, "triton": on_gpu_or_interpreted, "cuda": on_gpu}
 
+_NOTHING: Mapping[str, str] = {}
+
 OPS: dict[str, Op | InPlaceForm] = {}  # every name of torch.ops.mingcore
 Watcher = Callable[["Op", "Implementation", dict[str, Any]], None]
 _watchers: list[Watcher] = []
@@ -57,6 +60,8 @@ _meta_runs: ContextVar[bool] = ContextVar("mingcore_meta_runs", default=False)
 def like(x: Tensor) -> Tensor:
     """A contiguous result of x's shape and type. `new_empty` of a torch.Size takes twice as long,
     a tenth of a small norm."""
+    if x.is_contiguous():
+        return torch.empty_like(x)
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
@@ -152,7 +157,8 @@ class Op:
     def __call__(self, backend: str | None = None, **args: Any) -> Any:
         """Straight to the chosen implementation; through PyTorch's dispatcher while a graph is being
         traced, and for tensors that are not plain data (fake, functional, meta)."""
-        if is_traced(args[self.first]):
+        x = args[self.first]
+        if is_compiling() or type(x) not in _PLAIN or (x.is_meta and not _meta_runs.get()):  # is_traced(x)
             return self.traced(backend, args)
         return self.run(backend, args)
 
@@ -166,9 +172,10 @@ class Op:
             return chosen.function(**args)
         results = self.fake(**args)
         if isinstance(results, Tensor):
-            chosen.function(**args, **{self.results[0]: results})
-        else:
-            chosen.function(**args, **dict(zip(self.results, results or (), strict=True)))
+            args[self.results[0]] = results
+        elif results is not None:
+            args.update(zip(self.results, results, strict=True))
+        chosen.function(**args)
         return results
 
     def run_into(self, chosen: Implementation, args: dict[str, Any], given: Mapping[str, Tensor]) -> None:
@@ -181,18 +188,17 @@ class Op:
             given[name].copy_(result)
 
     def select(
-        self, backend: str | None, args: dict[str, Any], renamed: Mapping[str, str] | None = None, name: str = ""
+        self, backend: str | None, args: dict[str, Any], renamed: Mapping[str, str] = _NOTHING, name: str = ""
     ) -> Implementation:
         """Who serves these arguments (results among them where they are given)."""
         if _probes:
             for probe in tuple(_probes):
-                probe(Call(self, backend, args, renamed or {}))
+                probe(Call(self, backend, args, renamed))
         names = backends.named_backends(backend)
-        chosen = (
-            self._first_named(names, args, renamed or {}, name or self.name)
-            if names
-            else self._automatic(args, renamed or {})
-        )
+        if names:
+            chosen = self._first_named(names, args, renamed, name or self.name)
+        else:
+            chosen = self._automatic(args, renamed)
         if _watchers:
             for watcher in tuple(_watchers):
                 watcher(self, chosen, args)
@@ -311,7 +317,7 @@ class InPlaceForm:
 
 def is_traced(x: Tensor) -> bool:
     """Whether a call goes through PyTorch's dispatcher: tracing, or x is no plain data."""
-    return torch.compiler.is_compiling() or type(x) not in _PLAIN or (x.is_meta and not _meta_runs.get())
+    return is_compiling() or type(x) not in _PLAIN or (x.is_meta and not _meta_runs.get())
 
 
 @contextmanager

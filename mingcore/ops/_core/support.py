@@ -12,6 +12,7 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 FLOAT32 = (torch.float32,)
+_NOTHING: Mapping[str, str] = {}
 FP8_CAPABILITY = 89  # sm_89: the first with 8-bit floats
 
 
@@ -60,50 +61,78 @@ class Support:
         """(arguments, renamed) -> why they cannot be served, or None.
 
         first: the argument whose device is the call's. renamed: names of results as the caller
-        knows them, for the message.
+        knows them, for the message. Nearly every call fits, so one expression, made here from the
+        declaration, says whether it does (a third of the time of a loop over it); only where it
+        does not, or cannot say, is the reason looked for.
         """
-        types = tuple(self.allowed().items())
-        dense, contiguous, disjoint = self.dense_last, self.contiguous, self.disjoint
+        fits = self._fits(first, device)
 
-        def reason(args: Mapping[str, Any], renamed: Mapping[str, str] = {}) -> str | None:  # noqa: B006
-            x = args[first]
-            wrong = device(first, x)
-            if wrong is not None:
-                return wrong
-            if self.layouts and args["layout"] not in self.layouts:
-                return f"the weights are in layout {args['layout']!r}; it takes {_listed(map(repr, self.layouts))}"
-            if self.formats and args["format"] not in self.formats:
-                return f"the weights are {args['format']}; it takes {_listed(self.formats)}"
-            grad, place = torch.is_grad_enabled(), x.device
-            for name, allowed in types:
-                value = args.get(name)
-                if value is None:
-                    continue
-                for t in (value,) if isinstance(value, Tensor) else value:
-                    if t is None or (t.dtype in allowed and t.device == place and not (grad and t.requires_grad)):
-                        continue
-                    return _unfit(renamed.get(name, name), t, allowed, first, place)
-            for name in dense:
-                for t in _tensors(args, name):
-                    if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
-                        return f"{renamed.get(name, name)} has strides {t.stride()}; it takes a dense last dimension"
-            for name in contiguous:
-                for t in _tensors(args, name):
-                    if not t.is_contiguous():
-                        return f"{renamed.get(name, name)} has strides {t.stride()}; it takes a contiguous one"
-            for name in disjoint:
-                for t in _tensors(args, name):
-                    if torch._debug_has_internal_overlap(t) == 1:
-                        return (
-                            f"{renamed.get(name, name)} overlaps itself (strides {t.stride()}); it takes none that do"
-                        )
-            for limit in self.limits:
-                size = limit.of(**args)
-                if not limit.min_value <= size <= limit.max_value:
-                    return f"{limit.what.format(size)}; it takes {limit.min_value} to {limit.max_value}"
-            return None if self.rule is None else self.rule(**args)
+        def reason(args: Mapping[str, Any], renamed: Mapping[str, str] = _NOTHING) -> str | None:
+            return None if fits is not None and fits(args.get) else self._reason(first, device, args, renamed)
 
         return reason
+
+    def _fits(self, first: str, device: DeviceRule) -> Callable[..., bool] | None:
+        """A quick yes for CPU tensors, made of code; None where only `_reason` can tell."""
+        if device is not on_cpu or self.rule or self.limits or self.layouts or self.formats:
+            return None
+        if self.dense_last or self.contiguous or self.disjoint:
+            return None
+        types, space, terms = self.allowed(), {"enabled": torch.is_grad_enabled, "S": torch.strided}, []
+        if first not in types:
+            return None
+        for i, (name, allowed) in enumerate(types.items()):
+            space[f"A{i}"] = allowed
+            fit = (
+                f"(t := get({name!r})).dtype in A{i} and t.is_cpu and t.layout is S and not (grad and t.requires_grad)"
+            )
+            terms.append(
+                fit
+                if name == first
+                else f"((t := get({name!r})) is None or {fit.replace(f'(t := get({name!r}))', 't')})"
+            )
+        code = f"def fits(get):\n grad = enabled()\n return {' and '.join(terms)}"
+        exec(code, space)  # the declaration's own names and types, nothing from a caller
+        return space["fits"]
+
+    def _reason(
+        self, first: str, device: DeviceRule, args: Mapping[str, Any], renamed: Mapping[str, str]
+    ) -> str | None:
+        x = args[first]
+        wrong = device(first, x)
+        if wrong is not None:
+            return wrong
+        if self.layouts and args["layout"] not in self.layouts:
+            return f"the weights are in layout {args['layout']!r}; it takes {_listed(tuple(map(repr, self.layouts)))}"
+        if self.formats and args["format"] not in self.formats:
+            return f"the weights are {args['format']}; it takes {_listed(self.formats)}"
+        grad, place = torch.is_grad_enabled(), x.device
+        for name, allowed in self.allowed().items():
+            for t in _tensors(args, name):
+                if (
+                    t.dtype not in allowed
+                    or t.device != place
+                    or (grad and t.requires_grad)
+                    or t.layout is not torch.strided
+                ):
+                    return _unfit(renamed.get(name, name), t, allowed, first, place)
+        for name in self.dense_last:
+            for t in _tensors(args, name):
+                if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+                    return f"{renamed.get(name, name)} has strides {t.stride()}; it takes a dense last dimension"
+        for name in self.contiguous:
+            for t in _tensors(args, name):
+                if not t.is_contiguous():
+                    return f"{renamed.get(name, name)} has strides {t.stride()}; it takes a contiguous one"
+        for name in self.disjoint:
+            for t in _tensors(args, name):
+                if torch._debug_has_internal_overlap(t) == 1:
+                    return f"{renamed.get(name, name)} overlaps itself (strides {t.stride()}); it takes none that do"
+        for limit in self.limits:
+            size = limit.of(**args)
+            if not limit.min_value <= size <= limit.max_value:
+                return f"{limit.what.format(size)}; it takes {limit.min_value} to {limit.max_value}"
+        return None if self.rule is None else self.rule(**args)
 
 
 DeviceRule = Callable[[str, Tensor], str | None]
@@ -134,10 +163,10 @@ def names_of(types: frozenset[torch.dtype]) -> str:
     """ "float32, bfloat16 and float16"."""
     order = [t for t in (*FLOATS, torch.float64, torch.int8, torch.uint8, torch.int32, torch.int64) if t in types]
     order += [t for t in types if t not in order]
-    return _listed(str(t).removeprefix("torch.") for t in order)
+    return _listed(tuple(str(t).removeprefix("torch.") for t in order))
 
 
-def _listed(words: Iterator[str] | tuple[str, ...]) -> str:
+def _listed(words: tuple[str, ...]) -> str:
     *most, last = words
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -155,4 +184,6 @@ def _unfit(name: str, t: Tensor, allowed: frozenset[torch.dtype], first: str, pl
         return f"{name} is {t.dtype}; it takes {names_of(allowed)}"
     if t.device != place:
         return f"{name} is on {t.device}, {first} on {place}"
+    if t.layout is not torch.strided:
+        return f"{name} is a {t.layout} tensor; it takes dense ones"
     return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
