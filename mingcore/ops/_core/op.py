@@ -134,12 +134,13 @@ class Op:
         def add(function: Callable) -> Callable:
             if backend in self.implementations:
                 raise InputError(f"{self.name}: there is a {backend} implementation already")
+            own = inspect.getsourcefile(inspect.unwrap(function))
             self.implementations[backend] = Implementation(
                 op=self.name,
                 backend=backend,
                 function=function,
                 support=support,
-                sources=(*map(Path, sources), Path(inspect.getsourcefile(inspect.unwrap(function)))) if sources else (),
+                sources=(*map(Path, sources), Path(own)) if sources else (),
                 flags=tuple(flags),
                 packed="str layout" in self.schema,
                 reason=support.check(self.first, _DEVICE[backend]),
@@ -371,12 +372,17 @@ class Call:
         return found.reason(self.args, self.renamed) or unproven(found, device)
 
 
+def known_op(name: str) -> Op | InPlaceForm:
+    """The op, or the in-place form of one, of that name. Raises InputError."""
+    if name not in OPS:
+        raise InputError(f"op must be one of {', '.join(sorted(OPS))}, got {name!r}")
+    return OPS[name]
+
+
 def flat_call(name: str, args: tuple, kwargs: Mapping[str, Any]) -> Call:
     """The call that the public function of op `name` makes for these arguments; nothing is run.
     Raises what the function raises for bad ones."""
-    form = OPS.get(name)
-    if form is None or form.public is None:
-        raise InputError(f"op must be one of {', '.join(sorted(OPS))}, got {name!r}")
+    form = known_op(name)
     wanted, thread, found = getattr(form, "op", form), threading.get_ident(), []
 
     def probe(call: Call) -> None:
@@ -430,8 +436,3 @@ def _define(form: Op | InPlaceForm, schema: str, fake: Callable) -> Any:
     torch.library.register_fake(name, lambda *values, backend="": fake(*values))
     OPS[form.name] = form
     return getattr(torch.ops.mingcore, form.name)
-
-
-def signature_of(op: Op) -> inspect.Signature:  # for the tests: what an implementation must take
-    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in (*op.names, *op.results)]
-    return inspect.Signature(parameters)

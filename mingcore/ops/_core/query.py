@@ -3,7 +3,7 @@
 from typing import Any
 
 from .backends import check_backend
-from .op import OPS, Call, Op, flat_call
+from .op import Call, Op, flat_call, known_op
 
 
 def selected_backend(op: str, *args: Any, **kwargs: Any) -> str:
@@ -31,7 +31,7 @@ def supports(op: str, backend: str, *args: Any, **kwargs: Any) -> bool:
 def why_not(op: str, backend: str, *args: Any) -> str | None:
     """`unsupported_reason` for the flat arguments of the op's schema (`torch.ops.mingcore.<op>`)."""
     check_backend(backend)
-    form = OPS[op]
+    form = known_op(op)
     values = dict(zip(form.names, args, strict=True))
     if isinstance(form, Op):
         return Call(form, None, values, {}).unsupported_reason(backend)
