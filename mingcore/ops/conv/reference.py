@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.invariance import by_row
-from .._core.reference import copy_all, stream_rows, wide
-from .._core.registry import register
+from .._core.reference import stream_progress, wide
+from . import CAUSAL_CONV1D, CAUSAL_CONV_TRANSPOSE1D
 from .packing import context_width, unpack_conv
 
 ACTIVATIONS = {
@@ -32,13 +32,11 @@ def activate(x: Tensor, name: str, alpha: Tensor | None, gain: Tensor | None) ->
     return ACTIVATIONS[name](x)
 
 
-@register("causal_conv1d", "reference")
+@CAUSAL_CONV1D.implementation("reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv1d(
     x,
     weight,
-    bias,
-    residual,
     context,
     lengths,
     valid,
@@ -51,19 +49,17 @@ def causal_conv1d(
     groups,
     left_pad,
     replicate,
+    layout,
+    n,
     before,
     before_alpha,
     before_gain,
-    after,
-    after_alpha,
-    after_gain,
-    layout,
-    n,
+    **rest,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     span = (kernel - 1) * dilation
-    seen, new, done = stream_rows(x, lengths, valid, ended, last, L)
+    seen, new, done = stream_progress(x, lengths, valid, ended, last, L)
     padded = _joined(x, context, seen, span, replicate)
 
     def count(inputs: Tensor, final: Tensor | bool) -> Tensor:
@@ -85,19 +81,17 @@ def causal_conv1d(
         window = activate(wide(window), before, before_alpha, before_gain)
         w = unpack_conv(weight, layout, C, n, kernel, stride, dilation, groups, False)
         y = F.conv1d(window, w.to(window.dtype), None, stride, 0, dilation, groups)
-        y = _finished(y, bias, residual, emitted, after, after_alpha, after_gain)
+        y = _finished(y, emitted, **rest)
     else:
         y = x.new_empty(B, n, 0)
     return y.to(x.dtype), *_carried(padded, span, seen, new, done), emitted
 
 
-@register("causal_conv_transpose1d", "reference")
+@CAUSAL_CONV_TRANSPOSE1D.implementation("reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv_transpose1d(
     x,
     weight,
-    bias,
-    residual,
     context,
     lengths,
     valid,
@@ -109,19 +103,17 @@ def causal_conv_transpose1d(
     dilation,
     groups,
     flush,
+    layout,
+    n,
     before,
     before_alpha,
     before_gain,
-    after,
-    after_alpha,
-    after_gain,
-    layout,
-    n,
+    **rest,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     width = context_width(kernel, stride, dilation, True)
-    seen, new, done = stream_rows(x, lengths, valid, ended, last, L)
+    seen, new, done = stream_progress(x, lengths, valid, ended, last, L)
     padded = _joined(x, context, seen, width, False)
     emitted = new * stride + torch.where(done & (seen + new > 0), flush, 0)
     if outputs:
@@ -134,29 +126,10 @@ def causal_conv_transpose1d(
         y = F.conv_transpose1d(window, w.to(window.dtype), None, stride, groups=groups, dilation=dilation)
         y = F.pad(y, (0, max(stride - (kernel - 1) * dilation - 1, 0)))
         y = y[:, :, width * stride : width * stride + outputs]
-        y = _finished(y, bias, residual, emitted, after, after_alpha, after_gain)
+        y = _finished(y, emitted, **rest)
     else:
         y = x.new_empty(B, n, 0)
     return y.to(x.dtype), *_carried(padded, width, seen, new, done), emitted
-
-
-@register("causal_conv1d_", "reference")
-def causal_conv1d_(x, out, context, lengths, emitted, weight, bias, residual, *rest):
-    """`causal_conv1d` with its results written into out, context, lengths and emitted."""
-    _in_place(causal_conv1d, x, out, context, lengths, emitted, weight, bias, residual, rest)
-
-
-@register("causal_conv_transpose1d_", "reference")
-def causal_conv_transpose1d_(x, out, context, lengths, emitted, weight, bias, residual, *rest):
-    """`causal_conv_transpose1d` with its results written into out, context, lengths, emitted."""
-    args = (x, out, context, lengths, emitted, weight, bias, residual)
-    _in_place(causal_conv_transpose1d, *args, rest)
-
-
-def _in_place(function, x, out, context, lengths, emitted, weight, bias, residual, rest) -> None:
-    (valid, ended, last), options = rest[:3], rest[3:]
-    args = (x, weight, bias, residual, context, lengths, valid, ended, last, out.shape[2])
-    copy_all(function(*args, *options), (out, context, lengths, emitted))
 
 
 def _joined(x, context, seen, width: int, replicate: bool) -> Tensor:
@@ -174,10 +147,10 @@ def _gathered(padded: Tensor, index: Tensor) -> Tensor:
     return padded.gather(2, index.unsqueeze(1).expand(-1, padded.shape[1], -1))
 
 
-def _finished(y, bias, residual, emitted, after, alpha, gain) -> Tensor:
+def _finished(y, emitted, bias, residual, after, after_alpha, after_gain) -> Tensor:
     if bias is not None:
         y = y + bias.to(y.dtype).unsqueeze(-1)
-    y = activate(y, after, alpha, gain)
+    y = activate(y, after, after_alpha, after_gain)
     if residual is not None:
         y = y + residual.to(y.dtype)
     own = torch.arange(y.shape[2], device=y.device) < emitted.unsqueeze(1)
