@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product as every
 
+from ..lib.target import shared_bytes
+
 # (bytes of a weight, bytes of an activation) by kind of operands: "32" float32 activations,
 # "16" two 16-bit operands, "w8" 8-bit weights widened to 16 bits, "dyn" int8 times int8
 KINDS = {"32": (4, 4), "16": (2, 2), "w8": (1, 2), "dyn": (1, 1)}
@@ -66,12 +68,6 @@ _TABLE = {
 }
 # before Hopper the accumulators of the largest tile would not fit: half as many weight rows
 _BEFORE_90 = {("16", 128): ((64, 64, 8, 3), (128, 64, 8, 3))}
-_SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227}
-
-
-def shared_bytes(capability: int) -> int:
-    """Shared memory that one block may have, in bytes; 99 KB on architectures not listed."""
-    return _SHARED_KB.get(capability, 99) << 10
 
 
 def why_invalid(config: Config, product: str, kind: str, capability: int) -> str | None:

@@ -31,8 +31,7 @@ from torch import Tensor
 from ..flow.product import TYPES, row_products
 from ..lib.activations import activate
 from ..lib.launch import on_device
-from .configs import shared_bytes
-from .grouped_gemm import capability_of
+from ..lib.target import capability_of, shared_bytes
 
 FEW = 16  # rows that go as one tile
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "swiglu")
