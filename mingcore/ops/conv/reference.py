@@ -37,6 +37,8 @@ def activate(x: Tensor, name: str, alpha: Tensor | None, gain: Tensor | None) ->
 def causal_conv1d(
     x,
     weight,
+    bias,
+    residual,
     context,
     lengths,
     valid,
@@ -54,7 +56,9 @@ def causal_conv1d(
     before,
     before_alpha,
     before_gain,
-    **rest,
+    after,
+    after_alpha,
+    after_gain,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
@@ -81,7 +85,7 @@ def causal_conv1d(
         window = activate(wide(window), before, before_alpha, before_gain)
         w = unpack_conv(weight, layout, C, n, kernel, stride, dilation, groups, False)
         y = F.conv1d(window, w.to(window.dtype), None, stride, 0, dilation, groups)
-        y = _finished(y, emitted, **rest)
+        y = _finished(y, bias, residual, emitted, after, after_alpha, after_gain)
     else:
         y = x.new_empty(B, n, 0)
     return y.to(x.dtype), *_carried(padded, span, seen, new, done), emitted
@@ -92,6 +96,8 @@ def causal_conv1d(
 def causal_conv_transpose1d(
     x,
     weight,
+    bias,
+    residual,
     context,
     lengths,
     valid,
@@ -108,7 +114,9 @@ def causal_conv_transpose1d(
     before,
     before_alpha,
     before_gain,
-    **rest,
+    after,
+    after_alpha,
+    after_gain,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
@@ -126,7 +134,7 @@ def causal_conv_transpose1d(
         y = F.conv_transpose1d(window, w.to(window.dtype), None, stride, groups=groups, dilation=dilation)
         y = F.pad(y, (0, max(stride - (kernel - 1) * dilation - 1, 0)))
         y = y[:, :, width * stride : width * stride + outputs]
-        y = _finished(y, emitted, **rest)
+        y = _finished(y, bias, residual, emitted, after, after_alpha, after_gain)
     else:
         y = x.new_empty(B, n, 0)
     return y.to(x.dtype), *_carried(padded, width, seen, new, done), emitted
@@ -147,10 +155,10 @@ def _gathered(padded: Tensor, index: Tensor) -> Tensor:
     return padded.gather(2, index.unsqueeze(1).expand(-1, padded.shape[1], -1))
 
 
-def _finished(y, emitted, bias, residual, after, after_alpha, after_gain) -> Tensor:
+def _finished(y, bias, residual, emitted, after, alpha, gain) -> Tensor:
     if bias is not None:
         y = y + bias.to(y.dtype).unsqueeze(-1)
-    y = activate(y, after, after_alpha, after_gain)
+    y = activate(y, after, alpha, gain)
     if residual is not None:
         y = y + residual.to(y.dtype)
     own = torch.arange(y.shape[2], device=y.device) < emitted.unsqueeze(1)

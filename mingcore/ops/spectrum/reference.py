@@ -13,7 +13,7 @@ from . import FRAME_EMBED, OVERLAP_ADD, SPECTRUM_HEAD
 @FRAME_EMBED.implementation("reference")
 def frame_embed(samples: Tensor, weight: Tensor, hop: int, layout: str, n: int) -> Tensor:
     """samples [B, L], zero-padded to frames of hop, weight [H, hop] -> [B, ceil(L/hop), H]."""
-    return linear(frames(samples, hop), weight, None, None, "none", layout, n)
+    return linear(frames(samples, hop), weight, None, None, "none", layout, n, None, "")
 
 
 def frames(samples: Tensor, hop: int) -> Tensor:
@@ -76,7 +76,7 @@ def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
 @SPECTRUM_HEAD.implementation("reference")
 def spectrum_head(hidden, weight, bias, layout, n, **stream):
     """hidden [B, T, H] -> Linear -> [log-magnitude | phase] -> irfft -> `overlap_add`."""
-    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
+    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n, None, "")
     return overlap_add(inverse_spectrum(spectrum), **stream)
 
 
