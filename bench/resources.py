@@ -159,7 +159,7 @@ def _dynamic(name: str, target: str) -> int:
     if name.startswith(("spectrum", "frame_embed")):
         kind = name.rsplit("_", 1)[1]
         tiles = kind in ("any", "many")
-        return cuda_audio.EMBED_TILE[2] if tiles else cuda_audio.few_rows_bytes(int(kind))
+        return cuda_audio.EMBED_TILE[2] if tiles else cuda_audio.skinny_gemm_bytes(int(kind))
     if name.startswith("flow_sample"):
         _, _, format, tiles = name.split("_")
         sizes = (1024, 5 * 64, 132, int(tiles), format)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .product import EPS, TYPES, wait_for_previous
+from ..lib.launch import TYPES, wait_for_previous
+from .product import EPS
 
 BLOCK = 4096  # tokens, of queries or of keys, times the head's width: what the registers hold
 

@@ -5,7 +5,6 @@ width twice per element. A program takes one block of consecutive elements of [B
 of any length keep the lanes full; an absent operand is compiled away. All strides are in elements.
 """
 
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -28,9 +28,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..flow.product import TYPES, row_products
 from ..lib.activations import activate
-from ..lib.launch import on_device
+from ..lib.launch import TYPES, on_device
+from ..lib.skinny_gemm import row_products
 from ..lib.target import capability_of, shared_bytes
 
 FEW = 16  # rows that go as one tile
