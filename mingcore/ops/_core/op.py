@@ -93,9 +93,10 @@ class Op:
         backends: Sequence[str],
         in_place: InPlaceForm | None = None,
     ):
-        """module: the `__name__` of the family's package, where the adapters are. schema: PyTorch's, "Tensor x, float eps -> Tensor", without the op's name and without
-        `backend`. results: the names under which implementations get them, in order. fake: all
-        arguments by name -> the results, without values."""
+        """module: the `__name__` of the family's package, where the adapters are. schema: PyTorch's,
+        "Tensor x, float eps -> Tensor", without the op's name and without `backend`. results: the
+        names under which implementations get them, in order. fake: all arguments by name -> the
+        results, without values. in_place: the form that writes into the caller's tensors."""
         self.name, self.schema, self.fake = name, schema, fake
         self.family = module.rpartition(".")[2]
         self.results = tuple(results.split())
@@ -143,7 +144,7 @@ class Op:
                 sources=(*map(Path, sources), Path(own)) if sources else (),
                 flags=tuple(flags),
                 packed="str layout" in self.schema,
-                reason=support.check(self.first, _DEVICE[backend]),
+                reason=support.check(self.first, _DEVICE[backend], self._lists),
             )
             self._chains.clear()
             return function

@@ -57,42 +57,53 @@ class Support:
         found |= {name: frozenset(FLOAT32) for name in self.float32}
         return found | {name: frozenset(types) for name, types in self.types.items()}
 
-    def check(self, first: str, device: DeviceRule) -> Callable[..., str | None]:
+    def check(self, first: str, device: DeviceRule, lists: tuple[str, ...] = ()) -> Callable[..., str | None]:
         """(arguments, renamed) -> why they cannot be served, or None.
 
-        first: the argument whose device is the call's. renamed: names of results as the caller
-        knows them, for the message. Nearly every call fits, so one expression, made here from the
-        declaration, says whether it does (a third of the time of a loop over it); only where it
-        does not, or cannot say, is the reason looked for.
+        first: the argument whose device is the call's. lists: arguments that are lists of tensors.
+        renamed: names of results as the caller knows them, for the message. Nearly every call fits,
+        so one expression, made here from the declaration, says whether it does (a third of the time
+        of a loop over it); only where it does not is the reason looked for.
         """
-        fits = self._fits(first, device)
+        fits = self._fits(first, device, lists)
 
         def reason(args: Mapping[str, Any], renamed: Mapping[str, str] = _NOTHING) -> str | None:
-            return None if fits is not None and fits(args.get) else self._reason(first, device, args, renamed)
+            return None if fits(args) else self._reason(first, device, args, renamed)
 
         return reason
 
-    def _fits(self, first: str, device: DeviceRule) -> Callable[..., bool] | None:
-        """A quick yes for CPU tensors, made of code; None where only `_reason` can tell."""
-        if device is not on_cpu or self.rule or self.limits or self.layouts or self.formats:
-            return None
-        if self.dense_last or self.contiguous or self.disjoint:
-            return None
-        types, space, terms = self.allowed(), {"enabled": torch.is_grad_enabled, "S": torch.strided}, []
-        if first not in types:
-            return None
-        for i, (name, allowed) in enumerate(types.items()):
+    def _fits(self, first: str, device: DeviceRule, lists: tuple[str, ...]) -> Callable[[Mapping[str, Any]], bool]:
+        """Whether arguments fit, as code without a loop."""
+        space = {"enabled": torch.is_grad_enabled, "S": torch.strided, "overlap": torch._debug_has_internal_overlap}
+        space |= {"device": device, "layouts": self.layouts, "formats": self.formats, "rule": self.rule}
+        place = "t.is_cpu" if device is on_cpu else "t.device == place"
+        terms = [] if device in (on_cpu, anywhere) else [f"device({first!r}, x) is None"]
+        terms += [f"get({name!r}) in {name}s" for name in ("layout", "format") if getattr(self, f"{name}s")]
+
+        def each(name: str, term: str) -> str:
+            if name in lists:
+                return f"all({term} for t in get({name!r}))"
+            return f"((t := get({name!r})) is None or ({term}))"
+
+        for i, (name, allowed) in enumerate(self.allowed().items()):
             space[f"A{i}"] = allowed
-            fit = (
-                f"(t := get({name!r})).dtype in A{i} and t.is_cpu and t.layout is S and not (grad and t.requires_grad)"
-            )
-            terms.append(
-                fit
-                if name == first
-                else f"((t := get({name!r})) is None or {fit.replace(f'(t := get({name!r}))', 't')})"
-            )
-        code = f"def fits(get):\n grad = enabled()\n return {' and '.join(terms)}"
-        exec(code, space)  # the declaration's own names and types, nothing from a caller
+            plain = f"t.dtype in A{i} and {place} and t.layout is S and not (grad and t.requires_grad)"
+            terms.append(each(name, plain))
+        if device is on_cpu and first not in self.allowed():
+            terms.append("x.is_cpu and x.layout is S")
+        dense = "not t.dim() or t.shape[-1] <= 1 or t.stride(-1) == 1"
+        terms += [each(name, dense) for name in self.dense_last]
+        terms += [each(name, "t.is_contiguous()") for name in self.contiguous]
+        terms += [each(name, "overlap(t) != 1") for name in self.disjoint]
+        for i, limit in enumerate(self.limits):
+            space[f"L{i}"] = limit.of
+            terms.append(f"{limit.min_value} <= L{i}(**args) <= {limit.max_value}")
+        if self.rule is not None:
+            terms.append("rule(**args) is None")
+        lines = ["def fits(args):", " get, grad = args.get, enabled()", f" x = get({first!r})"]
+        lines += [" place = x.device"] if "place" in place else []
+        # only the declaration's own names and numbers, nothing that a caller gives
+        exec("\n".join([*lines, f" return {' and '.join(terms) or 'True'}"]), space)
         return space["fits"]
 
     def _reason(
