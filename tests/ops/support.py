@@ -56,7 +56,5 @@ def reference(op: str):
 def flat_arguments(op: str, kwargs: dict) -> dict:
     """The arguments, by the schema's names, that the public function hands on for these keyword arguments."""
     form, call = OPS[op], flat_call(op, (), kwargs)
-    if isinstance(form, Op):
-        return call.args
-    names = {target: result for result, target in form.writes.items()}
+    names = {} if isinstance(form, Op) else {target: result for result, target in form.writes.items()}
     return {name: call.args[names.get(name, name)] for name in form.names}
