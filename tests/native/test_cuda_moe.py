@@ -106,9 +106,9 @@ def test_what_it_takes(any_device):
         ({"H": 36}, "bf16", "H is 36; in bf16 it takes multiples of 8"),
         ({"I": 20}, "bf16", "I is 20; in bf16 it takes multiples of 8"),
         ({"shared": 24, "stored": torch.int8}, "int8", "Is is 24; in int8 .* multiples of 16"),
-        ({"stored": torch.int8}, "int8_dyn", "the weights are int8_dyn; it takes fp32, bf16"),
+        ({"stored": torch.int8}, "int8_dyn", "the format is int8_dyn"),
         ({"dtype": torch.float32, "stored": torch.bfloat16}, "bf16", "x is torch.float32"),
-        ({"dtype": torch.float64}, "fp64", "the weights are fp64; it takes fp32, bf16"),
+        ({"dtype": torch.float64}, "fp64", "x is torch.float64; it takes float32, bfloat16"),
     ],
 )
 def test_what_it_declines(any_device, change, format, expected):

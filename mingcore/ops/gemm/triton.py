@@ -45,7 +45,7 @@ def weights_unsupported_reason(x: Tensor, weight: Tensor, scale: Tensor | None, 
         layouts=("rows",),
         rule=lambda x, weight, scale, format, **_: weights_unsupported_reason(x, weight, scale, format),
     ),
-    sources=(KERNELS / "gemm" / "linear.py",),
+    sources=(KERNELS / "gemm" / "linear.py", KERNELS / "lib" / "quantise.py"),
 )
 def linear(x, weight, bias, residual, activation, layout, n, scale, format, out):
     if not out.numel():

@@ -103,7 +103,6 @@ def rows_per_unit(H: int, blocks: int) -> int:
         types={**dict.fromkeys(MATRICES, (*FLOATS, torch.int8, torch.float8_e4m3fn)), "ids": (torch.int32,)},
         contiguous=(*MATRICES, *SCALES),
         layouts=("rows",),
-        formats=tuple(_FORMATS),
         rule=_unsupported_reason,
     ),
     sources=(launch.source("moe_decode"), launch.source("moe_prefill"), cuda_prefill.__file__, cuda_common.__file__),
