@@ -11,14 +11,14 @@ def _quantise_rows_kernel(x, stored, scale, K, stride_x, BLOCK: tl.constexpr):
     """stored = round_to_even(x 127 / a), scale = a / 127, a = max |row|; divisions are exact."""
     i_m = tl.program_id(0).to(tl.int64)
     o_k = tl.arange(0, BLOCK)
-    b_most = tl.zeros([BLOCK], tl.float32)
+    b_largest = tl.zeros([BLOCK], tl.float32)
     for k in range(0, K, BLOCK):
         p_x = x + i_m * stride_x + k + o_k
         b_x = tl.load(p_x, mask=o_k < K - k, other=0.0).to(tl.float32)
-        b_most = tl.maximum(b_most, tl.abs(b_x))
-    most = tl.max(b_most, 0)
-    inverse = tl.where(most > 0, tl.div_rn(127.0, tl.where(most > 0, most, 1.0)), 0.0)
-    tl.store(scale + i_m, tl.div_rn(most, 127.0))
+        b_largest = tl.maximum(b_largest, tl.abs(b_x))
+    largest = tl.max(b_largest, 0)
+    inverse = tl.where(largest > 0, tl.div_rn(127.0, tl.where(largest > 0, largest, 1.0)), 0.0)
+    tl.store(scale + i_m, tl.div_rn(largest, 127.0))
     for k in range(0, K, BLOCK):
         p_x = x + i_m * stride_x + k + o_k
         b_x = tl.load(p_x, mask=o_k < K - k, other=0.0).to(tl.float32) * inverse

@@ -30,7 +30,7 @@ from ..lib.quantise import quantised_rows
 from ..lib.target import processors_of
 from ..routing.routing import sort_by_expert
 
-FEW = 16  # tokens that need no sorting: one tile of rows
+MAX_UNSORTED = 16  # tokens: one tile of rows, in which programs look for those of their expert
 SUM_BLOCK = 1024
 
 
@@ -323,7 +323,7 @@ def _tokens(
 ) -> None:
     (T, K), H, (E, _, I) = ids.shape, x.shape[1], down.shape
     S, rows, offsets = T * K, None, None
-    if T > FEW:
+    if T > MAX_UNSORTED:
         rows, offsets = ids.new_empty(S), ids.new_empty(E + 1)
         sort_by_expert(ids, rows, offsets)
     where = {"slots": S, "top_k": K, "ids": ids, "rows": rows, "offsets": offsets}
@@ -337,7 +337,7 @@ def _tokens(
     launch("gate_up", x, gate_up, hidden, scale=gate_up_scale, x_scale=x_scale, shared=pair, **where)
 
     # what few tokens leave is small: keep it in float32
-    by_slot = out.new_empty(S + (T if shared else 0), H, dtype=torch.float32 if T <= FEW else out.dtype)
+    by_slot = out.new_empty(S + (T if shared else 0), H, dtype=torch.float32 if T <= MAX_UNSORTED else out.dtype)
     hidden_scale = hidden_s_scale = None
     if dynamic:
         hidden, hidden_scale = quantised_rows(hidden)
@@ -358,7 +358,7 @@ def _tokens(
         out.stride(0),
         S,
         HAS_SHARED=shared is not None,
-        FIRST=T <= FEW,
+        FIRST=T <= MAX_UNSORTED,
         BLOCK=block,
         BLOCK_TOP=triton.next_power_of_2(K),
         enable_fp_fusion=True,

@@ -232,9 +232,9 @@ def _by_largest(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     x = x.float()
     a = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
     # tensors, not numbers: PyTorch may multiply by a reciprocal instead, which rounds twice
-    most = torch.full_like(a, largest)
-    inverse = torch.where(a > 0, most / a, 0.0)
-    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / most
+    limit = torch.full_like(a, largest)
+    inverse = torch.where(a > 0, limit / a, 0.0)
+    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / limit
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:
