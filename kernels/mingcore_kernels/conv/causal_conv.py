@@ -28,7 +28,7 @@ from ..lib.activations import activate
 from ..lib.launch import TYPES, on_device
 from ..lib.target import capability_of
 from . import configs as conv_configs
-from .rows import _conv_state_kernel, finish, inputs_of, plan_of, row_of, tell
+from .rows import _conv_state_kernel, finish, inputs_of, plan_of, row_of, write_counts
 
 FEW = 8  # inputs of a group that a matrix product would mostly pad
 FAR = 1 << 31  # elements that a 32-bit distance does not reach
@@ -176,7 +176,7 @@ def _conv_dense_kernel(
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     first, count = plan_of(seen, new, done, KERNEL, STRIDE, DILATION, LEFT_PAD, FLUSH, TRANSPOSED)
     if pid == 0:
-        tell(emitted, earlier, i_b, seen, count)
+        write_counts(emitted, earlier, i_b, seen, count)
     # the tiles that share inputs side by side: the weights are in L2 anyhow
     tiles_m = tl.cdiv(NG * UP, BLOCK_M)
     i_m, i_g = pid % tiles_m, pid // tiles_m % (C // CG)
@@ -497,7 +497,7 @@ def _conv_direct_kernel(
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     first, count = plan_of(seen, new, done, KERNEL, STRIDE, DILATION, LEFT_PAD, FLUSH, TRANSPOSED)
     if pid == 0:
-        tell(emitted, earlier, i_b, seen, count)
+        write_counts(emitted, earlier, i_b, seen, count)
     tiles_c = tl.cdiv(N, BLOCK_C)
     i_c, i_t = pid % tiles_c, pid // tiles_c
     x += i_b * stride_x_b

@@ -121,8 +121,8 @@ def _inverse_kernel(
     valid,
     ended,
     out,
-    numerator_out,
-    lengths_out,
+    next_numerator,
+    next_lengths,
     emitted,
     scratch,
     counters,
@@ -201,8 +201,8 @@ def _inverse_kernel(
         window,
         ended,
         out,
-        numerator_out,
-        lengths_out,
+        next_numerator,
+        next_lengths,
         emitted,
         F,
         hop,
@@ -266,10 +266,10 @@ def inverse(rows: int, hops: int, hop: int, F: int, processors: int, capability:
 def inverse_basis(size: int, device: torch.device) -> Tensor:
     """[F, F] float32: what each number of a spectrum (as launch 1 leaves it) gives to a sample."""
     k, n = torch.arange(size // 2 + 1).unsqueeze(1), torch.arange(size)
-    turn = (k * n % size).double() * (2 * math.pi / size)
-    scale = torch.full_like(turn, 2.0 / size)
+    angle = (k * n % size).double() * (2 * math.pi / size)
+    scale = torch.full_like(angle, 2.0 / size)
     scale[0], scale[-1] = 1.0 / size, 1.0 / size
-    rows = torch.cat((turn.cos() * scale, -(turn.sin() * scale)[1:-1]))
+    rows = torch.cat((angle.cos() * scale, -(angle.sin() * scale)[1:-1]))
     return rows.float().to(device)
 
 

@@ -68,10 +68,10 @@ def causal_conv1d(
 
     def count(inputs: Tensor, final: Tensor | bool) -> Tensor:
         """Outputs of a stream after so many inputs; once it is over, until all are covered."""
-        whole = torch.div(inputs + left_pad - span - 1, stride, rounding_mode="floor") + 1
+        complete = torch.div(inputs + left_pad - span - 1, stride, rounding_mode="floor") + 1
         reach = inputs + left_pad - max(span + 1 - stride, 0)
         covered = -torch.div(-reach, stride, rounding_mode="floor")
-        return torch.where(final & (inputs > 0), covered, whole).clamp(min=0)
+        return torch.where(final & (inputs > 0), covered, complete).clamp(min=0)
 
     earlier = count(seen, torch.zeros_like(done))
     emitted = count(seen + new, done) - earlier

@@ -194,10 +194,10 @@ def pack_flow_head(
         (w if isinstance(w, PackedLinear) else pack_linear(w, backend=backend), bias.detach()) for w, bias in time
     )
     vectors = (tuple(t.detach().contiguous() for t in group) for group in (biases, norms))
-    kept = tuple(scales) if format in QUANTISED else ()
+    own_scales = tuple(scales) if format in QUANTISED else ()
     layout = "rows" if cpu is None else "panels"
     own = layers, heads, rope_heads, layout, format
-    return PackedFlowHead(tuple(packed), *vectors, kept, *own, theta=theta, embed=embed)
+    return PackedFlowHead(tuple(packed), *vectors, own_scales, *own, theta=theta, embed=embed)
 
 
 def _own_format(weight: Tensor, cpu: ModuleType | None) -> str:

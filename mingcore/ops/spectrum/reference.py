@@ -47,10 +47,10 @@ def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, out
     emitted = (end - skip).clamp(min=0)
     index = skip.unsqueeze(1) + torch.arange(outputs, device=frames.device)
     index = index.clamp(max=max(total.shape[1] - 1, 0))
-    kept = torch.arange(outputs, device=frames.device) < emitted.unsqueeze(1)
+    live = torch.arange(outputs, device=frames.device) < emitted.unsqueeze(1)
     samples = total.new_zeros(total.shape[0], outputs)
     if total.shape[1]:
-        samples = torch.where(kept, total.gather(1, index) / norm.gather(1, index), samples)
+        samples = torch.where(live, total.gather(1, index) / norm.gather(1, index), samples)
     rest = (new * hop).unsqueeze(1) + torch.arange(carried, device=frames.device)
     numerator = torch.where(done.unsqueeze(1), 0, total.gather(1, rest))
     return samples, numerator, torch.where(done, 0, seen + new), emitted
