@@ -152,8 +152,8 @@ def _conv_state_kernel(
     lengths,
     valid,
     ended,
-    next_context,
-    next_lengths,
+    context_out,
+    lengths_out,
     C,
     L,
     W,
@@ -165,16 +165,16 @@ def _conv_state_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """The newest W inputs and the lengths; next_context may be the context itself."""
+    """The newest W inputs and the lengths; context_out may be the context itself."""
     i_b = tl.program_id(1).to(tl.int64)
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     if tl.program_id(0) == 0:
-        tl.store(next_lengths + i_b, tl.where(done != 0, 0, seen + new))
+        tl.store(lengths_out + i_b, tl.where(done != 0, 0, seen + new))
     o_c = (tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C))[:, None]
     if context is not None:
         context += i_b * C * W
     x += i_b * stride_x_b
-    next_context += i_b * C * W
+    context_out += i_b * C * W
     # all places are below `new`; a row without an input of its own may copy the chunk's first one
     some = tl.maximum(new, REPLICATE)
     live = tl.where(done != 0, 0, W)
@@ -196,4 +196,4 @@ def _conv_state_kernel(
             False,
         )
         tl.debug_barrier()  # what one thread writes, another may have to read first
-        tl.store(next_context + o_c.to(tl.int64) * W + o_w, b_x, mask=(o_c < C) & (o_w < W))
+        tl.store(context_out + o_c.to(tl.int64) * W + o_w, b_x, mask=(o_c < C) & (o_w < W))
