@@ -1,4 +1,4 @@
-"""Propose rows for the table of `mingcore_kernels/configs.py`, on this machine's GPU.
+"""Propose rows for the table of `mingcore_kernels/gemm/configs.py`, on this machine's GPU.
 
     python bench/tune.py --kind 16 --out rows.txt
 
@@ -24,6 +24,7 @@ from mingcore import ops  # noqa: E402
 from mingcore.ops._core.packing import quantise  # noqa: E402
 from mingcore.testing import timing  # noqa: E402
 from mingcore_kernels.gemm import configs, grouped_gemm  # noqa: E402
+from mingcore_kernels.lib import target  # noqa: E402
 
 E, K, H, I = 64, 6, 2048, 1408
 TOKENS = {16: 8, 32: 256, 64: 512, 128: 4096}
@@ -59,7 +60,7 @@ def operands(product: str, kind: str, T: int) -> dict:
 def fastest(product: str, kind: str, height: int, rounds: int) -> tuple[configs.Config, float]:
     """The best tile of one height and its speed-up over the table's; each is checked first."""
     given = operands(product, kind, TOKENS[height])
-    capability = grouped_gemm.capability_of(torch.cuda.current_device())
+    capability = target.capability_of(torch.cuda.current_device())
     depth = given["w"].shape[2]
     in_use = configs.choose(product, kind, rows=height, depths=(depth,), capability=capability)
     grouped_gemm.launch(**given, config=in_use)

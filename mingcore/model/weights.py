@@ -22,8 +22,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import CheckpointError
-from ..ops._core.packing import QUANTISED, format_of
-from ..ops.gemm import packed_bytes
+from ..ops._core.packing import QUANTISED, format_of, packed_bytes
 from .formats import Formats, resolve
 from .headers import read_headers
 from .layers import Linear

@@ -7,9 +7,10 @@ by default, the best backend that can serve. A named backend that cannot serve r
 For inference: no gradients. Dimensions: see the glossary in ARCHITECTURE.md.
 """
 
+from ._core.backends import use_backend
 from ._core.invariance import batch_invariant
 from ._core.packing import PackedExperts, PackedLinear
-from ._core.registry import use_backend, why_not
+from ._core.query import selected_backend, supports, unsupported_reason, why_not
 from .activation import silu_mul
 from .attention import attention_decode, attention_prefill, kv_write_
 from .conv import ConvState, causal_conv1d, causal_conv1d_, causal_conv_transpose1d, causal_conv_transpose1d_, pack_conv
@@ -61,10 +62,13 @@ __all__ = [
     "rms_norm",
     "rope",
     "route_topk",
+    "selected_backend",
     "silu_mul",
     "sort_by_expert",
     "spectrum_head",
     "spectrum_head_",
+    "supports",
+    "unsupported_reason",
     "use_backend",
     "why_not",
 ]

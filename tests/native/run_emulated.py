@@ -1,9 +1,7 @@
 """Run by test_cuda.py with the emulated driver in LD_LIBRARY_PATH: the cuda backend's flow_step."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
 import torch
+from emulated_device import pretend
 
 from mingcore.errors import BackendError
 from mingcore.ops._core import cases, launch
@@ -12,14 +10,8 @@ from mingcore.ops.flow import cuda
 from mingcore.testing import compare
 
 STREAM = 0x5EED
+pretend(90, STREAM)
 fake = launch.torch.cuda
-fake.device = lambda device: nullcontext()
-fake.current_stream = lambda device: SimpleNamespace(cuda_stream=STREAM)
-fake.is_current_stream_capturing = lambda: False
-fake.get_device_capability = lambda device: (9, 0)
-launch.why_not = lambda op, device: None
-load = launch.kernel
-launch.kernel = lambda op, name, device, shared=0: load(op, name, device or 0, shared)
 
 launches = 0
 for op in ("flow_step", "flow_step_"):

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import torch
+from emulated_device import pretend
 
 from mingcore.errors import BackendError
 from mingcore.ops._core import cases, launch
@@ -18,9 +19,10 @@ from tests.ops import flow_harness
 
 LIBRARY, TASK = sys.argv[1:3]
 SOME = ("b1", "midpoint", "temperature_mixed", "history_0", "rope_heads", "fp8_b1")
-DECLINED = ("multiples of", "rows of tokens; it takes", "the format is", "condition is torch.float32")
+DECLINED = ("multiples of", "rows of tokens; it takes", "the weights are", "condition is torch.float32")
 emulated = ctypes.CDLL(LIBRARY)
-gpu = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, latency=8, muted=0)
+gpu = pretend(90, 3)
+gpu.seed, gpu.latency, gpu.muted = 1, 8, 0
 launches = []
 
 
@@ -33,14 +35,7 @@ def fake_launch(kernel, grid, block, params, *, cooperative):
     emulated.emulated_flow(*arguments, gpu.seed, gpu.latency, ctypes.c_void_p(gpu.muted))
 
 
-fake = torch.cuda
-fake.synchronize = lambda device: None
-fake.current_stream = lambda device: SimpleNamespace(cuda_stream=gpu.multi_processor_count)
-fake.is_current_stream_capturing = lambda: False
-fake.get_device_properties = lambda device: gpu
 words = {}
-launch.why_not = lambda op, device: None
-launch._torch = lambda device: torch.device("cpu")
 launch.kernel = lambda op, name, device, shared: SimpleNamespace(name=name, shared_bytes=shared)
 launch.launch = fake_launch
 launch.fault = lambda op, device: words.setdefault("fault", torch.zeros(1, dtype=torch.int64))

@@ -9,21 +9,25 @@ kernel gets. Prints one line of JSON per result.
 
 import os
 import sys
+from functools import partial
 
 if sys.argv[1] == "interpret":
     os.environ["TRITON_INTERPRET"] = "1"  # before Triton is imported
 
 import torch
+from support import unsupported_reason
 from triton_launches import compiled, loops_with_new_numpy, meta, recorded, say
 
 from mingcore import ops
 from mingcore.errors import BackendError
-from mingcore.ops._core import cases, registry
+from mingcore.ops._core import cases
 from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops._core.op import OPS as DECLARED
 from mingcore.testing import compare
 from mingcore_kernels.attention import attention_decode, kv_write
-from mingcore_kernels.gemm import grouped_gemm, linear
-from mingcore_kernels.moe import moe_mlp
+from mingcore_kernels.gemm import linear
+from mingcore_kernels.lib.quantise import quantised_rows
+from mingcore_kernels.lib.target import assumed
 from mingcore_kernels.norm import norms
 from mingcore_kernels.rotary import rope
 
@@ -133,7 +137,7 @@ def _refused(d: cases.Draw) -> None:
         ("linear", (half, d.matrix(256, 6).t(), None, None, "none", "rows", 6, None, "")),
         ("linear", (half, d.matrix(6, 256).float(), None, None, "none", "rows", 6, None, "")),
     ):
-        say(refused=registry.entry(op, "triton").reason(args))
+        say(refused=unsupported_reason(DECLARED[op], "triton", args))
 
 
 def attention(B: int, T: int, Hq: int, Hkv: int, D: int, S: int, window: int, dtype) -> None:
@@ -161,7 +165,7 @@ def product(M: int, K: int, N: int, format: str, activation: str, dtype) -> None
     stored = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}.get(format)
     x, w, x_scale = meta(M, K, dtype=dtype), meta(N, K, dtype=stored or dtype), None
     if format == "int8_dyn":
-        x, x_scale = moe_mlp.quantised_rows(x)
+        x, x_scale = quantised_rows(x)
     bias, width = meta(N, dtype=dtype), N // 2 if activation == "swiglu" else N
     out = meta(M, width, dtype=dtype)
     scale = meta(N, dtype=torch.float32) if stored else None
@@ -208,8 +212,9 @@ def launches(capability: int, everything: bool) -> None:
 def compile_all(everything: bool, registers: int | None = None) -> None:
     """registers: no kernel gets more, and only the linear ones are compiled."""
     for capability in (80, 90, 100) if everything else (90,):
-        grouped_gemm.capability_of = linear.capability_of = lambda _, found=capability: found
-        for kernel, signature, constants, *rest in recorded(lambda found=capability: launches(found, everything)):
+        with assumed(capability, processors=132):
+            found = recorded(partial(launches, capability, everything))
+        for kernel, signature, constants, *rest in found:
             if registers is not None:
                 if kernel.__name__ != "_linear_kernel":
                     continue

@@ -9,9 +9,9 @@ from mingcore import _cpu, ops
 from mingcore.ops._core.cases import for_op
 from mingcore.ops._core.layouts import nan_poisoned
 from mingcore.ops._core.packing import FORMATS
-from mingcore.ops.conv import cpu as cpu_conv
-from mingcore.ops.spectrum import cpu as cpu_audio
+from mingcore.ops.conv.packing import FEW
 from mingcore.testing import compare, streaming
+from tests.native.support import refusal
 from tests.ops.test_streams import any_call, conv_call
 
 OPS = [op + tail for op in streaming.INPUT for tail in ("", "_")] + ["frame_embed"]
@@ -178,7 +178,7 @@ def test_pack_and_unpack_round_trip(format):
         pack = packed(op, call, format).pop("weight")
         assert torch.equal(pack.unpack(), call["weight"].to(FORMATS[format]))
         outputs = pack.out_channels // pack.groups * (pack.stride if pack.transposed else 1)
-        assert pack.layout == ("rows" if outputs <= cpu_conv.FEW else "conv_panels")
+        assert pack.layout == ("rows" if outputs <= FEW else "conv_panels")
 
 
 def test_bad_counters_are_named():
@@ -191,14 +191,13 @@ def test_bad_counters_are_named():
         ops.causal_conv1d(**call, state=state)
 
 
-def test_why_not_names_the_reason():
+def test_the_reason_is_named():
     x, w = torch.randn(1, 2, 4), torch.randn(3, 2, 2)
-    rest = (None,) * 6 + (False, 4, 2, 1, 1, 1, 1, False, "none", None, None, "none", None, None)
-    assert cpu_conv._why_not(x, w, *rest, "rows", 3) is None
-    assert "float64" in cpu_conv._why_not(x.double(), w, *rest, "rows", 3)
-    assert "gradient" in cpu_conv._why_not(x, w.clone().requires_grad_(), *rest, "rows", 3)
+    assert refusal("causal_conv1d", "cpu", x, w) is None
+    assert "float64" in refusal("causal_conv1d", "cpu", x.double(), w)
+    assert "gradient" in refusal("causal_conv1d", "cpu", x, w.clone().requires_grad_())
     hidden, weight = torch.randn(1, 2, 4), torch.randn(24, 4)
-    reason = cpu_audio._head_why_not(hidden, weight, None, torch.ones(22), 2, None)
+    reason = refusal("spectrum_head", "cpu", hidden, weight, None, torch.ones(22), 2, None, False)
     assert reason == "the window has 22 points; it takes twice a product of 2, 3, 5 and 7"
     assert _cpu.isa() in _cpu.isas()
 

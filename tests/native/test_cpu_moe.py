@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mingcore import InputError, _cpu, ops
 from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
-from mingcore.ops.moe import cpu as cpu_moe
+from mingcore.ops.moe import MOE_MLP
 from mingcore.testing import compare
+from tests.native.support import unsupported_reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = (*DTYPES, "int8", "int8_dyn")
@@ -240,13 +241,13 @@ def test_nan_stays_with_its_token(isa):
     assert out[4].isnan().all() and out[:4].isfinite().all() and out[5:].isfinite().all()
 
 
-def test_why_not_names_the_reason():
+def test_the_reason_is_named():
     x, weights, ids = tokens(SIZES[1], 3).values()
     gate_up, down = experts(SIZES[1], "fp32", layout="rows")["experts"]
 
     def reason(x=x, gate_up=gate_up, down=down, shared=(None, None), format="fp32"):
         rest = (*shared, None, None, None, None, "rows", format)
-        return cpu_moe._why_not(x, gate_up, down, weights, ids, *rest)
+        return unsupported_reason(MOE_MLP, "cpu", (x, gate_up, down, weights, ids, *rest))
 
     assert reason() is None
     assert "fp8" in reason(format="fp8")
@@ -257,9 +258,9 @@ def test_why_not_names_the_reason():
     assert "E, H, I >= 1" in reason(gate_up=gate_up[:, :0], down=down[:, :, :0])
     assert "gradient" in reason(down=down.clone().requires_grad_())
     kwargs = experts(SIZES[1], "int8_dyn")["experts"]
-    flat = (*kwargs.matrices[:2], weights, ids, *kwargs.matrices[2:], *kwargs.scales)
-    assert cpu_moe._why_not(x, *flat, "panels", "int8_dyn") is None
-    assert "it takes panels" in cpu_moe._why_not(x, *flat, "rows", "int8_dyn")
+    flat = (x, *kwargs.matrices[:2], weights, ids, *kwargs.matrices[2:], *kwargs.scales)
+    assert unsupported_reason(MOE_MLP, "cpu", (*flat, "panels", "int8_dyn")) is None
+    assert "it takes panels" in unsupported_reason(MOE_MLP, "cpu", (*flat, "rows", "int8_dyn"))
 
 
 def test_fewer_threads_than_asked():

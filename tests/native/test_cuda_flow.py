@@ -15,9 +15,9 @@ import torch
 
 pytest.importorskip("cuda.bindings")
 
-from mingcore.ops import flow as flow_sampler
 from mingcore.ops._core import launch
 from mingcore.ops.flow import cuda as cuda_flow
+from tests.native.support import refusal
 from tests.ops import flow_harness
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
@@ -140,21 +140,19 @@ def test_ptx_has_matrix_products_and_bulk_copies():
 
 @pytest.fixture
 def any_device(monkeypatch):
-    """why_not without a GPU: the architecture is granted, the operands are looked at."""
+    """Without a GPU: the architecture is granted, the operands are looked at."""
     there = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=132)
     monkeypatch.setattr(launch, "why_not", lambda op, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
     return there
 
 
-def reason(name="b1", dtype=torch.bfloat16, rows=True, **change) -> str | None:
-    """What the kernel says to the arguments of a case."""
+def reason(name="b1", dtype=torch.bfloat16, rows=True, condition=None, **change) -> str | None:
+    """What the kernel says to the arguments of a case; condition: another type of that argument."""
     kwargs = flow_harness.make(name, device="cpu", dtype=dtype, rows=rows, **change)
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flow_sampler, "call", lambda op, backend, *args: seen.extend(args))
-        flow_harness.run(kwargs, "cuda")
-    return cuda_flow._why_not(*seen)
+    kwargs["condition"] = kwargs["condition"].to(condition or kwargs["condition"].dtype)
+    with torch.no_grad():
+        return refusal("flow_sample", "cuda", **kwargs)
 
 
 def test_what_it_takes(any_device):
@@ -174,11 +172,12 @@ def test_what_it_takes(any_device):
         ({"C": 12}, "C is 12; it takes multiples of 8"),
         ({"Hc": 20}, "Hc is 20"),
         ({"H": 96}, "heads are 24 wide"),
-        ({"dtype": torch.float32}, "the format is fp32; it takes bf16 and fp8"),
-        ({"format": "int8"}, "the format is int8"),
+        ({"dtype": torch.float32}, "the weights are fp32; it takes bf16 and fp8"),
+        ({"format": "int8"}, "the weights are int8"),
         ({"format": "fp8", "float_input": True}, "condition is torch.float32"),
-        ({"format": "fp8", "dtype": torch.float32}, "cond is torch.float32"),
-        ({"rows": False}, "'panels'; it takes rows"),
+        ({"format": "fp8", "dtype": torch.float32}, "condition is torch.float32"),
+        ({"format": "fp8", "dtype": torch.float32, "condition": torch.bfloat16}, "cond is torch.float32"),
+        ({"rows": False}, "'panels'; it takes 'rows'"),
         ({"schedule": {"steps": 257}}, "257 evaluations"),
     ],
 )

@@ -11,8 +11,8 @@ import torch
 pytest.importorskip("cuda.bindings")
 
 from mingcore.ops._core import launch
-from mingcore.ops.moe import cuda as cuda_moe
-from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill
+from mingcore.ops.moe import MOE_MLP, cuda_prefill
+from tests.native.support import unsupported_reason
 
 
 def test_emulated(emulated_driver, tmp_path):
@@ -22,24 +22,24 @@ def test_emulated(emulated_driver, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.split() for line in log.read_text().splitlines()]
     launched = [line[1:] for line in lines if line[0] == "launch"]
-    products = [line for line in launched if line[1] == str(cuda_moe_prefill.THREADS)]
+    products = [line for line in launched if line[1] == str(cuda_prefill.THREADS)]
     assert len(launched) == 2 * len(products) >= 60
     assert {line[0] for line in products} == {"3", "1"}
-    assert {line[2] for line in products} == {str(cuda_moe_prefill.SHARED_BYTES)}
+    assert {line[2] for line in products} == {str(cuda_prefill.SHARED_BYTES)}
     maps = [line for line in lines if line[0] == "map"]
     assert len(maps) < 2 * len(products) / 2  # one per weight, however often it is used
-    assert ["attribute", "8", str(cuda_moe_prefill.SHARED_BYTES)] in lines
+    assert ["attribute", "8", str(cuda_prefill.SHARED_BYTES)] in lines
 
 
 def test_shared_memory_is_there():
-    assert cuda_moe_prefill.SHARED_BYTES <= 227 * 1024
+    assert cuda_prefill.SHARED_BYTES <= 227 * 1024
 
 
 def test_the_registers_of_a_block_are_enough():
     source = launch.source("moe_prefill").read_text()
     consumers = int(re.search(r"setmaxnreg_inc<(\d+)>", source)[1])
     producers = int(re.search(r"setmaxnreg_dec<(\d+)>", source)[1])
-    threads = cuda_moe_prefill.THREADS
+    threads = cuda_prefill.THREADS
     at_launch = 65536 // threads // 8 * 8
     assert 128 * producers + (threads - 128) * consumers <= at_launch * threads
 
@@ -54,22 +54,26 @@ def operands(T=64, K=2, E=4, H=64, I=32, shared=16, dtype=torch.bfloat16, stored
     return [x, matrix(E, 2 * I, H), matrix(E, H, I), weights, ids, *pair, *[None] * 4, "rows"]
 
 
+def reason(args, format):
+    return unsupported_reason(MOE_MLP, "cuda", (*args, format), any_device=True)
+
+
 @pytest.fixture
 def any_device(monkeypatch):
-    """why_not without a GPU: the architecture is granted, the operands are looked at."""
+    """Reasons without a GPU: the architecture is granted, the operands are looked at."""
     monkeypatch.setattr(launch, "why_not", lambda op, device: None)
 
 
 def test_what_it_takes(any_device):
     for T in (64, 65, 4096):
-        assert cuda_moe._why_not(*operands(T=T), "bf16") is None
-    assert cuda_moe._why_not(*operands(T=60, K=9), "bf16") is None
-    assert cuda_moe._why_not(*operands(dtype=torch.float16, shared=0), "fp16") is None
-    assert cuda_moe._why_not(*operands(E=256, H=8, I=8), "bf16") is None
+        assert reason(operands(T=T), "bf16") is None
+    assert reason(operands(T=60, K=9), "bf16") is None
+    assert reason(operands(dtype=torch.float16, shared=0), "fp16") is None
+    assert reason(operands(E=256, H=8, I=8), "bf16") is None
 
 
 @pytest.mark.parametrize(
-    "change, format, reason",
+    "change, format, expected",
     [
         ({"dtype": torch.float32}, "fp32", "it takes bf16 with bfloat16, fp16 with float16"),
         ({"stored": torch.int8}, "int8", "the format is int8"),
@@ -80,16 +84,15 @@ def test_what_it_takes(any_device):
         ({"I": 0}, "bf16", r"gate_up is \[4, 0, 64\]; it takes no empty experts"),
     ],
 )
-def test_what_it_declines(any_device, change, format, reason):
-    assert re.search(reason, cuda_moe._why_not(*operands(**change), format))
+def test_what_it_declines(any_device, change, format, expected):
+    assert re.search(expected, reason(operands(**change), format))
 
 
 def test_other_gpus_are_declined(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(
-        cuda_moe_prefill.launch,
+        cuda_prefill.launch,
         "why_not",
         lambda op, device, real=launch.why_not.__wrapped__: real(op, SimpleNamespace(type="cuda")),
     )
-    reason = cuda_moe._why_not(*operands(), "bf16")
-    assert reason == "T is 64, T * K 128; its kernel is made for sm_90a; this GPU is sm_80"
+    assert reason(operands(), "bf16") == "T is 64, T * K 128; its kernel is made for sm_90a; this GPU is sm_80"

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mingcore import _cpu, ops
 from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
-from mingcore.ops.activation import cpu
+from mingcore.ops.gemm import LINEAR
 from mingcore.testing import compare
+from tests.native.support import unsupported_reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 ACTIVATIONS = (None, "silu", "gelu", "gelu_tanh", "swiglu")
@@ -178,16 +179,19 @@ def test_pack_and_unpack_round_trip():
                 assert torch.equal(pack.unpack(), weight)
 
 
-def test_why_not_names_the_reason():
+def test_the_reason_is_named():
     x, w = torch.randn(2, 8), torch.randn(4, 8)
-    flat = (None, None, "none", "rows", 4)
-    assert cpu._linear_why_not(x, w, *flat) is None
-    assert "float64" in cpu._linear_why_not(x.double(), w, *flat)
-    assert "K = 0" in cpu._linear_why_not(x[:, :0], w[:, :0], *flat)
-    assert "gradient" in cpu._linear_why_not(x, w.clone().requires_grad_(), *flat)
+
+    def reason(x, w):
+        return unsupported_reason(LINEAR, "cpu", (x, w, None, None, "none", "rows", 4, None, ""))
+
+    assert reason(x, w) is None
+    assert "float64" in reason(x.double(), w)
+    assert "K = 0" in reason(x[:, :0], w[:, :0])
+    assert "gradient" in reason(x, w.clone().requires_grad_())
     with torch.no_grad():
-        assert cpu._linear_why_not(x, w.clone().requires_grad_(), *flat) is None
-    assert "meta" in cpu._linear_why_not(x.to("meta"), w, *flat)
+        assert reason(x, w.clone().requires_grad_()) is None
+    assert "meta" in reason(x.to("meta"), w)
 
 
 def test_threads_come_from_pytorch():

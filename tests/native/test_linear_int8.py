@@ -8,8 +8,9 @@ import torch
 from mingcore import _cpu, ops
 from mingcore.ops._core.layouts import nan_poisoned, shifted, strided, transposed
 from mingcore.ops._core.packing import quantise, quantise_activations
-from mingcore.ops.activation import cpu
+from mingcore.ops.gemm import LINEAR
 from mingcore.testing import compare
+from tests.native.support import unsupported_reason
 from tests.native.test_linear import ACTIVATIONS, DTYPES, ROWS, arguments
 
 FORMATS = ("int8", "int8_dyn")
@@ -146,13 +147,13 @@ def test_nan_and_infinity_stay_in_their_row(products, format, bad):
     assert got[0].isfinite().all() and got[2].isfinite().all()
 
 
-def test_why_not_names_the_reason():
+def test_the_reason_is_named():
     x, weight = torch.randn(2, 8), torch.randn(4, 8)
     rows = ops.pack_linear(weight, format="int8", backend="reference")
-    flat = (rows.weight, None, None, "none", "rows", 4, rows.scale, "int8")
-    assert "int8 in rows" in cpu._linear_why_not(x, *flat)
+    flat = (x, rows.weight, None, None, "none", "rows", 4, rows.scale, "int8")
+    assert "int8 in rows" in unsupported_reason(LINEAR, "cpu", flat)
     wide = torch.ones(1, 1 << 18)
     pack = ops.pack_linear(wide, format="int8_dyn", backend="cpu")
-    flat = (pack.weight, None, None, "none", pack.layout, 1, pack.scale, "int8_dyn")
-    assert "K <= 131072" in cpu._linear_why_not(wide, *flat)
+    flat = (wide, pack.weight, None, None, "none", pack.layout, 1, pack.scale, "int8_dyn")
+    assert "K <= 131072" in unsupported_reason(LINEAR, "cpu", flat)
     assert torch.isclose(ops.linear(wide, pack)[0, 0], torch.tensor(2.0**18))  # the reference

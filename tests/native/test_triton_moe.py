@@ -70,7 +70,7 @@ def test_every_choice_is_valid(product, kind, capability):
     for rows in (1, 16, 17, 33, 64, 65, 384, 4096):
         for depths in ((2048,), (1408, 2816), (37, 43), (704,)):
             config = configs.choose(product, kind, rows=rows, depths=depths, capability=capability)
-            assert configs.why_invalid(config, product, kind, capability) is None
+            assert configs.unsupported_reason(config, product, kind, capability) is None
             if depths == (704,):
                 assert 704 % config.block_k == 0
 
@@ -90,4 +90,4 @@ def test_the_predicate_names_what_is_wrong():
         (configs.Config(16, 32, 16, 4, 2), "at least 32"),
     ):
         kind = "w8" if config.block_k == 16 else "16"
-        assert expected in configs.why_invalid(config, "gate_up", kind, 90)
+        assert expected in configs.unsupported_reason(config, "gate_up", kind, 90)

@@ -1,14 +1,44 @@
 import pytest
 
-from mingcore.ops._core import registry
+from mingcore.ops._core import backends, op
 
 
 @pytest.fixture
-def clean_registry(monkeypatch):
-    """The registry, restored afterwards; MINGCORE_BACKEND unset."""
-    registry.entries()
-    for name in ("_entries", "_load_errors"):
-        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
-    monkeypatch.setattr(registry, "_chains", {})
+def clean_ops(monkeypatch):
+    """Every op's implementations, restored afterwards; MINGCORE_BACKEND unset."""
+    backends.load_all()
+    monkeypatch.setattr(backends, "_load_errors", dict(backends._load_errors))
+    monkeypatch.setattr(backends, "_environment", ())
+    for each in op.OPS.values():
+        if isinstance(each, op.Op):
+            monkeypatch.setattr(each, "implementations", dict(each.implementations))
+            monkeypatch.setattr(each, "_chains", {})
     monkeypatch.delenv("MINGCORE_BACKEND", raising=False)
-    return registry
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets MINGCORE_BACKEND as a new process would find it."""
+
+    def set_backend(name: str) -> None:
+        monkeypatch.setenv("MINGCORE_BACKEND", name)
+        backends.read_environment()
+
+    return set_backend
+
+
+@pytest.fixture
+def serve(clean_ops, monkeypatch):
+    """serve(op, backend, function, support): puts an implementation in another's place. Tensors of
+    any device go to any backend, so that a CPU can play a GPU."""
+    monkeypatch.setattr(op, "_DEVICE", dict.fromkeys(backends.BACKENDS, op.anywhere))
+
+    def put(declared: op.Op, backend: str, function, support=None, **options):
+        declared.implementations.pop(backend, None)
+        monkeypatch.setitem(backends._load_errors, (backend, declared.family), None)
+        if backend not in declared.backends:
+            monkeypatch.setattr(declared, "backends", (*declared.backends, backend))
+        declared.implementation(backend, support, **options)(function)
+        return declared.implementations[backend]
+
+    return put

@@ -1,14 +1,13 @@
 """What the tests of the ops share: random inputs, tolerances, and the flat arguments of a call."""
 
 import functools
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 import mingcore.ops as ops
-from mingcore.ops._core import dispatch
 from mingcore.ops._core.layouts import nan_poisoned
+from mingcore.ops._core.op import OPS, Op, flat_call
 
 # max |a - b| / max |b| against the float64 loops, by the type that is computed and rounded in
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -54,32 +53,8 @@ def reference(op: str):
     return call
 
 
-class _Captured(Exception):
-    pass
-
-
-@contextmanager
-def _capturing(wanted: str, taken: list):
-    real = dispatch.select
-
-    def select(op, args, backend):
-        if op != wanted:  # an op that prepares the arguments of this one
-            return real(op, args, backend)
-        taken.append(args)
-        raise _Captured
-
-    dispatch.select = select
-    try:
-        yield
-    except _Captured:
-        pass
-    finally:
-        dispatch.select = real
-
-
-def flat_arguments(op: str, kwargs: dict) -> tuple:
-    """The flat arguments that the public function hands on for these keyword arguments."""
-    taken: list[tuple] = []
-    with _capturing(op, taken):
-        getattr(ops, op)(**kwargs)
-    return taken[0]
+def flat_arguments(op: str, kwargs: dict) -> dict:
+    """The arguments, by the schema's names, that the public function hands on for these keyword arguments."""
+    form, call = OPS[op], flat_call(op, (), kwargs)
+    names = {} if isinstance(form, Op) else {target: result for result, target in form.writes.items()}
+    return {name: call.args[names.get(name, name)] for name in form.names}

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 import mingcore.ops as ops
-from mingcore.ops._core import registry
+from mingcore.ops._core import backends
 from mingcore.ops._core.layouts import nan_poisoned, strided
 from mingcore.ops._core.packing import FORMATS
 from tests.ops import slow
 from tests.ops.support import TOLERANCE, Draw, check
 
-pytestmark = pytest.mark.skipif(registry.load("cpu") is not None, reason="the native kernels are not built")
+pytestmark = pytest.mark.skipif(backends.load("cpu", "moe") is not None, reason="the native kernels are not built")
 DTYPES = tuple(dtype for dtype in TOLERANCE if dtype != torch.float64)
 
 

@@ -14,7 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mingcore.ops as ops
 from mingcore import BackendError
-from mingcore.ops._core import cases, registry
+from mingcore.ops._core import backends, cases, op
+from mingcore.ops.attention import ATTENTION_PREFILL
 from mingcore.testing import compare
 
 from .support import flat_arguments
@@ -54,15 +55,16 @@ def flash_attn_func(
 
 
 @pytest.fixture
-def flash(clean_registry, monkeypatch):
-    """The backend's entry, loaded with the stub in place of the package."""
+def flash(clean_ops, monkeypatch):
+    """The backend's implementation, loaded with the stub in place of the package."""
     stub = types.ModuleType("flash_attn")
     stub.flash_attn_func = flash_attn_func
     monkeypatch.setitem(sys.modules, "flash_attn", stub)
     monkeypatch.delitem(sys.modules, "mingcore.ops.attention.flash", raising=False)
-    clean_registry._entries.pop(("attention_prefill", "flash"), None)
-    clean_registry._load_errors.pop("flash", None)
-    yield clean_registry.entry("attention_prefill", "flash")
+    ATTENTION_PREFILL.implementations.pop("flash", None)
+    backends._load_errors.pop(("flash", "attention"), None)
+    assert backends.load("flash", "attention") is None
+    yield ATTENTION_PREFILL.implementations["flash"]
     sys.modules.pop("mingcore.ops.attention.flash", None)
 
 
@@ -70,14 +72,14 @@ def flash(clean_registry, monkeypatch):
 def test_the_stub_gets_the_call_that_the_contract_needs(flash, case):
     for dtype in (torch.float16, torch.bfloat16):
         kwargs = case.make("cpu", dtype, seed=1)
-        got = flash.function(*flat_arguments("attention_prefill", kwargs))
+        got = flash.function(**flat_arguments("attention_prefill", kwargs))
         assert got.is_contiguous()
         compare.check_op("attention_prefill", kwargs, (got,))
 
 
 def on_gpu(D=64, dtype=torch.bfloat16, T=4, **options):
     q, k = (torch.empty(1, T, heads, D, dtype=dtype, device="cuda") for heads in (4, 2))
-    return (q, k, k, *{"causal": True, "window": 0, "scale": 0.125, **options}.values())
+    return {"q": q, "k": k, "v": k, "causal": True, "window": 0, "scale": 0.125, **options}
 
 
 def test_what_it_cannot_serve(flash, monkeypatch):
@@ -99,25 +101,20 @@ def test_what_it_cannot_serve(flash, monkeypatch):
 
 def test_it_serves_prefill_on_a_gpu_unasked_and_by_name(flash, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
-    sdpa = registry.entry("attention_prefill", "reference").function
-    monkeypatch.setattr(registry, "_unverified", lambda e, _: "no" if e.backend in ("cuda", "triton") else None)
+    sdpa = ATTENTION_PREFILL.implementations["reference"]
+    monkeypatch.setattr(op, "unproven", lambda e, _: "no" if e.backend in ("cuda", "triton") else None)
     with FakeTensorMode():
-        for names, expected in (
-            (None, flash.function),
-            ("flash", flash.function),
-            ("flash,reference", flash.function),
-            ("reference", sdpa),
-        ):
+        for names, expected in ((None, flash), ("flash", flash), ("flash,reference", flash), ("reference", sdpa)):
             with ops.use_backend(names):
-                assert registry.select("attention_prefill", on_gpu()) is expected
-        assert registry.select("attention_prefill", on_gpu(dtype=torch.float32)) is sdpa
+                assert ATTENTION_PREFILL.select(None, on_gpu()) is expected
+        assert ATTENTION_PREFILL.select(None, on_gpu(dtype=torch.float32)) is sdpa
 
 
-def test_without_the_package_the_reason_names_it(clean_registry, monkeypatch):
+def test_without_the_package_the_reason_names_it(clean_ops, monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", None)
     monkeypatch.delitem(sys.modules, "mingcore.ops.attention.flash", raising=False)
-    clean_registry._entries.pop(("attention_prefill", "flash"), None)
-    clean_registry._load_errors.pop("flash", None)
+    ATTENTION_PREFILL.implementations.pop("flash", None)
+    backends._load_errors.pop(("flash", "attention"), None)
     q = torch.zeros(1, 2, 2, 8)
     with pytest.raises(BackendError, match="the flash backend cannot be loaded: .*flash_attn"):
         ops.attention_prefill(q, q, q, backend="flash")

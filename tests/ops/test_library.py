@@ -1,15 +1,16 @@
 """The ops under PyTorch's dispatcher: schemas, fakes, mutation, torch.compile and torch.export."""
 
 import functools
+import inspect
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mingcore.ops as ops
-from mingcore.ops._core import cases
+from mingcore.ops._core import backends, cases
 from mingcore.ops._core.layouts import map_tensors, tensors_in
-from mingcore.ops._core.library import FAKES, SCHEMAS
+from mingcore.ops._core.op import OPS, Op, implementations
 from mingcore.testing import compare
 from tests.ops.support import Draw, flat_arguments
 
@@ -17,11 +18,11 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 SMALL = [
     pytest.param(op, case, id=case.id)
-    for op in sorted(SCHEMAS)
+    for op in sorted(OPS)
     for case in cases.for_op(op)
     if not case.tags & {"real", "mid"}
 ]
-ONE_EACH = [next(p for p in SMALL if p.values[0] == op) for op in sorted(SCHEMAS)]
+ONE_EACH = [next(p for p in SMALL if p.values[0] == op) for op in sorted(OPS)]
 
 
 def forget_graphs() -> None:
@@ -33,15 +34,35 @@ def overload(op: str):
     return getattr(torch.ops.mingcore, op).default
 
 
-def test_every_schema_has_a_fake_a_reference_and_a_public_function():
-    assert set(SCHEMAS) == set(FAKES)
-    for op in SCHEMAS:
-        assert ops.why_not(op, "reference", torch.zeros(1)) is None
-        assert op in ops.__all__
+def test_every_op_has_a_reference_and_a_public_function():
+    backends.load_all()
+    for name, op in OPS.items():
+        assert "reference" in op.implementations
+        assert name in ops.__all__ and getattr(ops, name) is op.public
+
+
+def test_declared_backends_are_those_that_serve():
+    backends.load_all()
+    for op in OPS.values():
+        if isinstance(op, Op):
+            loaded = [backend for backend in op.backends if backends.load(backend, op.family) is None]
+            assert sorted(op.implementations) == sorted(loaded), op
+
+
+def test_implementations_take_the_schemas_names():
+    for each in implementations():
+        op = OPS[each.op]
+        results = () if each.backend in ("reference", "flash") else op.results
+        taken = inspect.signature(each.function).parameters.values()
+        names = [p.name for p in taken if p.kind is not p.VAR_KEYWORD]
+        known = {*op.names, *results}
+        assert {*names} <= known, each
+        if len(names) == len(taken):  # without **rest
+            assert {*names} == known, each
 
 
 def test_in_place_ops_return_nothing_and_the_others_change_nothing():
-    for op in SCHEMAS:
+    for op in OPS:
         schema = overload(op)._schema
         written = [a.name for a in schema.arguments if a.alias_info and a.alias_info.is_write]
         assert op.endswith("_") == bool(written) == (not schema.returns), op
@@ -52,16 +73,16 @@ def test_in_place_ops_return_nothing_and_the_others_change_nothing():
 @pytest.mark.parametrize("backend", ["reference", ""])
 def test_opcheck(op, case, backend):
     args = flat_arguments(op, case.make("cpu", torch.float32, seed=1))
-    torch.library.opcheck(overload(op), args, {"backend": backend})
+    torch.library.opcheck(overload(op), tuple(args.values()), {"backend": backend})
 
 
 @pytest.mark.parametrize(("op", "case"), SMALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fakes_tell_shape_type_and_strides(op, case, dtype):
-    args = flat_arguments(op, case.make("cpu", dtype, seed=2))
+    args = list(flat_arguments(op, case.make("cpu", dtype, seed=2)).values())
     real = list(tensors_in(overload(op)(*args)))
     with FakeTensorMode() as mode:
-        faked = map_tensors(list(args), mode.from_tensor)
+        faked = map_tensors(args, mode.from_tensor)
         fake = list(tensors_in(overload(op)(*faked)))
     assert len(real) == len(fake)
     for a, b in zip(real, fake):

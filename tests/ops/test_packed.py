@@ -3,7 +3,7 @@ import torch
 
 import mingcore.ops as ops
 from mingcore import BackendError, InputError
-from mingcore.ops._core import registry
+from mingcore.ops._core import backends
 from mingcore.ops._core.packing import FORMATS, PANEL, quantise, quantise_activations, swiglu_order, unpack_rows
 from tests.ops.support import Draw
 
@@ -43,7 +43,7 @@ def test_swiglu_order_keeps_gate_and_up_together():
     assert order.count(-1) == 24
 
 
-@pytest.mark.skipif(registry.load("cpu") is not None, reason="the native kernels are not built")
+@pytest.mark.skipif(backends.load("cpu", "gemm") is not None, reason="the native kernels are not built")
 @pytest.mark.parametrize("format", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("activation", [None, "swiglu"])
 @pytest.mark.parametrize("shape", SHAPES)
@@ -70,7 +70,7 @@ def quantised_panels(stored: torch.Tensor, order: list[int], format: str) -> tor
     return out
 
 
-@pytest.mark.skipif(registry.load("cpu") is not None, reason="the native kernels are not built")
+@pytest.mark.skipif(backends.load("cpu", "gemm") is not None, reason="the native kernels are not built")
 @pytest.mark.parametrize("format", ["int8", "int8_dyn"])
 @pytest.mark.parametrize("activation", [None, "swiglu"])
 @pytest.mark.parametrize("shape", SHAPES)

@@ -87,7 +87,7 @@ def test_constants_are_kept():
     assert head.rope(11)[0] is head.rope(11)[0]
     for n in range(100):
         head.rope(2 + n)
-    assert len(head._kept) == 16
+    assert len(head._cache) == 16
     midpoint = ops.FlowSchedule.make(4, solver="midpoint")
     assert head.times(midpoint).shape == (8, 64)
     assert torch.allclose(head.times(midpoint)[::2], head.times(schedule))

@@ -5,17 +5,19 @@ import random
 import pytest
 import torch
 
-from mingcore.ops._core import registry
+from mingcore.ops._core import backends
+from mingcore.ops._core.op import OPS
 from mingcore.testing import streaming
 from tests.ops.support import Draw
 
-BACKENDS = ["reference", *(["cpu"] if registry.load("cpu") is None else [])]
+BACKENDS = ["reference", *(["cpu"] if backends.load("cpu", "conv") is None else [])]
 ACTS = (None, "silu", "elu", "gelu", "gelu_tanh", "tanh", "snake")
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def serves(op: str, backend: str) -> bool:
-    return any(e.op == op and e.backend == backend for e in registry.entries())
+    family = getattr(OPS[op], "op", OPS[op]).family  # of the op in whose place `op` writes
+    return backends.load(backend, family) is None and backend in OPS[op].implementations
 
 
 def conv_call(op: str, seed: int, batch: int = 2, length: int | None = None) -> dict:

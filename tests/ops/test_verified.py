@@ -2,13 +2,16 @@
 
 import json
 import logging
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 import mingcore.ops as ops
 from mingcore.ops._core import records as verified
-from mingcore.ops._core.registry import Entry
+from mingcore.ops._core.op import forget_choices
+from mingcore.ops.activation import SILU_MUL
 
 GPU = torch.device("cuda", 0)
 
@@ -40,16 +43,27 @@ def folder(tmp_path):
     return kernels
 
 
-def adapter(x):
-    return x
+def adapter(gate_up, out):
+    out.copy_(gate_up)
 
 
-def other_adapter(x):
-    return x + 1
+def other_adapter(gate_up, out):
+    out.copy_(gate_up + 1)
 
 
-def entry(*sources, op="silu_mul", backend="triton", function=adapter, flags=()) -> Entry:
-    return Entry(op, backend, function, None, tuple(sources), tuple(flags))
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """As much of an implementation as a record looks at."""
+
+    op: str
+    backend: str
+    sources: tuple
+    flags: tuple
+    packed: bool
+
+
+def entry(*sources, op="silu_mul", backend="triton", flags=()) -> Kernel:
+    return Kernel(op, backend, tuple(sources), tuple(flags), op == "linear")
 
 
 def fingerprint(*args, **kwargs) -> str:
@@ -109,13 +123,12 @@ def test_flags_adapter_and_packing_count(folder):
     path = folder / "double.cu"
     before = fingerprint(path)
     assert fingerprint(path, flags=("-O3",)) != before
-    assert fingerprint(path, function=other_adapter) != before
     assert verified.PACKING not in verified.source_files(entry(path))
     assert verified.PACKING in verified.source_files(entry(path, op="linear"))
 
 
 @pytest.fixture
-def gpu(monkeypatch, tmp_path, clean_registry):
+def gpu(monkeypatch, tmp_path, clean_ops):
     """A machine that says it has an sm_90 GPU; the user's cache and the package's are empty."""
     monkeypatch.setenv("MINGCORE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(verified, "SHIPPED", tmp_path / "shipped")
@@ -126,7 +139,7 @@ def gpu(monkeypatch, tmp_path, clean_registry):
 
 
 def test_a_kernel_without_a_record_is_not_verified(folder, gpu):
-    reason = verified.why_not(entry(folder / "double.py"), GPU)
+    reason = verified.unproven(entry(folder / "double.py"), GPU)
     assert reason == "not verified on this architecture (sm_90); run mingcore verify"
 
 
@@ -135,17 +148,17 @@ def test_a_record_counts_for_its_source_and_architecture(folder, gpu, monkeypatc
     kernel = entry(folder / "double.py")
     path = verified.keep(kernel, GPU, None if place.startswith("cache") else gpu / place)
     assert path == gpu / place / "silu_mul.json"
-    assert verified.why_not(kernel, GPU) is None
+    assert verified.unproven(kernel, GPU) is None
     (record,) = json.loads(path.read_text())["records"]
     assert record["device"] == "NVIDIA Test" and record["torch"] == torch.__version__
-    assert "sm_90" in verified.why_not(entry(folder / "double.py", backend="cuda"), GPU)
+    assert "sm_90" in verified.unproven(entry(folder / "double.py", backend="cuda"), GPU)
     monkeypatch.setattr(verified, "architecture", lambda device: "sm_80")
-    assert "sm_80" in verified.why_not(kernel, GPU)
+    assert "sm_80" in verified.unproven(kernel, GPU)
     verified.keep(kernel, GPU)
-    assert verified.why_not(kernel, GPU) is None
+    assert verified.unproven(kernel, GPU) is None
     edit(folder / "double.py", "BLOCK = 64", "BLOCK = 65")
     verified.fingerprint.cache_clear()
-    assert "not verified" in verified.why_not(kernel, GPU)
+    assert "not verified" in verified.unproven(kernel, GPU)
 
 
 def test_a_new_record_replaces_its_predecessor_only(folder, gpu):
@@ -155,7 +168,7 @@ def test_a_new_record_replaces_its_predecessor_only(folder, gpu):
     path = verified.keep(entry(folder / "double.py", flags=("x",)), GPU)
     records = json.loads(path.read_text())["records"]
     assert [record["backend"] for record in records] == ["cuda", "triton"]
-    assert "not verified" in verified.why_not(first, GPU)
+    assert "not verified" in verified.unproven(first, GPU)
     assert [p.name for p in path.parent.iterdir()] == ["silu_mul.json"]
 
 
@@ -165,12 +178,12 @@ def test_a_damaged_record_counts_for_nothing(folder, gpu, caplog, text):
     path.parent.mkdir(parents=True)
     path.write_text(text)
     with caplog.at_level(logging.WARNING):
-        assert "not verified" in verified.why_not(entry(folder / "double.py"), GPU)
+        assert "not verified" in verified.unproven(entry(folder / "double.py"), GPU)
     assert "counts for nothing" in caplog.text
 
 
 def test_a_missing_source_cannot_be_verified(folder, gpu):
-    assert "missing" in verified.why_not(entry(folder / "gone.cu"), GPU)
+    assert "missing" in verified.unproven(entry(folder / "gone.cu"), GPU)
 
 
 class GpuTensor:
@@ -179,22 +192,24 @@ class GpuTensor:
     device = GPU
 
 
-def test_the_automatic_choice_takes_proven_kernels_only(folder, gpu, clean_registry):
+def test_the_automatic_choice_takes_proven_kernels_only(folder, gpu, serve):
     for backend, name in (("triton", "double.py"), ("cuda", "double.cu")):
-        clean_registry._load_errors[backend] = None
-        clean_registry._entries.pop(("silu_mul", backend), None)
-        register = clean_registry.register("silu_mul", backend, sources=[folder / name])
-        register(adapter if backend == "triton" else other_adapter)
+        serve(SILU_MUL, backend, adapter if backend == "triton" else other_adapter, sources=[folder / name])
+    triton, cuda = SILU_MUL.implementations["triton"], SILU_MUL.implementations["cuda"]
+    args = {"gate_up": GpuTensor()}
 
     def chosen() -> list[str]:
-        return [found.backend for found in clean_registry.chain("silu_mul", GpuTensor())]
+        return [found.backend for found in SILU_MUL.chain(GPU)]
 
+    assert Path(__file__) in triton.sources  # the adapter vouches for itself
     assert chosen() == ["reference"]
     assert "mingcore verify" in ops.why_not("silu_mul", "triton", GpuTensor())
-    assert clean_registry.select("silu_mul", (GpuTensor(),), "triton") is adapter  # asked for
-    verified.keep(clean_registry.entry("silu_mul", "triton"), GPU)
+    assert SILU_MUL.select("triton", args) is triton  # asked for
+    verified.keep(triton, GPU)
+    forget_choices()
     assert chosen() == ["triton", "reference"]
-    verified.keep(clean_registry.entry("silu_mul", "cuda"), GPU)
+    verified.keep(cuda, GPU)
+    forget_choices()
     assert chosen() == ["cuda", "triton", "reference"]
-    assert clean_registry.select("silu_mul", (GpuTensor(),)) is other_adapter
+    assert SILU_MUL.select(None, args) is cuda
     assert ops.why_not("silu_mul", "cuda", GpuTensor()) is None

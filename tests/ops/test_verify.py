@@ -10,6 +10,9 @@ import mingcore.ops as ops
 from mingcore import BackendError, InputError
 from mingcore.ops._core import records as verified
 from mingcore.ops._core import verify
+from mingcore.ops._core.op import OPS
+from mingcore.ops._core.support import Support
+from mingcore.ops.activation import SILU_MUL
 from mingcore.testing import verify_kernels
 
 WORKER = """
@@ -35,18 +38,18 @@ def test_without_a_gpu_it_says_so(monkeypatch):
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path, clean_registry):
+def machine(monkeypatch, tmp_path, serve):
     """A GPU in name, five Triton kernels, and a worker that dies on one and hangs on another."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA Test")
     monkeypatch.setattr(verified, "architecture", lambda device: "sm_90")
     monkeypatch.setenv("MINGCORE_CACHE", str(tmp_path / "cache"))
-    for key in [k for k in clean_registry._entries if k[1] in ("triton", "cuda")]:
-        del clean_registry._entries[key]
-    clean_registry._load_errors.update(triton=None, cuda=None)
+    for op in OPS.values():
+        op.implementations.pop("triton", None)
+        op.implementations.pop("cuda", None)
     for op in ("flow_step", "linear", "rms_norm", "rope", "silu_mul"):
-        clean_registry.register(op, "triton")(verify_kernels.main)
+        serve(OPS[op], "triton", verify_kernels.main)
     (tmp_path / "misbehaving_worker.py").write_text(WORKER)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(verify, "WORKER", "misbehaving_worker")
@@ -100,41 +103,34 @@ def test_the_worker_passes_a_right_kernel():
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: (x[..., : x.shape[-1] // 2] * 1.01).contiguous(), "against the oracle"),
-        (lambda x: x.new_empty(*x.shape[:-1], x.shape[-1] // 2), "error nan"),
-        (lambda x: x[..., : x.shape[-1] // 2].double(), "dtype must be"),
+        (lambda gate_up, out: out.copy_(gate_up[..., : out.shape[-1]] * 1.01), "against the oracle"),
+        (lambda gate_up, out: None, "error nan"),
     ],
-    ids=["wrong", "unwritten", "wrong type"],
+    ids=["wrong", "unwritten"],
 )
-def test_the_worker_fails_a_wrong_kernel(clean_registry, function, reason):
-    clean_registry._load_errors["triton"] = None
-    clean_registry._entries.pop(("silu_mul", "triton"), None)
-    clean_registry.register("silu_mul", "triton")(function)
+def test_the_worker_fails_a_wrong_kernel(serve, function, reason):
+    serve(SILU_MUL, "triton", function)
     answer = verify_kernels.check_kernel("silu_mul", "triton", device="cpu")
     assert reason in answer["reason"]
 
 
-def test_the_worker_fails_a_kernel_that_changes_its_mind(clean_registry):
+def test_the_worker_fails_a_kernel_that_changes_its_mind(serve):
     calls = []
 
-    def noisy(x):
-        calls.append(x)
-        right = ops.silu_mul(x, backend="reference")
+    def noisy(gate_up, out):
+        calls.append(gate_up)
+        right = ops.silu_mul(gate_up, backend="reference")
         smallest = right.view(-1)[right.abs().argmin() : right.abs().argmin() + 1]
         smallest.copy_(torch.nextafter(smallest, smallest + 1) if len(calls) % 2 else smallest)
-        return right
+        out.copy_(right)
 
-    clean_registry._load_errors["triton"] = None
-    clean_registry._entries.pop(("silu_mul", "triton"), None)
-    clean_registry.register("silu_mul", "triton")(noisy)
+    serve(SILU_MUL, "triton", noisy)
     answer = verify_kernels.check_kernel("silu_mul", "triton", device="cpu")
     assert "two runs give different bits" in answer["reason"]
 
 
-def test_the_worker_fails_a_kernel_that_declines_everything(clean_registry):
-    clean_registry._load_errors["triton"] = None
-    clean_registry._entries.pop(("silu_mul", "triton"), None)
-    clean_registry.register("silu_mul", "triton", lambda x: "never")(lambda x: x)
+def test_the_worker_fails_a_kernel_that_declines_everything(serve):
+    serve(SILU_MUL, "triton", lambda gate_up, out: None, Support(rule=lambda **_: "never"))
     answer = verify_kernels.check_kernel("silu_mul", "triton", device="cpu")
     assert answer["reason"] == "declined every case" and answer["skipped"] > 5
 

@@ -4,12 +4,11 @@ Cost: 3 M I elements moved once and one exp each. A program takes one block of c
 all strides are in elements.
 """
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..lib.launch import on_device
 
 BLOCK = 1024
 
@@ -31,8 +30,7 @@ def silu_mul(gate_up: Tensor, out: Tensor) -> None:
     M, I = out.shape
     if out.numel() == 0:
         return
-    on_device = torch.cuda.device(out.device) if out.is_cuda else contextlib.nullcontext()
-    with on_device:
+    with on_device(out):
         _silu_mul_kernel[(M, triton.cdiv(I, BLOCK))](
             gate_up, out, I, gate_up.stride(0), out.stride(0), BLOCK=BLOCK, enable_fp_fusion=True, num_warps=4
         )

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 from .kv_write import looks_of, newest_position
 
 WIDEST = 256  # D

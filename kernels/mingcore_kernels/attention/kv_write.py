@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 
 BLOCK = 2048  # elements of one program
 LOOK = 1024  # positions that are looked at in one go

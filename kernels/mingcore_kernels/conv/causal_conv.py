@@ -11,13 +11,13 @@ Dense: an implicit matrix product with tl.dot, the inputs summed in the order (c
 is how the weights lie; the activation before is computed anew for each tap and each tile of rows,
 and goes to the tensor cores as two 16-bit parts, so that nothing is rounded between the two.
 
-Direct, for groups of fewer than FEW inputs (depthwise): causal_conv_direct.py.
+Direct, for groups of fewer than FEW inputs (depthwise): multiply and add over [channels, time]. A
+thread's four outputs lie a dilation apart, so k taps of all four are k + 3 inputs: each is loaded
+and activated once for the four (2.5 times per output for k = 7, not 7 times).
 
 Two launches: the outputs, then the state, whose old value all programs of the first one read. Not
 measured on a GPU, nothing else was tried.
 """
-
-import contextlib
 
 import torch
 import triton
@@ -25,13 +25,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..lib.activations import activate
-from ..lib.target import device_of
+from ..lib.launch import TYPES, on_device
+from ..lib.target import capability_of
 from . import configs as conv_configs
 from .causal_conv_direct import _conv_direct_kernel
-from .rows import _conv_state_kernel, finish, inputs_of, plan_of, row_of, tell
+from .rows import _conv_state_kernel, finish, inputs_of, plan_of, row_of, write_counts
 
 FEW = 8  # inputs of a group that a matrix product would mostly pad
-TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 FAR = 1 << 31  # elements that a 32-bit distance does not reach
 _STATE_TILE = 2048
 
@@ -177,7 +177,7 @@ def _conv_dense_kernel(
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     first, count = plan_of(seen, new, done, KERNEL, STRIDE, DILATION, LEFT_PAD, FLUSH, TRANSPOSED)
     if pid == 0:
-        tell(emitted, earlier, i_b, seen, count)
+        write_counts(emitted, earlier, i_b, seen, count)
     # the tiles that share inputs side by side: the weights are in L2 anyhow
     tiles_m = tl.cdiv(NG * UP, BLOCK_M)
     i_m, i_g = pid % tiles_m, pid // tiles_m % (C // CG)
@@ -286,34 +286,45 @@ def causal_conv(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    carried: tuple[Tensor | None, Tensor | None],
-    rows: tuple[Tensor | None, Tensor | None, bool],
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
-    sizes: tuple[int, int, int, int, int, int],
-    acts: tuple,
-    *,
-    transposed: bool = False,
-    replicate: bool = False,
-    in_place: bool = False,
+    context: Tensor | None,
+    lengths: Tensor | None,
+    valid: Tensor | None,
+    ended: Tensor | None,
+    last: bool,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    groups: int,
+    left_pad: int,
+    replicate: bool,
+    flush: int,
+    transposed: bool,
+    before: str,
+    before_alpha: Tensor | None,
+    before_gain: Tensor | None,
+    after: str,
+    after_alpha: Tensor | None,
+    after_gain: Tensor | None,
+    out: Tensor,
+    next_context: Tensor,
+    next_lengths: Tensor,
+    emitted: Tensor,
 ) -> None:
-    """Write the outputs and the next state of every row into `results`.
+    """Write the outputs and the next state of every row.
 
-    x [B, C_in, L] and residual [B, C_out, T] of any strides; weight, bias and all else dense.
-    carried: context [B, C_in, W] and lengths [B] int64, or None for new streams; rows: valid [B]
-    int64, ended [B] bool, last. results: out [B, C_out, T], context, lengths, emitted; in_place:
-    the state is the one of `carried`. sizes: kernel, stride, dilation, groups, left_pad, flush.
-    acts: name, alpha, gain before the convolution and after it.
+    x [B, C_in, L], residual and out [B, C_out, T] of any strides; weight, bias and all else dense.
+    context [B, C_in, W] and lengths [B] int64, None for new streams; they may be next_context and
+    next_lengths themselves. valid [B] int64, ended [B] bool. left_pad and replicate are of the
+    ordinary convolution, flush of the transposed one.
     """
-    kernel, stride, dilation, groups, left_pad, flush = sizes
-    out, context_out, lengths_out, emitted = results
-    (context, lengths), (valid, ended, last) = carried, rows
     (B, C, L), (N, T) = x.shape, out.shape[1:]
     if B == 0:
         return
-    W, CG, NG = context_out.shape[2], C // groups, N // groups
+    W, CG, NG = next_context.shape[2], C // groups, N // groups
     context = None if W == 0 else context
+    # in place, the kernel of the state writes the lengths that those of the outputs read: a copy
+    in_place = lengths is next_lengths
     earlier = torch.empty_like(lengths) if in_place else None
-    before, before_alpha, before_gain, after, after_alpha, after_gain = acts
     strides = *x.stride(), *((0, 0, 0) if residual is None else residual.stride()), *out.stride()
     arguments = (
         x,
@@ -352,12 +363,12 @@ def causal_conv(
         "BEFORE": before,
         "AFTER": after,
     }
-    with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
+    with on_device(x):
         if CG >= FEW:
             operand = x.dtype if x.dtype == weight.dtype else torch.float32
             up = stride if transposed else 1
             times = -(-T // up)
-            capability = capability_of(x)
+            capability = capability_of(x.device.index)
             unaligned = (stride if transposed else CG * kernel) * weight.itemsize % 16 != 0
             parts = before != "none" and operand != torch.float32
             config = conv_configs.choose(
@@ -409,8 +420,8 @@ def causal_conv(
             earlier if in_place else lengths,
             valid,
             ended,
-            context_out,
-            lengths_out,
+            next_context,
+            next_lengths,
             C,
             L,
             W,
@@ -422,8 +433,3 @@ def causal_conv(
             enable_fp_fusion=True,
             num_warps=4,
         )
-
-
-def capability_of(x: Tensor) -> int:
-    """Of the GPU that x is on, such as 90; elsewhere of the one that `target` assumes."""
-    return device_of(x.device.index if x.is_cuda else None)[0]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from ..lib.activations import activate
-from .rows import finish, inputs_of, plan_of, row_of, tell
+from .rows import finish, inputs_of, plan_of, row_of, write_counts
 
 
 @triton.jit
@@ -228,7 +228,7 @@ def _conv_direct_kernel(
     seen, new, done = row_of(lengths, valid, ended, i_b, L, LAST)
     first, count = plan_of(seen, new, done, KERNEL, STRIDE, DILATION, LEFT_PAD, FLUSH, TRANSPOSED)
     if pid == 0:
-        tell(emitted, earlier, i_b, seen, count)
+        write_counts(emitted, earlier, i_b, seen, count)
     tiles_c = tl.cdiv(N, BLOCK_C)
     i_c, i_t = pid % tiles_c, pid // tiles_c
     x += i_b * stride_x_b

@@ -86,13 +86,13 @@ def choose(kind: str, *, rows: int, times: int, batch: int = 1, single: bool = F
     """
     widths = [width for name, width in _TABLE if name == kind]
     # few times: the weights' bytes are what takes long, and need many loads under way
-    least = (1 if times <= 32 else ENOUGH) * PROCESSORS
+    min_tiles = (1 if times <= 32 else ENOUGH) * PROCESSORS
     block_t = next((width for width in widths if times <= width), widths[-1])
-    while block_t > widths[0] and _tiles(rows, times, 64, block_t) * batch < least:
+    while block_t > widths[0] and _tiles(rows, times, 64, block_t) * batch < min_tiles:
         block_t = widths[widths.index(block_t) - 1]
     for entry in _TABLE[kind, block_t]:
         block_m, block_k, warps, stages = entry
-        if block_m < 2 * rows and _tiles(rows, times, block_m, block_t) * batch >= least:
+        if block_m < 2 * rows and _tiles(rows, times, block_m, block_t) * batch >= min_tiles:
             break
     config = Config(block_m, block_t, block_k // 2 if single else block_k, warps, stages)
     while config.stages > 1 and why_invalid(config, kind, capability):

@@ -53,9 +53,9 @@ def plan_of(
         count = new
     else:
         earlier = tl.maximum(seen + (LEFT_PAD - SPAN - 1 + STRIDE), 0) // STRIDE
-        whole = tl.maximum(seen + new + (LEFT_PAD - SPAN - 1 + STRIDE), 0) // STRIDE
+        complete = tl.maximum(seen + new + (LEFT_PAD - SPAN - 1 + STRIDE), 0) // STRIDE
         covered = tl.maximum(seen + new + (LEFT_PAD - OVER + STRIDE - 1), 0) // STRIDE
-        count = tl.where(ends, covered, whole) - earlier
+        count = tl.where(ends, covered, complete) - earlier
         first = (earlier * STRIDE - LEFT_PAD - seen).to(tl.int32)
     return first, count.to(tl.int32)
 
@@ -138,7 +138,7 @@ def finish(
 
 
 @triton.jit
-def tell(emitted, earlier, i_b, seen, count):
+def write_counts(emitted, earlier, i_b, seen, count):
     """The row's number of outputs, and what the launch for the state must still know."""
     tl.store(emitted + i_b, count.to(tl.int64))
     if earlier is not None:
@@ -177,7 +177,7 @@ def _conv_state_kernel(
     context_out += i_b * C * W
     # all places are below `new`; a row without an input of its own may copy the chunk's first one
     some = tl.maximum(new, REPLICATE)
-    kept = tl.where(done != 0, 0, W)
+    live = tl.where(done != 0, 0, W)
     for w in range(0, W, BLOCK_W):  # upwards: what a piece writes no later one reads
         o_w = (w + tl.arange(0, BLOCK_W))[None, :]
         b_x = inputs_of(
@@ -185,7 +185,7 @@ def _conv_state_kernel(
             context,
             o_c,
             new.to(tl.int32) - W + o_w,
-            (o_c < C) & (o_w < kept),
+            (o_c < C) & (o_w < live),
             seen,
             some,
             L,

@@ -11,14 +11,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .product import EPS, TYPES, wait_for_previous
+from ..lib.launch import TYPES, wait_for_previous
+from .product import EPS
 
 BLOCK = 4096  # tokens, of queries or of keys, times the head's width: what the registers hold
 
 
 @triton.jit
-def _head(p_head, stride, o_t, m_t, cos, sin, norm, turned, D, QK_NORM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """A head of tokens o_t, normed, its first `turned` columns turned: [BLOCK_T, BLOCK_D]."""
+def _head(p_head, stride, o_t, m_t, cos, sin, norm, rotated, D, QK_NORM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A head of tokens o_t, normed, its first `rotated` columns rotated by RoPE: [BLOCK_T, BLOCK_D]."""
     o_d = tl.arange(0, BLOCK_D)
     m_td = m_t[:, None] & (o_d < D)[None, :]
     p_row = p_head + o_t.to(tl.int64)[:, None] * stride
@@ -30,7 +31,7 @@ def _head(p_head, stride, o_t, m_t, cos, sin, norm, turned, D, QK_NORM: tl.const
         b_norm = tl.load(norm + (o_d ^ 1), mask=o_d < D, other=0.0).to(tl.float32)
         b_other *= b_scale * b_norm[None, :]
     o_angle = o_t[:, None] * (D // 2) + (o_d // 2)[None, :]
-    m_angle = m_t[:, None] & (o_d < turned)[None, :]
+    m_angle = m_t[:, None] & (o_d < rotated)[None, :]
     b_cos = tl.load(cos + o_angle, mask=m_angle, other=1.0)
     b_sin = tl.load(sin + o_angle, mask=m_angle, other=0.0)
     b_sign = tl.where(o_d % 2 == 0, -1.0, 1.0)[None, :]
@@ -63,16 +64,16 @@ def _flow_attention_kernel(
     o_row = i_q * BLOCK_Q + tl.arange(0, BLOCK_Q)
     o_d = tl.arange(0, BLOCK_D)
     m_row = o_row < rows
-    turned = tl.where(i_head < rope_heads, D, 0)
+    rotated = tl.where(i_head < rope_heads, D, 0)
     p_q = qkv + i_r * T * (3 * H) + i_head * D
-    b_q = _head(p_q, 3 * H, T - rows + o_row, m_row, cos, sin, q_norm, turned, D, QK_NORM, BLOCK_D).to(OPERAND)
+    b_q = _head(p_q, 3 * H, T - rows + o_row, m_row, cos, sin, q_norm, rotated, D, QK_NORM, BLOCK_D).to(OPERAND)
     b_most = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     b_total = tl.zeros([BLOCK_Q], tl.float32)
     b_out = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     for s in range(0, T, BLOCK_S):
         o_s = s + tl.arange(0, BLOCK_S)
         m_s = o_s < T
-        b_k = _head(p_q + H, 3 * H, o_s, m_s, cos, sin, k_norm, turned, D, QK_NORM, BLOCK_D)
+        b_k = _head(p_q + H, 3 * H, o_s, m_s, cos, sin, k_norm, rotated, D, QK_NORM, BLOCK_D)
         b_dots = tl.dot(b_q, tl.trans(b_k.to(OPERAND)), input_precision="ieee") * scale
         b_dots = tl.where(m_s[None, :], b_dots, float("-inf"))
         b_new = tl.maximum(b_most, tl.max(b_dots, 1))
@@ -109,9 +110,9 @@ def launch(
     R, H = qkv.shape[0] // T, out.shape[1]
     D = H // heads
     block_d = max(16, triton.next_power_of_2(D))
-    most = min(64, max(16, BLOCK // block_d))
-    block_q = min(most, max(16, triton.next_power_of_2(rows)))
-    block_s = min(most, max(16, triton.next_power_of_2(T)))
+    max_block = min(64, max(16, BLOCK // block_d))
+    block_q = min(max_block, max(16, triton.next_power_of_2(rows)))
+    block_s = min(max_block, max(16, triton.next_power_of_2(T)))
     q_norm, k_norm = qk_norm or (cos, cos)
     _flow_attention_kernel[(heads, R, triton.cdiv(rows, block_q))](
         qkv,

@@ -162,11 +162,11 @@ def choose(
 
     Raises ValueError where no tile of the table fits the GPU.
     """
-    best, least = None, float("inf")
+    best, min_cost = None, float("inf")
     for config in candidates(kind, depth, capability):
         took = estimate_ns(config, kind, rows, columns, depth, processors)
-        if took < least:
-            best, least = config, took
+        if took < min_cost:
+            best, min_cost = config, took
     if best is None:
         raise ValueError(f"no tile for {kind} on sm_{capability}")
     return best

@@ -11,8 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..lib.launch import TYPES, wait_for_previous
+from ..lib.skinny_gemm import row_products
 from . import configs as flow_configs
-from .product import TYPES, block_of_parts, inverse_rms, row_products, store_stream, wait_for_previous
+from .product import block_of_parts, inverse_rms, store_stream
 
 
 @triton.jit(do_not_specialize=["e", "M", "B", "N", "T", "P"])

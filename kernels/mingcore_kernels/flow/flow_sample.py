@@ -28,8 +28,8 @@ import torch
 import triton
 from torch import Tensor
 
+from ..lib.launch import on_device
 from ..lib.target import device_of
-from ..routing.routing import on_device
 from . import attention as flow_attention
 from . import configs as flow_configs
 from . import ends as flow_ends

@@ -5,12 +5,11 @@ width twice per element. A program takes one block of consecutive elements of [B
 of any length keep the lanes full; an absent operand is compiled away. All strides are in elements.
 """
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..lib.launch import on_device
 
 BLOCK = 512
 
@@ -83,8 +82,7 @@ def flow_step(
     null = v_cond if v_null is None else v_null
     extra = x if noise is None else noise
     strides = [s for t in (x, v_cond, null, extra, out) for s in t.stride()[:2]]
-    on_device = torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
-    with on_device:
+    with on_device(x):
         _flow_step_kernel[(B, triton.cdiv(P * C, BLOCK))](
             x,
             v_cond,

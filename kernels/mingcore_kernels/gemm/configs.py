@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product as every
 
+from ..lib.target import shared_bytes
+
 # (bytes of a weight, bytes of an activation) by kind of operands: "32" float32 activations,
 # "16" two 16-bit operands, "w8" 8-bit weights widened to 16 bits, "dyn" int8 times int8
 KINDS = {"32": (4, 4), "16": (2, 2), "w8": (1, 2), "dyn": (1, 1)}
@@ -66,15 +68,9 @@ _TABLE = {
 }
 # before Hopper the accumulators of the largest tile would not fit: half as many weight rows
 _BEFORE_90 = {("16", 128): ((64, 64, 8, 3), (128, 64, 8, 3))}
-_SHARED_KB = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 110: 227}
 
 
-def shared_bytes(capability: int) -> int:
-    """Shared memory that one block may have, in bytes; 99 KB on architectures not listed."""
-    return _SHARED_KB.get(capability, 99) << 10
-
-
-def why_invalid(config: Config, product: str, kind: str, capability: int) -> str | None:
+def unsupported_reason(config: Config, product: str, kind: str, capability: int) -> str | None:
     """Why this tile cannot run, or None: the one predicate for the table, `fitted` and the tuner.
 
     product: "gate_up" (two weights and two accumulators), "down" or "grouped_gemm"; kind: one of
@@ -107,7 +103,7 @@ def fitted(config: Config, product: str, kind: str, depths: tuple[int, ...], cap
         block_k //= 2
     if all(depth % block_k == 0 for depth in depths):
         config = replace(config, block_k=block_k)
-    while config.stages > 1 and why_invalid(config, product, kind, capability):
+    while config.stages > 1 and unsupported_reason(config, product, kind, capability):
         config = replace(config, stages=config.stages - 1)
     return config
 
@@ -124,7 +120,7 @@ def choose(product: str, kind: str, *, rows: float, depths: tuple[int, ...], cap
     entry = (_BEFORE_90.get(key) if capability < 90 else None) or _TABLE[key]
     config = Config(block_m, *entry[0 if product == "gate_up" else 1])
     config = fitted(config, product, kind, depths, capability)
-    reason = why_invalid(config, product, kind, capability)
+    reason = unsupported_reason(config, product, kind, capability)
     if reason:
         raise ValueError(f"{product} {kind} on sm_{capability}: {config} does not fit: {reason}")
     return config
@@ -150,5 +146,5 @@ def candidates(product: str, kind: str, capability: int) -> Iterator[Config]:
     sizes = every((16, 32, 64, 128, 256), (32, 64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4, 5))
     for size in sizes:
         config = Config(*size)
-        if why_invalid(config, product, kind, capability) is None:
+        if unsupported_reason(config, product, kind, capability) is None:
             yield config

@@ -24,8 +24,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..lib.target import device_of
-from ..routing.routing import on_device
+from ..lib.launch import on_device
+from ..lib.target import capability_of
 from . import configs
 
 
@@ -202,11 +202,6 @@ def _grouped_gemm_kernel(
         b_out = b_out / (1.0 + tl.exp(-b_out)) * b_up
     p_out = out + o_slot.to(tl.int64)[None, :] * stride_out + o_n[:, None]
     tl.store(p_out, b_out.to(out.dtype.element_ty), mask=(o_n < N)[:, None] & m_row[None, :])
-
-
-def capability_of(index: int | None) -> int:
-    """Compute capability of a GPU, such as 90; see `target` for None."""
-    return device_of(index)[0]
 
 
 def kind_of(x_dtype: torch.dtype, w_dtype: torch.dtype) -> str:

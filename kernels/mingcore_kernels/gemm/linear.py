@@ -1,4 +1,4 @@
-"""linear: out = act(x W^T + bias) + residual, x of few rows, in one read of W.
+"""linear: out = act(x W^T + bias) + residual, a skinny GEMM: x of few rows, in one read of W.
 
 x [M, K], W [N, K] in 32, 16 or 8 bits -> out [M, N], or [M, N / 2] of SwiGLU. Cost: N K weights,
 2 M N K FLOPs; a token's packed QKV of the released model (2048 to 3072, bfloat16) is 12.6 MB, 3 us
@@ -28,13 +28,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..flow.product import TYPES, row_products
 from ..lib.activations import activate
-from ..routing.routing import on_device
-from .configs import shared_bytes
-from .grouped_gemm import capability_of
+from ..lib.launch import TYPES, on_device
+from ..lib.skinny_gemm import row_products
+from ..lib.target import capability_of, shared_bytes
 
-FEW = 16  # rows that go as one tile
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh", "swiglu")
 
 

@@ -25,10 +25,12 @@ from torch import Tensor
 
 from ..gemm import configs
 from ..gemm.grouped_gemm import launch
-from ..lib.target import device_of
-from ..routing.routing import on_device, sort_by_expert
+from ..lib.launch import on_device
+from ..lib.quantise import quantised_rows
+from ..lib.target import processors_of
+from ..routing.routing import sort_by_expert
 
-FEW = 16  # tokens that need no sorting: one tile of rows
+MAX_UNSORTED = 16  # tokens: one tile of rows, in which programs look for those of their expert
 SUM_BLOCK = 1024
 
 
@@ -205,41 +207,6 @@ def _sum_slots_kernel(
     tl.store(out + i_t * stride_o + o_h, b_sum.to(out.dtype.element_ty), mask=m_h)
 
 
-@triton.jit
-def _quantise_rows_kernel(x, stored, scale, K, stride_x, BLOCK: tl.constexpr):
-    """stored = round_to_even(x 127 / a), scale = a / 127, a = max |row|; divisions are exact."""
-    i_m = tl.program_id(0).to(tl.int64)
-    o_k = tl.arange(0, BLOCK)
-    b_most = tl.zeros([BLOCK], tl.float32)
-    for k in range(0, K, BLOCK):
-        p_x = x + i_m * stride_x + k + o_k
-        b_x = tl.load(p_x, mask=o_k < K - k, other=0.0).to(tl.float32)
-        b_most = tl.maximum(b_most, tl.abs(b_x))
-    most = tl.max(b_most, 0)
-    inverse = tl.where(most > 0, tl.div_rn(127.0, tl.where(most > 0, most, 1.0)), 0.0)
-    tl.store(scale + i_m, tl.div_rn(most, 127.0))
-    for k in range(0, K, BLOCK):
-        p_x = x + i_m * stride_x + k + o_k
-        b_x = tl.load(p_x, mask=o_k < K - k, other=0.0).to(tl.float32) * inverse
-        b_x = tl.minimum(tl.maximum(b_x, -127.0), 127.0)
-        b_x = (b_x + 12582912.0) - 12582912.0  # 1.5 * 2^23: the sum has no room for a fraction
-        tl.store(stored + i_m * K + k + o_k, b_x.to(tl.int8), mask=o_k < K - k)
-
-
-def _processors(index: int | None) -> int:
-    """Multiprocessors of a GPU; see `target` for None."""
-    return device_of(index)[1]
-
-
-def quantised_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x [M, K] with dense rows as int8 [M, K] and its scales [M], on the current device."""
-    M, K = x.shape
-    stored, scale = x.new_empty(M, K, dtype=torch.int8), x.new_empty(M, dtype=torch.float32)
-    block = min(triton.next_power_of_2(K), 2048)
-    _quantise_rows_kernel[(M,)](x, stored, scale, K, x.stride(0), BLOCK=block, enable_fp_fusion=True, num_warps=4)
-    return stored, scale
-
-
 def moe_mlp(
     x: Tensor,
     gate_up: Tensor,
@@ -289,7 +256,7 @@ def _one_token(
     I_s = down_s.shape[1] if shared else 0
     hidden = x.new_empty(K * I + I_s, dtype=torch.float32)
     options = {"HAS_SHARED": shared is not None, "SCALED": gate_up_scale is not None}
-    processors = _processors(x.device.index)
+    processors = processors_of(x.device.index)
 
     config = configs.choose_row("gate_up", K * I + I_s, H, processors)
     programs_s = triton.cdiv(I_s, config.block_n)
@@ -356,7 +323,7 @@ def _tokens(
 ) -> None:
     (T, K), H, (E, _, I) = ids.shape, x.shape[1], down.shape
     S, rows, offsets = T * K, None, None
-    if T > FEW:
+    if T > MAX_UNSORTED:
         rows, offsets = ids.new_empty(S), ids.new_empty(E + 1)
         sort_by_expert(ids, rows, offsets)
     where = {"slots": S, "top_k": K, "ids": ids, "rows": rows, "offsets": offsets}
@@ -370,7 +337,7 @@ def _tokens(
     launch("gate_up", x, gate_up, hidden, scale=gate_up_scale, x_scale=x_scale, shared=pair, **where)
 
     # what few tokens leave is small: keep it in float32
-    by_slot = out.new_empty(S + (T if shared else 0), H, dtype=torch.float32 if T <= FEW else out.dtype)
+    by_slot = out.new_empty(S + (T if shared else 0), H, dtype=torch.float32 if T <= MAX_UNSORTED else out.dtype)
     hidden_scale = hidden_s_scale = None
     if dynamic:
         hidden, hidden_scale = quantised_rows(hidden)
@@ -391,7 +358,7 @@ def _tokens(
         out.stride(0),
         S,
         HAS_SHARED=shared is not None,
-        FIRST=T <= FEW,
+        FIRST=T <= MAX_UNSORTED,
         BLOCK=block,
         BLOCK_TOP=triton.next_power_of_2(K),
         enable_fp_fusion=True,

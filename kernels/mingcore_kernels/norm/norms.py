@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 
 LONGEST = 16384  # elements of a row: 32 for each thread of 16 warps
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 
 BLOCK = 1024  # elements of one program
 WIDEST = 1024  # D

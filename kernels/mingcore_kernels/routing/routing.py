@@ -11,12 +11,11 @@ out of L2 (12 MB for 4096 tokens, 6 of 64 experts); in exchange there are no his
 no atomics, and nothing that depends on the order in which programs run.
 """
 
-import contextlib
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from ..lib.launch import on_device
 
 SORT_BLOCK = 4096
 
@@ -89,11 +88,6 @@ def _sort_by_expert_kernel(ids, rows, offsets, S, E, BLOCK: tl.constexpr):
         start += tl.sum(m_mine.to(tl.int32), 0)
     if i_e == E - 1:
         tl.store(offsets + E, start)
-
-
-def on_device(tensor: Tensor) -> contextlib.AbstractContextManager:
-    """The tensor's GPU as the current one; nothing on a CPU, where kernels are interpreted."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 
 
 def route_topk(logits: Tensor, renormalize: bool, weights: Tensor, ids: Tensor) -> None:

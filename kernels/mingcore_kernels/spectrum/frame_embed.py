@@ -7,15 +7,14 @@ every tile of frames, out of L2). Real size: 5 frames of 320 for a patch times [
 bfloat16. The rows of w are the tall side of a tile, as in causal_conv.py. Not measured on a GPU.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..conv import configs as conv_configs
-from ..conv.causal_conv import TYPES, capability_of
+from ..lib.launch import TYPES, on_device
+from ..lib.target import capability_of
 
 
 @triton.jit(do_not_specialize=["L", "T"])
@@ -68,10 +67,10 @@ def frame_embed(samples: Tensor, weight: Tensor, hop: int, out: Tensor) -> None:
         times=T,
         batch=B,
         single=hop * weight.itemsize % 16 != 0,
-        capability=capability_of(samples),
+        capability=capability_of(samples.device.index),
     )
     tiles = triton.cdiv(H, config.block_m) * triton.cdiv(T, config.block_t)
-    with torch.cuda.device(samples.device) if samples.is_cuda else contextlib.nullcontext():
+    with on_device(samples):
         _frame_embed_kernel[(tiles, B)](
             samples,
             weight,

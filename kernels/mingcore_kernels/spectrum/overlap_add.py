@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..routing.routing import on_device
+from ..lib.launch import on_device
 
 LENGTH_BITS = tl.constexpr(48)
 LENGTH = tl.constexpr((1 << 48) - 1)
@@ -198,26 +198,30 @@ def overlap_add(
     frames: Tensor,
     window: Tensor,
     hop: int,
-    state: tuple[Tensor | None, Tensor | None],
+    numerator: Tensor | None,
+    lengths: Tensor | None,
     valid: Tensor | None,
     ended: Tensor | None,
     last: bool,
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    next_numerator: Tensor,
+    next_lengths: Tensor,
+    emitted: Tensor,
 ) -> None:
-    """Write samples [B, L], numerator [B, F - hop], lengths [B] and emitted [B] into `results`.
+    """Write samples [B, L] into `out`, and the next state.
 
     frames [B, T, F] and window [F] of any float type up to float32, their last dimension dense;
-    state: (numerator, lengths) of before, or Nones; they may be those of the results. Float32 and
-    int64, all dense; valid [B] int64, ended [B] bool, dense.
+    numerator [B, F - hop] float32 and lengths [B] int64, None for new streams; they may be
+    next_numerator and next_lengths themselves. valid [B] int64, ended [B] bool; all of them dense.
     """
-    (B, T, F), (numerator, lengths), (out, *after) = frames.shape, state, results
+    B, T, F = frames.shape
     if B == 0:
         return
     parts = triton.cdiv(F, hop)
     hops = T + parts - 1
     block_t, block_i, warps = blocks_of(max(hops, 1), hop)
     chunks, stripes = max(triton.cdiv(hops, block_t), 1), triton.cdiv(hop, block_i)
-    in_place = lengths is after[1]
+    in_place = lengths is next_lengths
     if in_place and chunks > 1:
         numerator = numerator.clone()  # other programs write what the first ones read
     with on_device(frames):
@@ -229,7 +233,9 @@ def overlap_add(
             valid,
             ended,
             out,
-            *after,
+            next_numerator,
+            next_lengths,
+            emitted,
             T,
             F,
             hop,

@@ -31,9 +31,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..flow.product import TYPES, prefetch_rows, row_products, wait_for_previous
+from ..lib.launch import TYPES, on_device, wait_for_previous
+from ..lib.skinny_gemm import prefetch_rows, row_products
 from ..lib.target import device_of
-from ..routing.routing import on_device
 from .overlap_add import carried_sums, finish_hops, frames_before, own_frames
 
 LOUDEST = tl.constexpr(100.0)
@@ -266,10 +266,10 @@ def inverse(rows: int, hops: int, hop: int, F: int, processors: int, capability:
 def inverse_basis(size: int, device: torch.device) -> Tensor:
     """[F, F] float32: what each number of a spectrum (as launch 1 leaves it) gives to a sample."""
     k, n = torch.arange(size // 2 + 1).unsqueeze(1), torch.arange(size)
-    turn = (k * n % size).double() * (2 * math.pi / size)
-    scale = torch.full_like(turn, 2.0 / size)
+    angle = (k * n % size).double() * (2 * math.pi / size)
+    scale = torch.full_like(angle, 2.0 / size)
     scale[0], scale[-1] = 1.0 / size, 1.0 / size
-    rows = torch.cat((turn.cos() * scale, -(turn.sin() * scale)[1:-1]))
+    rows = torch.cat((angle.cos() * scale, -(angle.sin() * scale)[1:-1]))
     return rows.float().to(device)
 
 
@@ -280,27 +280,25 @@ def spectrum_head(
     window: Tensor,
     hop: int,
     basis: Tensor,
-    state: tuple[Tensor | None, Tensor | None],
+    numerator: Tensor | None,
+    lengths: Tensor | None,
     valid: Tensor | None,
     ended: Tensor | None,
     last: bool,
-    results: tuple[Tensor, Tensor, Tensor, Tensor],
+    out: Tensor,
+    next_numerator: Tensor,
+    next_lengths: Tensor,
+    emitted: Tensor,
 ) -> None:
-    """Write samples [B, L], numerator [B, F - hop], lengths [B] and emitted [B] into `results`.
+    """Write samples [B, L] into `out`, and the next state.
 
     hidden [B, T, H], weight [F + 2, H], bias [F + 2] and basis [F, F] dense, of any float type up
     to float32; the rest as `overlap_add` takes it.
     """
-    (B, T, H), F = hidden.shape, window.shape[0]
+    (B, T, H), F, M = hidden.shape, window.shape[0], hidden.shape[0] * hidden.shape[1]
     if B == 0:
         return
-    with on_device(hidden):
-        _launch(hidden.view(B * T, H), weight, bias, window, hop, basis, state, valid, ended, int(last), results, T, F)
-
-
-def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, results, T, F):
-    (M, H), (numerator, lengths), (out, *after) = x.shape, state, results
-    B = out.shape[0]
+    x = hidden.view(M, H)
     capability, processors = device_of(x.device.index)
     on_gpu = x.is_cuda or x.is_meta
     overlap = capability >= 90 and on_gpu and T > 0 and not torch.version.hip
@@ -312,69 +310,72 @@ def _launch(x, weight, bias, window, hop, basis, state, valid, ended, last, resu
     tiles = B * chunks * stripes
     spectra = x.new_empty(M, F, dtype=torch.float32)
     counters = x.new_empty(tiles, dtype=torch.int32) if splits > 1 else None
-    in_place = lengths is after[1]
+    in_place = lengths is next_lengths
     if in_place and chunks > 1:
         numerator = numerator.clone()  # other programs write what the first ones read
-    if T:
-        operand = x.dtype if x.dtype == weight.dtype else torch.float32
-        c = product(operand.itemsize, M)
-        programs = triton.cdiv(M, c.block_m) * triton.cdiv(F + 2, c.block_n)
-        _spectrum_kernel[(programs,)](
-            x,
-            weight,
-            bias,
+    with on_device(x):
+        if T:
+            operand = x.dtype if x.dtype == weight.dtype else torch.float32
+            c = product(operand.itemsize, M)
+            programs = triton.cdiv(M, c.block_m) * triton.cdiv(F + 2, c.block_n)
+            _spectrum_kernel[(programs,)](
+                x,
+                weight,
+                bias,
+                spectra,
+                counters,
+                M,
+                F,
+                H,
+                tiles,
+                x.stride(0),
+                OPERAND=TYPES[operand],
+                HAS_BIAS=bias is not None,
+                EVEN_K=H % (c.split * c.block_k) == 0,
+                OVERLAP=overlap,
+                SPLIT=c.split,
+                BLOCK_M=c.block_m,
+                BLOCK_N=c.block_n,
+                BLOCK_K=c.block_k,
+                enable_fp_fusion=True,
+                num_warps=c.warps,
+                num_stages=c.stages,
+            )
+        scratch = x.new_empty(tiles * splits * tile.block_t * tile.block_i, dtype=torch.float32)
+        _inverse_kernel[(tiles, splits)](
             spectra,
+            basis,
+            window,
+            numerator,
+            lengths,
+            valid,
+            ended,
+            out,
+            next_numerator,
+            next_lengths,
+            emitted,
+            scratch,
             counters,
-            M,
+            T,
             F,
-            H,
-            tiles,
-            x.stride(0),
-            OPERAND=TYPES[operand],
-            HAS_BIAS=bias is not None,
-            EVEN_K=H % (c.split * c.block_k) == 0,
+            hop,
+            out.shape[1],
+            int(last),
+            stripes,
+            chunks,
+            HAS_STATE=lengths is not None,
+            HAS_VALID=valid is not None,
+            HAS_ENDED=ended is not None,
+            IN_PLACE=in_place,
             OVERLAP=overlap,
-            SPLIT=c.split,
-            BLOCK_M=c.block_m,
-            BLOCK_N=c.block_n,
-            BLOCK_K=c.block_k,
+            PRECISION="ieee" if torch.version.hip else "tf32x3",
+            PARTS=parts,
+            SPLITS=splits,
+            BLOCK_T=tile.block_t,
+            BLOCK_I=tile.block_i,
+            BLOCK_K=BLOCK_K,
             enable_fp_fusion=True,
-            num_warps=c.warps,
-            num_stages=c.stages,
+            num_warps=tile.warps,
+            num_stages=tile.stages,
+            **({"launch_pdl": True} if overlap else {}),
         )
-    scratch = x.new_empty(tiles * splits * tile.block_t * tile.block_i, dtype=torch.float32)
-    _inverse_kernel[(tiles, splits)](
-        spectra,
-        basis,
-        window,
-        numerator,
-        lengths,
-        valid,
-        ended,
-        out,
-        *after,
-        scratch,
-        counters,
-        T,
-        F,
-        hop,
-        out.shape[1],
-        last,
-        stripes,
-        chunks,
-        HAS_STATE=lengths is not None,
-        HAS_VALID=valid is not None,
-        HAS_ENDED=ended is not None,
-        IN_PLACE=in_place,
-        OVERLAP=overlap,
-        PRECISION="ieee" if torch.version.hip else "tf32x3",
-        PARTS=parts,
-        SPLITS=splits,
-        BLOCK_T=tile.block_t,
-        BLOCK_I=tile.block_i,
-        BLOCK_K=BLOCK_K,
-        enable_fp_fusion=True,
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-        **({"launch_pdl": True} if overlap else {}),
-    )

@@ -117,7 +117,7 @@ class AudioVAE:
         """
         what = "vae.encode_stream"
         B = _check_samples(what, samples, least=0)
-        checks.stream_rows(what, samples, valid, last)
+        checks.stream_arguments(what, samples, valid, last)
         state = state or self.new_encoder_state(B)
         _check_rows(what, state.backbone.batch, B)
         samples = samples.to(self.encoder.backbone.activation_dtype)
@@ -163,7 +163,7 @@ class AudioVAE:
         """
         what = "vae.decode"
         B, T = self._check_latents(what, latents, least=1 if state is None else 0)
-        checks.stream_rows(what, latents, valid, last)
+        checks.stream_arguments(what, latents, valid, last)
         last = last if isinstance(last, Tensor) else bool(last)
         if state is None:
             state = self.new_decoder_state(B, min(T, BLOCK) if last is True else STREAM_BLOCK)

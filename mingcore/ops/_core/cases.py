@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .registry import FAMILIES
+from .backends import FAMILIES
 
 LARGE = "large"  # more than about 64 MB: for benches and machines with room
 

@@ -68,23 +68,21 @@ def head_groups(op: str, num_heads: int, num_kv_heads: int) -> None:
         fail(op, "the number of query heads", f"a multiple of {num_kv_heads} KV heads", num_heads)
 
 
-def stream_rows(
-    op: str, x: Tensor, valid: Tensor | None, last: bool | Tensor
-) -> tuple[Tensor | None, Tensor | None, bool]:
-    """The flat form of which rows of x [B, ...] take part and end: valid, ended, last."""
+def stream_arguments(op: str, x: Tensor, valid: Tensor | None, last: bool | Tensor) -> dict:
+    """The schema's arguments for which rows of x [B, ...] take part and which end: valid, ended, last."""
     if valid is None and not isinstance(last, Tensor):
-        return None, None, bool(last)
+        return {"valid": None, "ended": None, "last": bool(last)}
     B = x.shape[0]
     if valid is not None:
         shape(op, "valid", valid, "[B]", (B,))
         dtype(op, "valid", valid, torch.int64)
         device(op, x, "valid", valid)
     if not isinstance(last, Tensor):
-        return valid, None, bool(last)
+        return {"valid": valid, "ended": None, "last": bool(last)}
     shape(op, "last", last, "[B]", (B,))
     dtype(op, "last", last, torch.bool)
     device(op, x, "last", last)
-    return valid, last, False
+    return {"valid": valid, "ended": last, "last": False}
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ... import _cpu
-from .packing import FORMATS, OFFSET, PANEL, panels_shape
+from .packing import OFFSET, PANEL, PANEL_TYPES, panels_shape
 
 CODES = {
     torch.float32: 0,
@@ -71,8 +71,7 @@ def on_huge_pages(t: Tensor) -> Tensor:
 
 def new_panels(count: int, N: int, K: int, format: str, swiglu: bool = False) -> Tensor:
     """Memory for the panels of `count` matrices [N, K]: [count, *panels_shape]."""
-    dtype = torch.uint8 if format == "int8_dyn" else FORMATS.get(format, torch.int8)
-    return on_huge_pages(torch.empty(count, *panels_shape(N, K, format, swiglu), dtype=dtype))
+    return on_huge_pages(torch.empty(count, *panels_shape(N, K, format, swiglu), dtype=PANEL_TYPES[format]))
 
 
 def pack_panels(weight: Tensor, format: str, *, swiglu: bool = False) -> Tensor:

@@ -59,26 +59,29 @@ def by_row(in_place: tuple[str, ...] = (), **rows: int) -> Callable[[Callable], 
     """
 
     def decorate(function: Callable) -> Callable:
-        names = list(inspect.signature(function).parameters)
-        dims = {names.index(name): dim for name, dim in rows.items()}
-        views = [names.index(name) for name in in_place]
-        first = min(dims)
+        names = tuple(inspect.signature(function).parameters)
+        first = min(rows, key=names.index)
 
         @wraps(function)
-        def rowwise(*args):
-            if not _on.get() or args[first].dim() < 2:
-                return function(*args)
-            B = args[first].shape[dims[first]]
+        def rowwise(*args, **kwargs):
+            if not _on.get():
+                return function(*args, **kwargs)
+            kwargs.update(zip(names, args))
+            x = kwargs[first]
+            B = x.shape[rows[first]]
+            if x.dim() < 2 or not B:
+                return function(**kwargs)
             results = []
             with _set(False):  # what a row is made of is not cut again
                 for b in range(B):
-                    row = list(args)
-                    for i in views:
-                        row[i] = args[i] if args[i] is None else args[i][b : b + 1]
-                    for i, dim in dims.items():
-                        row[i] = _row(args[i], b, dim, B) if i < len(args) else None
-                    results.append(function(*row[: len(args)]))
-            return _together(results) if B else function(*args)
+                    row = dict(kwargs)
+                    for name in in_place:
+                        if row.get(name) is not None:
+                            row[name] = row[name][b : b + 1]
+                    for name, dim in rows.items():
+                        row[name] = _row(row.get(name), b, dim, B)
+                    results.append(function(**row))
+            return _together(results)
 
         return rowwise
 

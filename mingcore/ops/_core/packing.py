@@ -16,14 +16,27 @@ every layout: weight = scale * stored, with scale = max|row| / 127 (int8) or / 4
 "int8_dyn" is "int8" whose activations are quantised too, by `quantise_activations`.
 """
 
+import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from ...errors import BackendError
+from . import backends, checks
+
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 QUANTISED = {"int8": torch.int8, "int8_dyn": torch.int8, "fp8": torch.float8_e4m3fn}
-CPU_FORMATS = ("fp32", "bf16", "fp16", "int8", "int8_dyn")  # of panels
+PANEL_TYPES = {  # by format, of panels
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.int8,
+    "int8_dyn": torch.uint8,
+}
+CPU_FORMATS = tuple(PANEL_TYPES)
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 PANEL = 32
 OFFSET = 128  # of stored weights in panels of "int8_dyn"
@@ -134,6 +147,60 @@ def format_of(dtype: torch.dtype) -> str | None:
     return next((name for name, held in FORMATS.items() if held == dtype), None)
 
 
+def resolve_format(op: str, weight: Tensor, format: str | None, formats: Collection[str]) -> str:
+    """`format` if it is one of `formats`; None stands for the weight's own type."""
+    checks.floating(op, "weight", weight)
+    if format is None:
+        return format_of(weight.dtype)
+    if format not in formats:
+        checks.fail(op, "format", f"one of {', '.join(formats)}", repr(format))
+    return format
+
+
+def native_packing(
+    op: str, weight: Tensor, format: str, backend: str | None, formats: Collection[str] = ("fp32", "bf16", "fp16")
+) -> ModuleType | None:
+    """`_core.cpu`, which packs this weight into panels, or None where rows stay rows.
+
+    formats: those that the op has panels for. Raises BackendError where "cpu" alone was named and
+    cannot pack.
+    """
+    reason = panels_unsupported_reason(weight.device.type, format, backend, formats)
+    if reason is None:
+        return backends.shared("cpu")
+    if backends.named_backends(backend) == ("cpu",):
+        raise BackendError(f"{op}: {reason}")
+    return None
+
+
+def panels_unsupported_reason(
+    device: str, format: str, backend: str | None = None, formats: Collection[str] = CPU_FORMATS
+) -> str | None:
+    """Why weights stay rows instead of being packed into panels for the CPU kernels, or None."""
+    names = backends.named_backends(backend)
+    if names and "cpu" not in names:
+        return f"backend {','.join(names)} was named"
+    if device != "cpu" or format not in formats:
+        return f"the cpu backend does not pack {format} weights of {device} tensors"
+    return backends.load("cpu", "gemm")
+
+
+def packed_bytes(n: int, k: int, format: str, device: str, *, swiglu: bool = False) -> int:
+    """Of a matrix [N, K] and its scales, as it would be packed now for this kind of device."""
+    panels = panels_unsupported_reason(device, format) is None
+    shape = panels_shape(n, k, format, swiglu) if panels else (n, k)
+    dtype = QUANTISED.get(format) or FORMATS[format]
+    return math.prod(shape) * dtype.itemsize + (4 * n if format in QUANTISED else 0)
+
+
+def quantised(op: str, weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
+    """`quantise`, of weights that must be finite."""
+    stored, scale = quantise(weight.detach(), format)
+    if not (scale.is_meta or scale.isfinite().all()):
+        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
+    return stored, scale
+
+
 def quantise(weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
     """weight [..., N, K] -> stored [..., N, K] and scale [..., N] float32, one matrix at a time.
 
@@ -165,9 +232,9 @@ def _by_largest(x: Tensor, largest: float) -> tuple[Tensor, Tensor]:
     x = x.float()
     a = x.abs().amax(dim=-1) if x.shape[-1] else x.new_zeros(x.shape[:-1])
     # tensors, not numbers: PyTorch may multiply by a reciprocal instead, which rounds twice
-    most = torch.full_like(a, largest)
-    inverse = torch.where(a > 0, most / a, 0.0)
-    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / most
+    limit = torch.full_like(a, largest)
+    inverse = torch.where(a > 0, limit / a, 0.0)
+    return (x * inverse.unsqueeze(-1)).clamp_(-largest, largest), a / limit
 
 
 def dequantise(weight: Tensor, scale: Tensor) -> Tensor:

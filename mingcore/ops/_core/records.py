@@ -10,7 +10,6 @@ PyTorch's and Triton's versions and the date stand beside it.
 
 import ast
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -22,18 +21,27 @@ from datetime import date
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from ... import env
-from .library import SCHEMAS
-from .registry import Entry, forget_choices
 
 SHIPPED = Path(__file__).parents[1] / "verified"
 PACKING = Path(__file__).with_name("packing.py")
 NOT_VERIFIED = "not verified on this architecture ({}); run mingcore verify"
 
 _log = logging.getLogger("mingcore")
+
+
+class Kernel(Protocol):
+    """What a record needs to know of an implementation (`op.Implementation`)."""
+
+    op: str
+    backend: str
+    sources: tuple[Path, ...]
+    flags: tuple[str, ...]
+    packed: bool
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Record:
     date: str
 
 
-def why_not(entry: Entry, device: torch.device) -> str | None:
+def unproven(entry: Kernel, device: torch.device) -> str | None:
     """Why the automatic choice must not take this GPU kernel on `device`, or None."""
     here = architecture(device)
     try:
@@ -89,7 +97,7 @@ def _read(path: Path) -> list[Record]:
         return []
 
 
-def keep(entry: Entry, device: torch.device, folder: Path | None = None) -> Path:
+def keep(entry: Kernel, device: torch.device, folder: Path | None = None) -> Path:
     """Write that the tests of `entry` passed on `device`; folder None: the user's cache."""
     try:
         triton = metadata.version("triton")
@@ -113,29 +121,24 @@ def keep(entry: Entry, device: torch.device, folder: Path | None = None) -> Path
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_text(text + "\n")
     unfinished.replace(path)
-    forget_choices()
     return path
 
 
 @cache
-def fingerprint(entry: Entry) -> str:
+def fingerprint(entry: Kernel) -> str:
     """Hash of everything that the record of a kernel vouches for; comments do not count."""
     digest = hashlib.sha256()
     for path in source_files(entry):
         digest.update(f"{path.name}\0{stripped(path.read_text(), path.suffix)}\0".encode())
-    for function in (entry.function, entry.why_not):
-        if function is not None:
-            text = inspect.cleandoc("\n" + inspect.getsource(inspect.unwrap(function)))
-            digest.update(f"{stripped(text, '.py')}\0".encode())
     digest.update("\0".join(entry.flags).encode())
     return digest.hexdigest()[:32]
 
 
-def source_files(entry: Entry) -> list[Path]:
+def source_files(entry: Kernel) -> list[Path]:
     """The named sources, what they include or import beside them, and the packing code."""
     found: dict[Path, None] = {}
     waiting = list(entry.sources)
-    if "str layout" in SCHEMAS.get(entry.op, ""):
+    if entry.packed:
         waiting.append(PACKING)
     while waiting:
         path = waiting.pop(0).resolve()

@@ -1,7 +1,5 @@
 """What the reference ops share: the type they compute in, and the matrix product."""
 
-from collections.abc import Iterable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,20 +18,14 @@ def matmul(x: Tensor, weight: Tensor) -> Tensor:
     return F.linear(x.to(inner), weight.to(inner)).to(x.dtype)
 
 
-def stream_rows(x, lengths, valid, ended, last: bool, L: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a stream's rows, all [B]: inputs they have had, those they get now, whether they end."""
+def stream_progress(x, lengths, valid, ended, last: bool, L: int) -> tuple[Tensor, Tensor, Tensor]:
+    """By row of a stream, all [B]: inputs it has had, those it gets now, whether it ends."""
     seen = lengths
     if seen is None:
         seen = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     new = torch.full_like(seen, L) if valid is None else valid
     done = torch.full_like(seen, last, dtype=torch.bool) if ended is None else ended
     return seen, new, done
-
-
-def copy_all(results: Iterable[Tensor], into: Iterable[Tensor]) -> None:
-    """What an in-place op does with the results of the other."""
-    for result, to in zip(results, into, strict=True):
-        to.copy_(result)
 
 
 def quantised_matmul(x: Tensor, weight: Tensor, scale: Tensor, format: str) -> Tensor:

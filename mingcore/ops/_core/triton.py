@@ -31,3 +31,8 @@ def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...], types=FLOA
         if dense and t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
             return f"{name} has strides {tuple(t.stride())}; it takes a dense last dimension"
     return None
+
+
+def matrix(x: Tensor) -> Tensor:
+    """x [..., H] as [M, H]."""
+    return x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])

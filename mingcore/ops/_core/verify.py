@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 
 from ...errors import BackendError, InputError
-from . import records as verified
-from . import registry
+from . import backends as names_of_backends
+from . import records
+from .op import Implementation, forget_choices, implementations
 
 WORKER = "mingcore.testing.verify_kernels"
 MARK = "mingcore-verify "
@@ -73,9 +74,9 @@ def run(
     return results
 
 
-def _kernels(ops: Sequence[str] | None, backends: Sequence[str] | None) -> list[registry.Entry]:
-    backends = tuple(map(registry.check_backend, backends or ("triton", "cuda")))
-    found = [entry for entry in registry.entries() if entry.backend in backends and entry.backend in ("triton", "cuda")]
+def _kernels(ops: Sequence[str] | None, backends: Sequence[str] | None) -> list[Implementation]:
+    backends = tuple(map(names_of_backends.check_backend, backends or ("triton", "cuda")))
+    found = [entry for entry in implementations() if entry.backend in backends and entry.backend in ("triton", "cuda")]
     if ops is None:
         return found
     unknown = sorted(set(ops) - {entry.op for entry in found})
@@ -85,10 +86,11 @@ def _kernels(ops: Sequence[str] | None, backends: Sequence[str] | None) -> list[
     return [entry for entry in found if entry.op in ops]
 
 
-def _result(entry: registry.Entry, answer: dict, device: torch.device, folder: Path | None) -> Result:
+def _result(entry: Implementation, answer: dict, device: torch.device, folder: Path | None) -> Result:
     passed = answer["reason"] == ""
-    record = str(verified.keep(entry, device, folder)) if passed else None
-    here = verified.architecture(device)
+    record = str(records.keep(entry, device, folder)) if passed else None
+    forget_choices()
+    here = records.architecture(device)
     return Result(entry.op, entry.backend, here, passed, record=record, **answer)
 
 
@@ -96,7 +98,7 @@ def _failure(reason: str, seconds: float = 0.0) -> dict:
     return {"reason": reason, "cases": 0, "skipped": 0, "seconds": seconds}
 
 
-def _answers(kernels: list[registry.Entry], deadline: float):
+def _answers(kernels: list[Implementation], deadline: float):
     """The worker's answers for `kernels`, in order; ends after the first one it did not survive."""
     if time.monotonic() >= deadline:
         yield _failure("not reached within the time limit")

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import wide
-from .._core.registry import register
+from . import SILU_MUL
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
@@ -13,7 +13,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-@register("silu_mul", "reference")
+@SILU_MUL.implementation("reference")
 @by_row(gate_up=0)
 def silu_mul(gate_up: Tensor) -> Tensor:
     """gate_up [..., 2I], gate first -> [..., I]."""

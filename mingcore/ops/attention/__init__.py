@@ -4,9 +4,35 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
+from .._core.op import Op, like
+
+ATTENTION_PREFILL = Op(
+    __name__,
+    "attention_prefill",
+    "Tensor q, Tensor k, Tensor v, bool causal, int window, float scale -> Tensor",
+    results="out",
+    fake=lambda q, **_: like(q),
+    backends=("reference", "cpu", "flash"),
+)
+ATTENTION_DECODE = Op(
+    __name__,
+    "attention_decode",
+    "Tensor q, Tensor k_cache, Tensor v_cache, Tensor positions, int window, float scale, Tensor? k_scale, "
+    "Tensor? v_scale -> Tensor",
+    results="out",
+    fake=lambda q, **_: like(q),
+    backends=("reference", "cpu", "triton"),
+)
+KV_WRITE = Op(
+    __name__,
+    "kv_write_",
+    "Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor k, Tensor v, Tensor positions -> ()",
+    fake=lambda **_: None,
+    backends=("reference", "cpu", "triton"),
+)
 
 
+@ATTENTION_PREFILL.public_function
 def attention_prefill(
     q: Tensor,
     k: Tensor,
@@ -31,9 +57,10 @@ def attention_prefill(
     if window is not None and not causal:
         checks.fail(op, "window", "None unless causal", window)
     window = checks.window(op, window)
-    return call(op, backend, q, k, v, causal, window, _scale(q, scale))
+    return ATTENTION_PREFILL(backend, q=q, k=k, v=v, causal=causal, window=window, scale=_scale(q, scale))
 
 
+@ATTENTION_DECODE.public_function
 def attention_decode(
     q: Tensor,
     k_cache: Tensor,
@@ -69,10 +96,20 @@ def attention_decode(
             checks.device(op, q, name, t)
     _positions(op, q, positions)
     window = checks.window(op, window)
-    args = (q, k_cache, v_cache, positions, window, _scale(q, scale), k_scale, v_scale)
-    return call(op, backend, *args)
+    return ATTENTION_DECODE(
+        backend,
+        q=q,
+        k_cache=k_cache,
+        v_cache=v_cache,
+        positions=positions,
+        window=window,
+        scale=_scale(q, scale),
+        k_scale=k_scale,
+        v_scale=v_scale,
+    )
 
 
+@KV_WRITE.public_function
 def kv_write_(
     k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor, *, backend: str | None = None
 ) -> None:
@@ -96,7 +133,7 @@ def kv_write_(
         if tensor.device != k_cache.device:
             checks.device(op, k_cache, name, tensor)
     _positions(op, k, positions)
-    return call(op, backend, k_cache, v_cache, k, v, positions)
+    KV_WRITE(backend, k_cache=k_cache, v_cache=v_cache, k=k, v=v, positions=positions)
 
 
 def _heads(

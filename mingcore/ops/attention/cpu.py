@@ -1,64 +1,49 @@
-"""The `cpu` backend's attention, and writing its cache."""
+"""Attention on the CPU kernels, and writing its cache."""
 
 import torch
 
 from ... import _cpu
-from .._core.cpu import array, array_or_none, dense_last, unfit
-from .._core.registry import register
+from .._core.cpu import array, array_or_none, dense_last
+from .._core.support import FLOATS, Support
+from . import ATTENTION_DECODE, ATTENTION_PREFILL, KV_WRITE
+
+_STORED = (*FLOATS, torch.int8)
+# Copies that an adapter makes must live, by name, until the kernel has read them.
 
 
-def _decode_why_not(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
-    if k_scale is None:
-        return unfit(("q", "k_cache", "v_cache"), (q, k_cache, v_cache))
-    if k_cache.shape[-1] > 1 and (k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1):
+def _dense_if_int8(k_cache, v_cache, k_scale, **_) -> str | None:
+    strided = k_cache.shape[-1] > 1 and (k_cache.stride(-1) != 1 or v_cache.stride(-1) != 1)
+    if k_scale is not None and strided:
         return "the int8 caches are strided within a head; it takes a dense last dimension"
-    return unfit(("q", "k_scale", "v_scale"), (q, k_scale, v_scale))
+    return None
 
 
-@register("attention_decode", "cpu", _decode_why_not)
-def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale):
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    # copies made here must live, by name, until the kernel has read them
+@ATTENTION_DECODE.implementation(
+    "cpu",
+    Support(floats=("q", "k_scale", "v_scale"), types={"k_cache": _STORED, "v_cache": _STORED}, rule=_dense_if_int8),
+)
+def attention_decode(q, k_cache, v_cache, positions, window, scale, k_scale, v_scale, out):
     q, k_cache, v_cache = dense_last(q), dense_last(k_cache), dense_last(v_cache)
+    caches, scales = (array(k_cache), array(v_cache)), (array_or_none(k_scale), array_or_none(v_scale))
     _cpu.attention_decode(
-        array(q),
-        array(k_cache),
-        array(v_cache),
-        array(positions),
-        window,
-        scale,
-        array_or_none(k_scale),
-        array_or_none(v_scale),
-        array(out),
-        torch.get_num_threads(),
+        array(q), *caches, array(positions), window, scale, *scales, array(out), torch.get_num_threads()
     )
-    return out
 
 
-def _prefill_why_not(q, k, v, causal, window, scale):
-    return unfit(("q", "k", "v"), (q, k, v))
-
-
-@register("attention_prefill", "cpu", _prefill_why_not)
-def attention_prefill(q, k, v, causal, window, scale):
+@ATTENTION_PREFILL.implementation("cpu", Support(floats=("q", "k", "v")))
+def attention_prefill(q, k, v, causal, window, scale, out):
     # fresh keys are a cache that is just full: query t stands at position t, or behind every key
     T, S = q.shape[1], k.shape[1]
     positions = torch.arange(T) if causal else torch.full((T,), S - 1)
-    return attention_decode(q, k, v, positions.expand(q.shape[0], T), window, scale, None, None)
+    attention_decode(q, k, v, positions.expand(q.shape[0], T), window, scale, None, None, out)
 
 
-def _kv_write_why_not(k_cache, v_cache, k, v, positions):
-    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if cache.is_contiguous():
-            continue
-        if cache.shape[-1] > 1 and cache.stride(-1) != 1:
-            return f"{name} has strides {tuple(cache.stride())}; it takes a dense last dimension"
-        if torch._debug_has_internal_overlap(cache) == 1:
-            return f"{name} overlaps itself (strides {tuple(cache.stride())}); it takes none"
-    return unfit(("k_cache", "v_cache", "k", "v"), (k_cache, v_cache, k, v))
-
-
-@register("kv_write_", "cpu", _kv_write_why_not)
+@KV_WRITE.implementation(
+    "cpu",
+    Support(
+        floats=("k_cache", "v_cache", "k", "v"), dense_last=("k_cache", "v_cache"), disjoint=("k_cache", "v_cache")
+    ),
+)
 def kv_write_(k_cache, v_cache, k, v, positions):
     k, v = dense_last(k), dense_last(v)
     _cpu.kv_write(array(k_cache), array(v_cache), array(k), array(v), array(positions), torch.get_num_threads())

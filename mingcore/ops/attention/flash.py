@@ -8,23 +8,18 @@ authors': no verified record is asked of them. Dao 2023, FlashAttention-2.
 import torch
 from flash_attn import flash_attn_func
 
-from .._core.registry import register
+from .._core.support import Limit, Support
+from . import ATTENTION_PREFILL
 
 _TYPES = (torch.float16, torch.bfloat16)
-_WIDEST = 256
 _CAPABILITY = (8, 0)
 
 
-def _why_not(q, k, v, causal, window, scale):
+def _rule(q, causal, window, **_) -> str | None:
     if not q.is_cuda:
         return f"q is on {q.device}; it takes tensors on a GPU"
-    if q.dtype not in _TYPES:
-        return f"q is {q.dtype}; it takes float16 and bfloat16"
-    D = q.shape[-1]
-    if D > _WIDEST or D % 8:
-        return f"heads are {D} wide; it takes multiples of 8 up to {_WIDEST}"
-    if v.device != q.device:
-        return f"v is on {v.device}, q on {q.device}"
+    if q.shape[-1] % 8:
+        return f"heads are {q.shape[-1]} wide; it takes multiples of 8"
     if window and not causal:
         return f"window is {window} without causal; it takes windows that end at the query"
     if torch.version.hip is None and torch.cuda.get_device_capability(q.device) < _CAPABILITY:
@@ -32,7 +27,14 @@ def _why_not(q, k, v, causal, window, scale):
     return None
 
 
-@register("attention_prefill", "flash", _why_not)
+@ATTENTION_PREFILL.implementation(
+    "flash",
+    Support(
+        types={"q": _TYPES, "k": _TYPES, "v": _TYPES},
+        limits=(Limit("heads are {} wide", lambda q, **_: q.shape[-1], 256),),
+        rule=_rule,
+    ),
+)
 def attention_prefill(q, k, v, causal, window, scale):
     # their window counts the keys before the query's own, ours includes it; -1 is no bound
     left = window - 1 if window else -1

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import wide
-from .._core.registry import register
+from . import ATTENTION_DECODE, ATTENTION_PREFILL, KV_WRITE
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float):
@@ -18,7 +18,7 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sc
     return out.transpose(1, 2).contiguous()
 
 
-@register("attention_prefill", "reference")
+@ATTENTION_PREFILL.implementation("reference")
 @by_row(q=0, k=0, v=0)
 def attention_prefill(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int, scale: float) -> Tensor:
     """softmax(scale q k^T) v; causal: query t sees keys s <= t, with a window also s > t - window.
@@ -33,7 +33,7 @@ def attention_prefill(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int
     return _sdpa(q, k, v, (s <= t) & (s > t - window), False, scale)
 
 
-@register("attention_decode", "reference")
+@ATTENTION_DECODE.implementation("reference")
 @by_row(("k_cache", "v_cache", "k_scale", "v_scale"), q=0, positions=0)
 def attention_decode(
     q: Tensor,
@@ -98,7 +98,7 @@ def _by_kv_head(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: 
     return out.reshape(q.shape).contiguous()
 
 
-@register("kv_write_", "reference")
+@KV_WRITE.implementation("reference")
 def kv_write_(k_cache: Tensor, v_cache: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> None:
     """cache[b, positions[b, t] mod S] = k[b, t]; skipped where positions < 0.
 

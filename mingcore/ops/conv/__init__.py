@@ -13,13 +13,51 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
-from .._core.packing import FORMATS
-from ..gemm import native_packing, resolve_format
-from .packing import PackedConv, context_width
+from .._core.op import InPlaceForm, Op
+from .._core.packing import FORMATS, native_packing, resolve_format
+from .packing import PackedConv, context_width, pack_conv_panels
 
 ACTIVATIONS = ("silu", "elu", "gelu", "gelu_tanh", "tanh", "snake")
 Snake = tuple[Tensor, Tensor]
+
+_OPERANDS = "Tensor weight, Tensor? bias, Tensor? residual"
+_STREAM = "Tensor? valid, Tensor? ended, bool last"
+_SIZES = "int kernel, int stride, int dilation, int groups"
+_ACTIVATIONS = (
+    "str before, Tensor? before_alpha, Tensor? before_gain, str after, Tensor? after_alpha, Tensor? after_gain"
+)
+
+
+def _results(x: Tensor, n: int, outputs: int, width: int) -> tuple[Tensor, ...]:
+    B, C, _ = x.shape
+    lengths, emitted = (x.new_empty(B, dtype=torch.int64) for _ in range(2))
+    return x.new_empty(B, n, outputs), x.new_empty(B, C, width), lengths, emitted
+
+
+def _op(name: str, own: str, transposed: bool) -> Op:
+    """own: the arguments of this kind of convolution alone."""
+    options = f"{_SIZES}, {own}, {_ACTIVATIONS}, str layout, int n"
+    return Op(
+        __name__,
+        name,
+        f"Tensor x, {_OPERANDS}, Tensor? context, Tensor? lengths, {_STREAM}, SymInt outputs, {options} "
+        "-> (Tensor, Tensor, Tensor, Tensor)",
+        results="out next_context next_lengths emitted",
+        fake=lambda x, n, outputs, kernel, stride, dilation, **_: _results(
+            x, n, outputs, context_width(kernel, stride, dilation, transposed)
+        ),
+        backends=("reference", "cpu", "triton", "cuda"),
+        in_place=InPlaceForm(
+            "Tensor x, Tensor(a!) out, Tensor(b!) context, Tensor(c!) lengths, Tensor(d!) emitted, "
+            f"{_OPERANDS}, {_STREAM}, {options} -> ()",
+            writes={"out": "out", "next_context": "context", "next_lengths": "lengths", "emitted": "emitted"},
+            outputs=lambda args: args["out"].shape[2],
+        ),
+    )
+
+
+CAUSAL_CONV1D = _op("causal_conv1d", "int left_pad, bool replicate", transposed=False)
+CAUSAL_CONV_TRANSPOSE1D = _op("causal_conv_transpose1d", "int flush", transposed=True)
 
 
 @dataclass
@@ -72,6 +110,7 @@ class ConvState:
         return self.context.nbytes + self.lengths.nbytes + self.emitted.nbytes
 
 
+@CAUSAL_CONV1D.public_function
 def causal_conv1d(
     x: Tensor,
     weight: Tensor | PackedConv,
@@ -105,39 +144,15 @@ def causal_conv1d(
     Returns y [B, C_out, T] in x.dtype, summed in float32, and the next state; T is L / stride
     where it divides and rows are alike, else see `ConvState`. Raises InputError.
     """
-    op = "causal_conv1d"
-    _state(op, state, x)
-    flat = _flatten(op, x, weight, bias, stride, dilation, groups, False, residual)
-    pad, replicate = _padding(op, flat.kernel, stride, dilation, left_pad, pad_mode)
-    span = (flat.kernel - 1) * dilation
-    outputs, offset = _outputs(x.shape[2], state, valid, last, span, stride, pad)
-    rows = checks.stream_rows(op, x, valid, last)
-    acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
-    _operands(op, flat, x, bias, residual, outputs, state, span)
-    carried = (None, None) if state is None else (state.context, state.lengths)
-    y, context, lengths, emitted = call(
-        op,
-        backend,
-        x,
-        flat.matrix,
-        bias,
-        residual,
-        *carried,
-        *rows,
-        outputs,
-        flat.kernel,
-        stride,
-        dilation,
-        groups,
-        pad,
-        replicate,
-        *acts,
-        flat.layout,
-        flat.n,
-    )
-    return y, ConvState(context, lengths, emitted, offset)
+    acts = activation_before, snake_before, activation, snake
+    kind = stride, dilation, groups, left_pad, pad_mode
+    args, outputs, offset = _conv_call("causal_conv1d", x, weight, bias, residual, *kind, acts, state, valid, last)
+    context, lengths = (None, None) if state is None else (state.context, state.lengths)
+    y, *carried = CAUSAL_CONV1D(backend, **args, context=context, lengths=lengths, outputs=outputs)
+    return y, ConvState(*carried, offset)
 
 
+@CAUSAL_CONV1D.in_place.public_function
 def causal_conv1d_(
     x: Tensor,
     out: Tensor,
@@ -163,40 +178,17 @@ def causal_conv1d_(
 
     For streams without allocation and for graphs. T is what `causal_conv1d` would return.
     """
-    op = "causal_conv1d_"
-    _state(op, state, x)
-    flat = _flatten(op, x, weight, bias, stride, dilation, groups, False, residual)
-    pad, replicate = _padding(op, flat.kernel, stride, dilation, left_pad, pad_mode)
-    span = (flat.kernel - 1) * dilation
-    outputs, offset = _outputs(x.shape[2], state, valid, last, span, stride, pad)
-    rows = checks.stream_rows(op, x, valid, last)
-    acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
-    _operands(op, flat, x, bias, residual, outputs, state, span, out)
-    call(
-        op,
-        backend,
-        x,
-        out,
-        state.context,
-        state.lengths,
-        state.emitted,
-        flat.matrix,
-        bias,
-        residual,
-        *rows,
-        flat.kernel,
-        stride,
-        dilation,
-        groups,
-        pad,
-        replicate,
-        *acts,
-        flat.layout,
-        flat.n,
+    acts = activation_before, snake_before, activation, snake
+    kind = stride, dilation, groups, left_pad, pad_mode
+    rows = valid, last
+    args, _, offset = _conv_call("causal_conv1d_", x, weight, bias, residual, *kind, acts, state, *rows, out)
+    CAUSAL_CONV1D.in_place(
+        backend, **args, out=out, context=state.context, lengths=state.lengths, emitted=state.emitted
     )
     state.offset = offset
 
 
+@CAUSAL_CONV_TRANSPOSE1D.public_function
 def causal_conv_transpose1d(
     x: Tensor,
     weight: Tensor | PackedConv,
@@ -224,38 +216,17 @@ def causal_conv_transpose1d(
     dropped; with trim_right fewer than those, `last` gives the others. Where the kernel is shorter
     than the stride the gaps hold act(bias). All else as `causal_conv1d`.
     """
-    op = "causal_conv_transpose1d"
-    _state(op, state, x)
-    flat = _flatten(op, x, weight, bias, stride, dilation, groups, True, residual)
-    width = context_width(flat.kernel, stride, dilation, True)
-    flush = _flush(op, flat.kernel, stride, dilation, trim_right)
-    outputs = x.shape[2] * stride + (0 if last is False else flush)
-    rows = checks.stream_rows(op, x, valid, last)
-    acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
-    _operands(op, flat, x, bias, residual, outputs, state, width)
-    carried = (None, None) if state is None else (state.context, state.lengths)
-    y, context, lengths, emitted = call(
-        op,
-        backend,
-        x,
-        flat.matrix,
-        bias,
-        residual,
-        *carried,
-        *rows,
-        outputs,
-        flat.kernel,
-        stride,
-        dilation,
-        groups,
-        flush,
-        *acts,
-        flat.layout,
-        flat.n,
+    acts = activation_before, snake_before, activation, snake
+    kind = stride, dilation, groups, trim_right
+    args, outputs = _transpose_call(
+        "causal_conv_transpose1d", x, weight, bias, residual, *kind, acts, state, valid, last
     )
-    return y, ConvState(context, lengths, emitted)
+    context, lengths = (None, None) if state is None else (state.context, state.lengths)
+    y, *carried = CAUSAL_CONV_TRANSPOSE1D(backend, **args, context=context, lengths=lengths, outputs=outputs)
+    return y, ConvState(*carried)
 
 
+@CAUSAL_CONV_TRANSPOSE1D.in_place.public_function
 def causal_conv_transpose1d_(
     x: Tensor,
     out: Tensor,
@@ -277,35 +248,12 @@ def causal_conv_transpose1d_(
     backend: str | None = None,
 ) -> None:
     """`causal_conv_transpose1d` into `out` [B, C_out, T] in x.dtype; `state` changes in place."""
-    op = "causal_conv_transpose1d_"
-    _state(op, state, x)
-    flat = _flatten(op, x, weight, bias, stride, dilation, groups, True, residual)
-    width = context_width(flat.kernel, stride, dilation, True)
-    flush = _flush(op, flat.kernel, stride, dilation, trim_right)
-    outputs = x.shape[2] * stride + (0 if last is False else flush)
-    rows = checks.stream_rows(op, x, valid, last)
-    acts = _activations(op, x.device, flat, activation_before, snake_before, activation, snake)
-    _operands(op, flat, x, bias, residual, outputs, state, width, out)
-    call(
-        op,
-        backend,
-        x,
-        out,
-        state.context,
-        state.lengths,
-        state.emitted,
-        flat.matrix,
-        bias,
-        residual,
-        *rows,
-        flat.kernel,
-        stride,
-        dilation,
-        groups,
-        flush,
-        *acts,
-        flat.layout,
-        flat.n,
+    acts = activation_before, snake_before, activation, snake
+    kind = stride, dilation, groups, trim_right
+    rows = valid, last
+    args, _ = _transpose_call("causal_conv_transpose1d_", x, weight, bias, residual, *kind, acts, state, *rows, out)
+    CAUSAL_CONV_TRANSPOSE1D.in_place(
+        backend, **args, out=out, context=state.context, lengths=state.lengths, emitted=state.emitted
     )
     state.offset = 0
 
@@ -340,15 +288,60 @@ def pack_conv(
     cpu = native_packing(op, weight, format, backend)
     packed = None
     if cpu is not None:
-        from .cpu import pack_conv_panels
-
-        packed = pack_conv_panels(weight, format, stride, dilation, groups, transposed)
+        packed = pack_conv_panels(cpu.pack_panels, weight, format, stride, dilation, groups, transposed)
     if packed is None:
         packed = weight.to(FORMATS[format]).contiguous()
     else:
         layout = "conv_panels"
     shape = (inputs, outputs, kernel, stride, dilation, groups, transposed)
     return PackedConv(packed, layout, format, *shape)
+
+
+def _conv_call(
+    op, x, weight, bias, residual, stride, dilation, groups, left_pad, pad_mode, acts, state, valid, last, out=None
+) -> tuple[dict, int, int | None]:
+    """What both forms of causal_conv1d check: the arguments they share, outputs, the next offset."""
+    _state(op, state, x)
+    flat = _flatten(op, x, weight, stride, dilation, groups, False)
+    pad, replicate = _padding(op, flat.kernel, stride, dilation, left_pad, pad_mode)
+    span = (flat.kernel - 1) * dilation
+    outputs, offset = _outputs(x.shape[2], state, valid, last, span, stride, pad)
+    stream = checks.stream_arguments(op, x, valid, last)
+    acts = _activations(op, x.device, flat, *acts)
+    _operands(op, flat, x, bias, residual, outputs, state, span, out)
+    args = _arguments(flat, x, bias, residual, stride, dilation, groups)
+    return {**args, "left_pad": pad, "replicate": replicate, **stream, **acts}, outputs, offset
+
+
+def _transpose_call(
+    op, x, weight, bias, residual, stride, dilation, groups, trim_right, acts, state, valid, last, out=None
+) -> tuple[dict, int]:
+    """What both forms of causal_conv_transpose1d check: the arguments they share, and outputs."""
+    _state(op, state, x)
+    flat = _flatten(op, x, weight, stride, dilation, groups, True)
+    width = context_width(flat.kernel, stride, dilation, True)
+    flush = _flush(op, flat.kernel, stride, dilation, trim_right)
+    outputs = x.shape[2] * stride + (0 if last is False else flush)
+    stream = checks.stream_arguments(op, x, valid, last)
+    acts = _activations(op, x.device, flat, *acts)
+    _operands(op, flat, x, bias, residual, outputs, state, width, out)
+    args = _arguments(flat, x, bias, residual, stride, dilation, groups)
+    return {**args, "flush": flush, **stream, **acts}, outputs
+
+
+def _arguments(flat, x, bias, residual, stride, dilation, groups) -> dict:
+    return {
+        "x": x,
+        "weight": flat.matrix,
+        "bias": bias,
+        "residual": residual,
+        "kernel": flat.kernel,
+        "stride": stride,
+        "dilation": dilation,
+        "groups": groups,
+        "layout": flat.layout,
+        "n": flat.n,
+    }
 
 
 class _Flat(NamedTuple):
@@ -361,7 +354,7 @@ class _Flat(NamedTuple):
     kernel: int
 
 
-def _flatten(op, x, weight, bias, stride, dilation, groups, transposed, residual) -> _Flat:
+def _flatten(op, x, weight, stride, dilation, groups, transposed) -> _Flat:
     if x.dim() != 3:
         checks.rank(op, "x", x, "[B, C_in, L]", 3)
     if x.dtype not in checks.FLOATS:
@@ -436,16 +429,24 @@ def _state(op: str, state: ConvState | None, x: Tensor) -> None:
         checks.fail(op, "state", "a ConvState or None", type(state).__name__)
 
 
-_PLAIN = ("none", None, None, "none", None, None)
+_NO_ACTIVATIONS = {
+    "before": "none",
+    "before_alpha": None,
+    "before_gain": None,
+    "after": "none",
+    "after_alpha": None,
+    "after_gain": None,
+}
 
 
-def _activations(op, device, flat, before, snake_before, after, snake):
+def _activations(op, device, flat, before, snake_before, after, snake) -> dict:
     if before is None and after is None and snake_before is None and snake is None:
-        return _PLAIN
-    return (
+        return _NO_ACTIVATIONS
+    parts = (
         *_activation(op, device, "activation_before", before, "snake_before", snake_before, flat.inputs),
         *_activation(op, device, "activation", after, "snake", snake, flat.n),
     )
+    return dict(zip(_NO_ACTIVATIONS, parts, strict=True))
 
 
 def _activation(op, device, name, activation, snake_name, snake, channels):

@@ -88,9 +88,9 @@ def _up(a: int, b: int) -> int:
 
 def _few(s: Shape, multiprocessors: int, limit: int) -> Plan | None:
     times = _up(s.T, s.up) + s.span + 7 * s.fast if s.up else s.T
-    most = min(8 * _up(times, 8), COLUMNS["few"])
+    max_cols = min(8 * _up(times, 8), COLUMNS["few"])
     found = None
-    for cols in range(most, 0, -8):
+    for cols in range(max_cols, 0, -8):
         for rows in (64,) if s.up else (64, 32, 16):
             found = _dense(s, "few", rows, cols, limit) or found
             if found is not None and found.blocks >= multiprocessors:
@@ -107,8 +107,8 @@ def _dense(s: Shape, kind: str, rows: int, cols: int, limit: int) -> Plan | None
     direct = bool(s.up) or (s.taps == 1 and s.stride == 1)
     if s.up:
         channels = rows // s.taps
-        whole = copy // math.gcd(copy, s.taps)  # so many end at a multiple of 16 bytes
-        channels -= channels % whole if channels > whole else 0
+        multiple = copy // math.gcd(copy, s.taps)  # so many end at a multiple of 16 bytes
+        channels -= channels % multiple if channels > multiple else 0
         step, needed = cols - s.span - shift, _up(s.T, s.up)
         if step < needed:
             step -= step % (8 // math.gcd(8, s.up))  # outputs are written by eights

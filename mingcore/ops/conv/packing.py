@@ -8,13 +8,16 @@ Layouts:
   outputs (the phases of one output channel side by side) are interleaved in time: `phases`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._core.packing import unpack_rows
+from .._core.packing import PANEL, unpack_rows
+
+FEW = 4  # outputs of a group that are not worth a panel of 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,32 @@ class PackedConv:
 def context_width(kernel: int, stride: int, dilation: int, transposed: bool) -> int:
     span = (kernel - 1) * dilation
     return span // stride if transposed else span
+
+
+def pack_conv_panels(
+    pack_panels: Callable[[Tensor, str], Tensor],
+    weight: Tensor,
+    format: str,
+    stride: int,
+    dilation: int,
+    groups: int,
+    transposed: bool,
+) -> Tensor | None:
+    """A convolution's weight as "conv_panels"; None where rows serve better."""
+    rows = group_matrices(weight, stride, dilation, groups, transposed)
+    if rows.shape[1] <= FEW:
+        return None
+    if rows.shape[1] % PANEL:  # a group's panels must not share one with the next
+        rows = F.pad(rows, (0, 0, 0, -rows.shape[1] % PANEL))
+    panels = pack_panels(rows.reshape(-1, rows.shape[2]), format)
+    return panels.view(groups, -1, *panels.shape[1:])
+
+
+def group_matrices(weight: Tensor, stride: int, dilation: int, groups: int, transposed: bool) -> Tensor:
+    """[groups, N, K]: the rows of each group's product."""
+    if transposed:
+        return phases(weight, stride, dilation, groups).flatten(2)
+    return weight.reshape(groups, weight.shape[0] // groups, -1)
 
 
 def phases(weight: Tensor, stride: int, dilation: int, groups: int) -> Tensor:

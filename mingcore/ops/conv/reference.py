@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.invariance import by_row
-from .._core.reference import copy_all, stream_rows, wide
-from .._core.registry import register
+from .._core.reference import stream_progress, wide
+from . import CAUSAL_CONV1D, CAUSAL_CONV_TRANSPOSE1D
 from .packing import context_width, unpack_conv
 
 ACTIVATIONS = {
@@ -32,7 +32,7 @@ def activate(x: Tensor, name: str, alpha: Tensor | None, gain: Tensor | None) ->
     return ACTIVATIONS[name](x)
 
 
-@register("causal_conv1d", "reference")
+@CAUSAL_CONV1D.implementation("reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv1d(
     x,
@@ -51,27 +51,27 @@ def causal_conv1d(
     groups,
     left_pad,
     replicate,
+    layout,
+    n,
     before,
     before_alpha,
     before_gain,
     after,
     after_alpha,
     after_gain,
-    layout,
-    n,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     span = (kernel - 1) * dilation
-    seen, new, done = stream_rows(x, lengths, valid, ended, last, L)
+    seen, new, done = stream_progress(x, lengths, valid, ended, last, L)
     padded = _joined(x, context, seen, span, replicate)
 
     def count(inputs: Tensor, final: Tensor | bool) -> Tensor:
         """Outputs of a stream after so many inputs; once it is over, until all are covered."""
-        whole = torch.div(inputs + left_pad - span - 1, stride, rounding_mode="floor") + 1
+        complete = torch.div(inputs + left_pad - span - 1, stride, rounding_mode="floor") + 1
         reach = inputs + left_pad - max(span + 1 - stride, 0)
         covered = -torch.div(-reach, stride, rounding_mode="floor")
-        return torch.where(final & (inputs > 0), covered, whole).clamp(min=0)
+        return torch.where(final & (inputs > 0), covered, complete).clamp(min=0)
 
     earlier = count(seen, torch.zeros_like(done))
     emitted = count(seen + new, done) - earlier
@@ -91,7 +91,7 @@ def causal_conv1d(
     return y.to(x.dtype), *_carried(padded, span, seen, new, done), emitted
 
 
-@register("causal_conv_transpose1d", "reference")
+@CAUSAL_CONV_TRANSPOSE1D.implementation("reference")
 @by_row(x=0, residual=0, context=0, lengths=0, valid=0, ended=0)
 def causal_conv_transpose1d(
     x,
@@ -109,19 +109,19 @@ def causal_conv_transpose1d(
     dilation,
     groups,
     flush,
+    layout,
+    n,
     before,
     before_alpha,
     before_gain,
     after,
     after_alpha,
     after_gain,
-    layout,
-    n,
 ):
     """x [B, C_in, L] -> y [B, C_out, outputs], context, lengths, emitted."""
     B, C, L = x.shape
     width = context_width(kernel, stride, dilation, True)
-    seen, new, done = stream_rows(x, lengths, valid, ended, last, L)
+    seen, new, done = stream_progress(x, lengths, valid, ended, last, L)
     padded = _joined(x, context, seen, width, False)
     emitted = new * stride + torch.where(done & (seen + new > 0), flush, 0)
     if outputs:
@@ -138,25 +138,6 @@ def causal_conv_transpose1d(
     else:
         y = x.new_empty(B, n, 0)
     return y.to(x.dtype), *_carried(padded, width, seen, new, done), emitted
-
-
-@register("causal_conv1d_", "reference")
-def causal_conv1d_(x, out, context, lengths, emitted, weight, bias, residual, *rest):
-    """`causal_conv1d` with its results written into out, context, lengths and emitted."""
-    _in_place(causal_conv1d, x, out, context, lengths, emitted, weight, bias, residual, rest)
-
-
-@register("causal_conv_transpose1d_", "reference")
-def causal_conv_transpose1d_(x, out, context, lengths, emitted, weight, bias, residual, *rest):
-    """`causal_conv_transpose1d` with its results written into out, context, lengths, emitted."""
-    args = (x, out, context, lengths, emitted, weight, bias, residual)
-    _in_place(causal_conv_transpose1d, *args, rest)
-
-
-def _in_place(function, x, out, context, lengths, emitted, weight, bias, residual, rest) -> None:
-    (valid, ended, last), options = rest[:3], rest[3:]
-    args = (x, weight, bias, residual, context, lengths, valid, ended, last, out.shape[2])
-    copy_all(function(*args, *options), (out, context, lengths, emitted))
 
 
 def _joined(x, context, seen, width: int, replicate: bool) -> Tensor:

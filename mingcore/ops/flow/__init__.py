@@ -8,13 +8,45 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
-from .._core.packing import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of
-from ..gemm import native_packing, pack_linear, quantised, resolve_format
+from .._core.op import InPlaceForm, Op, like
+from .._core.packing import (
+    CPU_FORMATS,
+    FORMATS,
+    QUANTISED,
+    PackedLinear,
+    format_of,
+    native_packing,
+    quantised,
+    resolve_format,
+)
+from ..gemm import pack_linear
 from .packing import BLOCKS, MATRICES, NORMS, THETA, TIME_CHANNELS, PackedFlowHead
 from .schedule import FlowSchedule
 
+_BACKENDS = ("reference", "cpu", "triton", "cuda")
+_STEP = "Tensor v_cond, Tensor? v_null, float dt, Tensor guidance, Tensor? noise, Tensor noise_scale"
+FLOW_STEP = Op(
+    __name__,
+    "flow_step",
+    f"Tensor x, {_STEP} -> Tensor",
+    results="out",
+    fake=lambda x, **_: like(x),
+    backends=_BACKENDS,
+    in_place=InPlaceForm(f"Tensor(a!) x, {_STEP} -> ()", writes={"out": "x"}),
+)
+FLOW_SAMPLE = Op(
+    __name__,
+    "flow_sample",
+    "Tensor condition, Tensor history, Tensor noise, Tensor guidance, Tensor times, Tensor dt, Tensor noise_scale, "
+    "bool[] advance, Tensor cos, Tensor sin, Tensor[] matrices, Tensor[] biases, Tensor[] norms, Tensor[] scales, "
+    "int heads, int? rope_heads, bool guided, str layout, str format -> Tensor",
+    results="out",
+    fake=lambda noise, **_: noise.new_empty(noise.shape[1:]),
+    backends=_BACKENDS,
+)
 
+
+@FLOW_STEP.public_function
 def flow_step(
     x: Tensor,
     v_cond: Tensor,
@@ -32,10 +64,11 @@ def flow_step(
     guidance and noise_scale: a number or [B] float32; noise [B, P, C] float32 or None. Returns a
     new float32 tensor. docs/model.md section 3. Raises InputError.
     """
-    args = _arguments("flow_step", x, v_cond, v_null, dt, guidance, noise, noise_scale)
-    return call("flow_step", backend, *args)
+    args = _step_call("flow_step", x, v_cond, v_null, dt, guidance, noise, noise_scale)
+    return FLOW_STEP(backend, **args)
 
 
+@FLOW_STEP.in_place.public_function
 def flow_step_(
     x: Tensor,
     v_cond: Tensor,
@@ -48,11 +81,11 @@ def flow_step_(
     backend: str | None = None,
 ) -> None:
     """`flow_step`, in place on x. Returns nothing."""
-    args = _arguments("flow_step_", x, v_cond, v_null, dt, guidance, noise, noise_scale)
-    return call("flow_step_", backend, *args)
+    args = _step_call("flow_step_", x, v_cond, v_null, dt, guidance, noise, noise_scale)
+    FLOW_STEP.in_place(backend, **args)
 
 
-def _arguments(
+def _step_call(
     op: str,
     x: Tensor,
     v_cond: Tensor,
@@ -61,7 +94,8 @@ def _arguments(
     guidance: Tensor | float,
     noise: Tensor | None,
     noise_scale: float | Tensor,
-) -> tuple:
+) -> dict:
+    """What both forms of flow_step check: their arguments."""
     checks.rank(op, "x", x, "[B, P, C]", 3)
     if x.dtype not in checks.WIDE:
         checks.wide(op, "x", x)
@@ -77,9 +111,15 @@ def _arguments(
             checks.device(op, x, name, tensor)
     if noise is not None and noise.dtype != x.dtype:
         checks.dtype(op, "noise", noise, x.dtype)
-    guidance = _per_row(op, "guidance", x, guidance)
-    noise_scale = _per_row(op, "noise_scale", x, noise_scale)
-    return x, v_cond, v_null, float(dt), guidance, noise, noise_scale
+    return {
+        "x": x,
+        "v_cond": v_cond,
+        "v_null": v_null,
+        "dt": float(dt),
+        "guidance": _per_row(op, "guidance", x, guidance),
+        "noise": noise,
+        "noise_scale": _per_row(op, "noise_scale", x, noise_scale),
+    }
 
 
 def _per_row(op: str, name: str, x: Tensor, value: float | Tensor) -> Tensor:
@@ -154,10 +194,10 @@ def pack_flow_head(
         (w if isinstance(w, PackedLinear) else pack_linear(w, backend=backend), bias.detach()) for w, bias in time
     )
     vectors = (tuple(t.detach().contiguous() for t in group) for group in (biases, norms))
-    kept = tuple(scales) if format in QUANTISED else ()
+    own_scales = tuple(scales) if format in QUANTISED else ()
     layout = "rows" if cpu is None else "panels"
     own = layers, heads, rope_heads, layout, format
-    return PackedFlowHead(tuple(packed), *vectors, kept, *own, theta=theta, embed=embed)
+    return PackedFlowHead(tuple(packed), *vectors, own_scales, *own, theta=theta, embed=embed)
 
 
 def _own_format(weight: Tensor, cpu: ModuleType | None) -> str:
@@ -232,6 +272,7 @@ def _check_head(
         checks.shape(op, f"bias of time[{i}]", bias, "[H]", (H,))
 
 
+@FLOW_SAMPLE.public_function
 def flow_sample(
     head: PackedFlowHead,
     schedule: FlowSchedule,
@@ -260,8 +301,8 @@ def flow_sample(
     if not isinstance(schedule, FlowSchedule):
         checks.fail(op, "schedule", "a FlowSchedule", type(schedule).__name__)
     C, S = head.channels, schedule.steps
-    least = max(S, schedule.draws)
-    if noise.dim() != 4 or noise.shape[3] != C or not least <= noise.shape[0] <= S + 1:
+    min_draws = max(S, schedule.draws)
+    if noise.dim() != 4 or noise.shape[3] != C or not min_draws <= noise.shape[0] <= S + 1:
         checks.fail(op, "noise", f"[S+1, B, P, C] = [{S + 1}, B, P, {C}]", list(noise.shape))
     B, P = noise.shape[1:3]
     checks.positive(op, "B", B)
@@ -278,28 +319,28 @@ def flow_sample(
         guided = _any_guidance(guidance)
     dt, scale = head.steps(schedule)
     cos, sin = head.rope(1 + history.shape[1] + P)
-    args = (
-        condition,
-        history,
-        noise,
-        per_request(op, "guidance", noise, guidance),
-        head.times(schedule),
-        dt,
-        scale[:, None] * per_request(op, "noise_scale", noise, noise_scale),
-        list(schedule.advance),
-        cos,
-        sin,
-        list(head.matrices),
-        list(head.biases),
-        list(head.norms),
-        list(head.scales),
-        head.heads,
-        head.rope_heads,
-        guided,
-        head.layout,
-        head.format,
+    return FLOW_SAMPLE(
+        backend,
+        condition=condition,
+        history=history,
+        noise=noise,
+        guidance=per_request(op, "guidance", noise, guidance),
+        times=head.times(schedule),
+        dt=dt,
+        noise_scale=scale[:, None] * per_request(op, "noise_scale", noise, noise_scale),
+        advance=list(schedule.advance),
+        cos=cos,
+        sin=sin,
+        matrices=list(head.matrices),
+        biases=list(head.biases),
+        norms=list(head.norms),
+        scales=list(head.scales),
+        heads=head.heads,
+        rope_heads=head.rope_heads,
+        guided=guided,
+        layout=head.layout,
+        format=head.format,
     )
-    return call(op, backend, *args)
 
 
 def _any_guidance(guidance: Tensor | float) -> bool:

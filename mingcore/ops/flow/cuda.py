@@ -1,4 +1,4 @@
-"""flow_sample on the `cuda` backend: one launch of `flow_sample.cu` for up to 96 rows of tokens."""
+"""The flow sampler on the CUDA kernel, one launch for up to 96 rows of tokens, and its Euler step."""
 
 import struct
 from pathlib import Path
@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ...errors import BackendError
 from .._core import launch
-from .._core.cuda import TYPES, unfit
-from .._core.registry import register
+from .._core.cuda import TYPES
+from .._core.support import Support
+from . import FLOW_SAMPLE, FLOW_STEP
 from .packing import MATRICES, NORMS
 
 ROW_TILE = 16  # rows of all tokens that one product of the tensor cores takes
@@ -59,41 +60,17 @@ def ring_pages(H: int, state: int, blocks: int, tiles: int, format: str, limit: 
     return max(limit - fixed, 0) // (shared_bytes(H, state, blocks, tiles, format, 1) - fixed)
 
 
-def _why_not(
-    condition,
-    history,
-    noise,
-    guidance,
-    times,
-    dt,
-    noise_scale,
-    advance,
-    cos,
-    sin,
-    matrices,
-    biases,
-    norms,
-    scales,
-    heads,
-    rope_heads,
-    guided,
-    layout,
-    format,
+def _unsupported_reason(
+    condition, history, noise, advance, matrices, biases, norms, scales, heads, guided, format, **_
 ):
     return (
         launch.why_not("flow_sample", condition.device)
-        or _unfit_head(matrices, biases, norms, scales, heads, layout, format)
-        or _unfit_inputs(condition, noise, guidance, times, dt, noise_scale)
-        or _unfit_operands(condition, history, noise, matrices, biases, norms)
-        or _unfit_sizes(condition, history, noise, advance, matrices, guided, format)
+        or _unsupported_head(matrices, biases, norms, scales, heads, format)
+        or _unsupported_sizes(condition, history, noise, advance, matrices, guided, format)
     )
 
 
-def _unfit_head(matrices, biases, norms, scales, heads, layout, format) -> str | None:
-    if layout != "rows":
-        return f"the layout is {layout!r}; it takes rows"
-    if format not in WEIGHT_BYTES:
-        return f"the format is {format}; it takes {' and '.join(WEIGHT_BYTES)}"
+def _unsupported_head(matrices, biases, norms, scales, heads, format) -> str | None:
     H, Hc = matrices[0].shape
     W, C = matrices[4].shape[1], matrices[6].shape[0]
     for name, size, step in (("H", H, 32), ("W", W, 32), ("C", C, 8), ("Hc", Hc, 8)):
@@ -120,23 +97,7 @@ def _unfit_head(matrices, biases, norms, scales, heads, layout, format) -> str |
     return None
 
 
-def _unfit_inputs(condition, noise, guidance, times, dt, noise_scale) -> str | None:
-    if condition.dtype != torch.bfloat16:
-        return f"condition is {condition.dtype}; it computes in bfloat16 and takes no other"
-    names = ("noise", "guidance", "times", "dt", "noise_scale")
-    for name, t in zip(names, (noise, guidance, times, dt, noise_scale)):
-        if t.dtype != torch.float32:
-            return f"{name} is {t.dtype}; it takes float32"
-    return None
-
-
-def _unfit_operands(condition, history, noise, matrices, biases, norms) -> str | None:
-    names = ("condition", "history", "noise", *MATRICES)
-    names += (*(f"bias of {name}" for name in MATRICES), *NORMS)
-    return unfit(names, (condition, history, noise, *matrices, *biases, *norms))
-
-
-def _unfit_sizes(condition, history, noise, advance, matrices, guided, format) -> str | None:
+def _unsupported_sizes(condition, history, noise, advance, matrices, guided, format) -> str | None:
     B, P, C = noise.shape[1:]
     rows = (1 + guided) * B * (1 + history.shape[1] + P)
     if rows > MAX_ROWS:
@@ -163,11 +124,22 @@ def workspace(rows: int, H: int, W: int, splits: int, velocities: int) -> list[i
     return [-(-size // ALIGNMENT) * ALIGNMENT for size in sizes]
 
 
-@register(
-    "flow_sample",
+@FLOW_SAMPLE.implementation(
     "cuda",
-    _why_not,
-    sources=(launch.source("flow_sample"), __file__, Path(__file__).with_name("packed_flow.py")),
+    Support(
+        float32=("noise", "guidance", "times", "dt", "noise_scale"),
+        types={
+            "condition": (torch.bfloat16,),
+            "history": (*TYPES, torch.float64),
+            "matrices": (*TYPES, torch.float8_e4m3fn),
+            "biases": tuple(TYPES),
+            "norms": tuple(TYPES),
+        },
+        layouts=("rows",),
+        formats=tuple(WEIGHT_BYTES),
+        rule=_unsupported_reason,
+    ),
+    sources=(launch.source("flow_sample"), Path(__file__).with_name("packing.py")),
     flags=launch.FLAGS,
 )
 def flow_sample(
@@ -190,6 +162,7 @@ def flow_sample(
     guided,
     layout,
     format,
+    out,
 ):
     draws, B, P, C = noise.shape
     (H, Hc), (L, W) = matrices[0].shape, matrices[4].shape[:2]
@@ -206,7 +179,6 @@ def flow_sample(
     splits = splits_of(H, W)
     inputs = [condition.contiguous(), history.to(condition.dtype).contiguous()]
     inputs += [t.contiguous() for t in (noise, guidance, times, dt, noise_scale, cos, sin)]
-    out = torch.empty((B, P, C), dtype=torch.float32, device=device)
     parts = workspace(R * T, H, W, splits, R * P * C)
     space = torch.empty(sum(parts), dtype=torch.uint8, device=device)
     places = [space.data_ptr() + sum(parts[:i]) for i in range(len(parts))]
@@ -223,7 +195,6 @@ def flow_sample(
     shape += (heads if rope_heads is None else rope_heads, splits, pages, draws)
     params = _PARAMS.pack(*pointers, *words, *shape)
     launch.launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), params, cooperative=True)
-    return out
 
 
 def _check_fault(device: int) -> None:
@@ -236,38 +207,15 @@ def _check_fault(device: int) -> None:
 
 
 _THREADS = 256
-_FLOW_NAMES = ("x", "v_cond", "v_null", "guidance", "noise", "noise_scale")
-_FLOW_PARAMS = struct.Struct("<7Q11q2ifi")  # FlowStepParams of flow_step.cu
+_STEP_TENSORS = ("x", "v_cond", "v_null", "guidance", "noise", "noise_scale")
+_STEP_PARAMS = struct.Struct("<7Q11q2ifi")  # FlowStepParams of flow_step.cu
 
 
-def flow_step_unfit(x, v_cond, v_null, guidance, noise, noise_scale) -> str | None:
-    """What both GPU backends ask of the operands of flow_step."""
-    for name, t in (("x", x), ("guidance", guidance), ("noise_scale", noise_scale)):
-        if t.dtype != torch.float32:
-            return f"{name} is {t.dtype}; it takes a float32 {name}"
-    tensors = (x, v_cond, v_null, guidance, noise, noise_scale)
-    for name, t in zip(_FLOW_NAMES, tensors):
-        if t is not None and t.shape[-1] > 1 and t.stride(-1) != 1:
-            return f"{name} has strides {t.stride()}; it takes a dense last dimension"
-    for name, t in (("v_cond", v_cond), ("v_null", v_null), ("noise", noise)):
-        if t is not None and t.dtype not in TYPES:
-            return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
-    return unfit(_FLOW_NAMES, tensors)
-
-
-def _flow_step_why_not(x, v_cond, v_null, dt, guidance, noise, noise_scale):
+def _unsupported_step(x, v_cond, v_null, **_) -> str | None:
     reason = launch.why_not("flow_step", x.device)
     if reason is None and v_null is not None and v_null.dtype != v_cond.dtype:
-        reason = f"v_null is {v_null.dtype}, v_cond {v_cond.dtype}; it takes one type for both"
-    if reason is None and noise is not None and noise.dtype != torch.float32:
-        reason = f"noise is {noise.dtype}; it takes float32 noise"
-    return reason or flow_step_unfit(x, v_cond, v_null, guidance, noise, noise_scale)
-
-
-def _flow_step_in_place_why_not(x, *rest):
-    if torch._debug_has_internal_overlap(x) == 1:
-        return f"x overlaps itself (strides {tuple(x.stride())}); in place it takes none"
-    return _flow_step_why_not(x, *rest)
+        return f"v_null is {v_null.dtype}, v_cond {v_cond.dtype}; it takes one type for both"
+    return reason
 
 
 def _vectors(*tensors: Tensor | None) -> bool:
@@ -282,7 +230,19 @@ def _vectors(*tensors: Tensor | None) -> bool:
     )
 
 
-def _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
+@FLOW_STEP.implementation(
+    "cuda",
+    Support(
+        floats=("v_cond", "v_null"),
+        float32=("x", "guidance", "noise", "noise_scale"),
+        dense_last=_STEP_TENSORS,
+        disjoint=("out",),
+        rule=_unsupported_step,
+    ),
+    sources=(launch.source("flow_step"),),
+    flags=launch.FLAGS,
+)
+def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
     B, P, C = x.shape
     if x.numel() == 0:
         return
@@ -294,23 +254,5 @@ def _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out):
     name = f"flow_step_{TYPES[v_cond.dtype]}_{width}"
     kernel = launch.kernel("flow_step", name, x.device.index)
     blocks = (B * P * (C // width) + _THREADS - 1) // _THREADS
-    params = _FLOW_PARAMS.pack(*pointers, *strides, B, P, C, dt, 0)
+    params = _STEP_PARAMS.pack(*pointers, *strides, B, P, C, dt, 0)
     launch.launch(kernel, (blocks, 1, 1), (_THREADS, 1, 1), params)
-
-
-@register("flow_step", "cuda", _flow_step_why_not, sources=(launch.source("flow_step"), __file__), flags=launch.FLAGS)
-def flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale):
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, out)
-    return out
-
-
-@register(
-    "flow_step_",
-    "cuda",
-    _flow_step_in_place_why_not,
-    sources=(launch.source("flow_step"), __file__),
-    flags=launch.FLAGS,
-)
-def flow_step_(x, v_cond, v_null, dt, guidance, noise, noise_scale):
-    _flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale, x)

@@ -32,7 +32,7 @@ class PackedFlowHead:
     format: that of the four block matrices; "int8", "int8_dyn" and "fp8" have seven scales, float32
     per output row, [0] for cond, x and final, which stay in their own type. time: the two layers
     that embed the time, as weights and biases; none where `embed`, t [M] -> [M, H], does that.
-    heads of width D = H / heads, the first rope_heads of which are turned by RoPE (None: all), by
+    heads of width D = H / heads, the first rope_heads of which are rotated by RoPE (None: all), by
     frequencies theta^(-2i / D).
     """
 
@@ -45,7 +45,7 @@ class PackedFlowHead:
     rope_heads: int | None
     layout: str
     format: str
-    _kept: dict = field(default_factory=dict, repr=False)
+    _cache: dict = field(default_factory=dict, repr=False)
     theta: float = THETA
     embed: Callable[[Tensor], Tensor] | None = None
 
@@ -115,7 +115,7 @@ class PackedFlowHead:
         rows = tuple(self.rows(i) for i in range(7))
         time = tuple((w.as_rows(), bias) for w, bias in self.time)
         rest = (self.biases, self.norms, self.scales, time, self.heads, self.rope_heads)
-        own = self._kept, self.theta, self.embed
+        own = self._cache, self.theta, self.embed
         return PackedFlowHead(rows, *rest, "rows", self.format, *own)
 
     def unpack(self) -> "PackedFlowHead":
@@ -125,7 +125,7 @@ class PackedFlowHead:
             return head
         wide = [dequantise(w, scale) if scale.numel() else w for w, scale in zip(head.matrices, head.scales)]
         rest = (self.biases, self.norms, (), head.time, self.heads, self.rope_heads)
-        own = self._kept, self.theta, self.embed
+        own = self._cache, self.theta, self.embed
         return PackedFlowHead(tuple(wide), *rest, "rows", "fp32", *own)
 
     def time_embedding(self, t: Tensor) -> Tensor:
@@ -150,15 +150,15 @@ class PackedFlowHead:
         return found.detach().to(torch.promote_types(torch.float32, found.dtype))
 
     def times(self, schedule: FlowSchedule) -> Tensor:
-        """The time embeddings [E, H] of a schedule's evaluations; computed once, and kept."""
-        return self._keep(("times", schedule.times), lambda: self._times(schedule.times))
+        """The time embeddings [E, H] of a schedule's evaluations; cached."""
+        return self._cached(("times", schedule.times), lambda: self._times(schedule.times))
 
     def _times(self, times: tuple[float, ...]) -> Tensor:
         return self.time_embedding(torch.tensor(times, dtype=torch.float32, device=self.device))
 
     def steps(self, schedule: FlowSchedule) -> tuple[Tensor, Tensor]:
-        """dt [E] and noise_scale [E], float32, on the device; kept."""
-        return self._keep(("steps", schedule.evaluations), lambda: self._steps(schedule))
+        """dt [E] and noise_scale [E], float32, on the device; cached."""
+        return self._cached(("steps", schedule.evaluations), lambda: self._steps(schedule))
 
     def _steps(self, schedule: FlowSchedule) -> tuple[Tensor, Tensor]:
         pairs = [(e.dt, e.noise_scale) for e in schedule.evaluations]
@@ -167,21 +167,21 @@ class PackedFlowHead:
         return values[0].clone(), values[1].clone()
 
     def rope(self, tokens: int) -> tuple[Tensor, Tensor]:
-        """cos and sin [T, D/2] float32 of positions 0..T-1; kept."""
+        """cos and sin [T, D/2] float32 of positions 0..T-1; cached."""
         dim = self.hidden // self.heads
-        return self._keep(("rope", tokens), lambda: self._rope(tokens, dim))
+        return self._cached(("rope", tokens), lambda: self._rope(tokens, dim))
 
     def _rope(self, tokens: int, dim: int) -> tuple[Tensor, Tensor]:
         return rope_table(tokens, dim, self.device, self.theta)
 
-    def _keep(self, key: tuple, make: Callable[[], Any]) -> Any:
+    def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
         """What does not change from patch to patch: the `CACHED` results made last."""
-        kept = self._kept
-        if key not in kept:
-            kept[key] = make()
-            if len(kept) > CACHED:
-                del kept[next(iter(kept))]
-        return kept[key]
+        cache = self._cache
+        if key not in cache:
+            cache[key] = make()
+            if len(cache) > CACHED:
+                del cache[next(iter(cache))]
+        return cache[key]
 
 
 def flow_rows(weight: Tensor, layout: str, n: int, k: int) -> Tensor:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import matmul, quantised_matmul, wide
-from .._core.registry import register
 from ..attention.reference import attention_prefill
 from ..norm.reference import rms_norm
 from ..rotary.reference import rope
+from . import FLOW_SAMPLE, FLOW_STEP
 from .packing import flow_rows
 
 
-@register("flow_step", "reference")
+@FLOW_STEP.implementation("reference")
 def flow_step(
     x: Tensor,
     v_cond: Tensor,
@@ -38,25 +38,11 @@ def flow_step(
     return out.to(x.dtype)
 
 
-@register("flow_step_", "reference")
-def flow_step_(
-    x: Tensor,
-    v_cond: Tensor,
-    v_null: Tensor | None,
-    dt: float,
-    guidance: Tensor,
-    noise: Tensor | None,
-    noise_scale: Tensor,
-) -> None:
-    """`flow_step`, written back into x."""
-    x.copy_(flow_step(x, v_cond, v_null, dt, guidance, noise, noise_scale))
-
-
 EPS = 1e-6
 COND, X, QKV, OUT, UP, DOWN, FINAL = range(7)
 
 
-@register("flow_sample", "reference")
+@FLOW_SAMPLE.implementation("reference")
 @by_row(condition=0, history=0, noise=1, guidance=0, noise_scale=1)
 def flow_sample(
     condition: Tensor,
@@ -140,7 +126,7 @@ class Network:
         return self.linear(FINAL, rms_norm(x, final_norm, EPS))
 
     def heads_of(self, x: Tensor, block: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed x [R, T, H] -> q, k and v [R, T, heads, D], q and k normed and turned."""
+        """Normed x [R, T, H] -> q, k and v [R, T, heads, D], q and k normed and rotated."""
         q, k, v = self.linear(QKV, x, block).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if len(self.norms) == 5:
             q, k = (rms_norm(t, norm[block], EPS) for t, norm in zip((q, k), self.norms[3:]))

@@ -122,9 +122,9 @@ class FlowSchedule:
         if not 1 <= steps <= self.steps:
             raise InputError(f"FlowSchedule.prefix: steps must be in 1..{self.steps}, got {steps}")
         ends = [i for i, advances in enumerate(self.advance) if advances]
-        kept = list(self.evaluations[: ends[steps - 1] + 1])
-        kept[-1] = Evaluation(kept[-1].t, kept[-1].dt)
-        return FlowSchedule(self.t[: steps + 1], self.dt[:steps], self.noise_scale[:steps], tuple(kept))
+        prefix = list(self.evaluations[: ends[steps - 1] + 1])
+        prefix[-1] = Evaluation(prefix[-1].t, prefix[-1].dt)
+        return FlowSchedule(self.t[: steps + 1], self.dt[:steps], self.noise_scale[:steps], tuple(prefix))
 
     @staticmethod
     def make(

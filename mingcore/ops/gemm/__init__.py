@@ -1,20 +1,39 @@
-"""Linear layers, norms, rotary embedding and SwiGLU: the public functions."""
-
-import math
-from collections.abc import Collection
-from types import ModuleType
+"""Linear layers and the grouped matrix product."""
 
 import torch
 from torch import Tensor
 
-from ...errors import BackendError
-from .._core import checks, registry
-from .._core.dispatch import call
-from .._core.packing import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, format_of, panels_shape, quantise
+from .._core import checks
+from .._core.op import Op
+from .._core.packing import CPU_FORMATS, FORMATS, QUANTISED, PackedLinear, native_packing, quantised, resolve_format
 
 _ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "swiglu")
 
 
+def _linear_fake(x: Tensor, activation: str, n: int, **_) -> Tensor:
+    return x.new_empty((*x.shape[:-1], n // 2 if activation == "swiglu" else n))
+
+
+LINEAR = Op(
+    __name__,
+    "linear",
+    "Tensor x, Tensor weight, Tensor? bias, Tensor? residual, str activation, str layout, int n, Tensor? scale, "
+    "str format -> Tensor",
+    results="out",
+    fake=_linear_fake,
+    backends=("reference", "cpu", "triton"),
+)
+GROUPED_GEMM = Op(
+    __name__,
+    "grouped_gemm",
+    "Tensor x, Tensor w, Tensor offsets -> Tensor",
+    results="out",
+    fake=lambda x, w, offsets: x.new_empty((x.shape[0], w.shape[1])),
+    backends=("reference", "triton"),
+)
+
+
+@LINEAR.public_function
 def linear(
     x: Tensor,
     weight: Tensor | PackedLinear,
@@ -61,8 +80,18 @@ def linear(
         width = n // 2 if activation == "swiglu" else n
         if residual.shape != (*shape[:-1], width):
             checks.shape("linear", "residual", residual, "[..., N_out]", (*shape[:-1], width))
-    args = (x, matrix, bias, residual, activation, layout, n, scale, format)
-    return call("linear", backend, *args)
+    return LINEAR(
+        backend,
+        x=x,
+        weight=matrix,
+        bias=bias,
+        residual=residual,
+        activation=activation,
+        layout=layout,
+        n=n,
+        scale=scale,
+        format=format,
+    )
 
 
 def pack_linear(
@@ -94,52 +123,6 @@ def pack_linear(
     return PackedLinear(panels, "panels_swiglu" if swiglu else "panels", n, k, format, scale)
 
 
-def quantised(op: str, weight: Tensor, format: str) -> tuple[Tensor, Tensor]:
-    """`quantise`, of weights that must be finite."""
-    stored, scale = quantise(weight.detach(), format)
-    if not (scale.is_meta or scale.isfinite().all()):
-        checks.fail(op, "every weight", f"finite, to be {format}", "infinity or NaN")
-    return stored, scale
-
-
-def native_packing(
-    op: str, weight: Tensor, format: str, backend: str | None, formats: Collection[str] = ("fp32", "bf16", "fp16")
-) -> ModuleType | None:
-    """The adapter that packs this weight for the CPU, or None where rows stay rows.
-
-    formats: those that the op has panels for.
-    """
-    reason = packs_natively(weight.device.type, format, backend, formats)
-    if reason is None:
-        from .._core import cpu
-
-        return cpu
-    if registry.named_backends(backend) == ("cpu",):
-        raise BackendError(f"{op}: {reason}")
-    return None
-
-
-def packs_natively(
-    device: str, format: str, backend: str | None = None, formats: Collection[str] = CPU_FORMATS
-) -> str | None:
-    """Why such weights stay rows instead of being packed for the CPU, or None where they do not."""
-    names = registry.named_backends(backend)
-    if names and "cpu" not in names:
-        return f"backend {','.join(names)} was named"
-    reason = registry.load("cpu")
-    if device != "cpu" or format not in formats:
-        reason = f"the cpu backend does not pack {format} weights of {device} tensors"
-    return reason
-
-
-def packed_bytes(n: int, k: int, format: str, device: str, *, swiglu: bool = False) -> int:
-    """Of a matrix [N, K] and its scales, as it would be packed now for this kind of device."""
-    native = packs_natively(device, format) is None
-    shape = panels_shape(n, k, format, swiglu) if native else (n, k)
-    dtype = QUANTISED.get(format) or FORMATS[format]
-    return math.prod(shape) * dtype.itemsize + (4 * n if format in QUANTISED else 0)
-
-
 def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:
     if activation not in _ACTIVATIONS:
         checks.fail(op, "activation", f"None or one of {_ACTIVATIONS}", repr(activation))
@@ -147,16 +130,7 @@ def _activation(op: str, activation: str, weight: tuple[int, int]) -> None:
         checks.fail(op, "weight", "[2I, K] for swiglu", list(weight))
 
 
-def resolve_format(op: str, weight: Tensor, format: str | None, formats: Collection[str]) -> str:
-    """`format` if it is one of `formats`; None stands for the weight's own type."""
-    checks.floating(op, "weight", weight)
-    if format is None:
-        return format_of(weight.dtype)
-    if format not in formats:
-        checks.fail(op, "format", f"one of {', '.join(formats)}", repr(format))
-    return format
-
-
+@GROUPED_GEMM.public_function
 def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None = None) -> Tensor:
     """x [M, K], w [E, N, K] -> [M, N]: rows offsets[e] : offsets[e+1] are multiplied with w[e]^T.
 
@@ -171,4 +145,4 @@ def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None =
     checks.floating("grouped_gemm", "x", x)
     checks.floating("grouped_gemm", "w", w)
     checks.device("grouped_gemm", x, "w", w)
-    return call("grouped_gemm", backend, x, w, offsets)
+    return GROUPED_GEMM(backend, x=x, w=w, offsets=offsets)

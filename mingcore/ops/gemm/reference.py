@@ -10,13 +10,13 @@ from torch import Tensor
 from .._core.invariance import by_row
 from .._core.packing import unpack_rows
 from .._core.reference import matmul, quantised_matmul, wide
-from .._core.registry import register
 from ..activation.reference import swiglu
+from . import GROUPED_GEMM, LINEAR
 
 ACTIVATIONS = {"silu": F.silu, "gelu": F.gelu, "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"), "swiglu": swiglu}
 
 
-@register("linear", "reference")
+@LINEAR.implementation("reference")
 @by_row(x=0, residual=0)
 def linear(
     x: Tensor,
@@ -26,8 +26,8 @@ def linear(
     activation: str,
     layout: str,
     n: int,
-    scale: Tensor | None = None,
-    format: str = "",
+    scale: Tensor | None,
+    format: str,
 ) -> Tensor:
     """x [..., K], weight [N, K] in `layout`, bias [N], residual [..., N_out] -> [..., N_out].
 
@@ -49,7 +49,7 @@ def linear(
     return y.to(x.dtype)
 
 
-@register("grouped_gemm", "reference")
+@GROUPED_GEMM.implementation("reference")
 def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor) -> Tensor:
     """out[rows offsets[e] : offsets[e+1]] = x[those rows] w[e]^T; x [M, K], w [E, N, K] -> [M, N].
 

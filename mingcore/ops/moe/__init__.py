@@ -1,4 +1,4 @@
-"""Routing and the mixture of experts: the public functions."""
+"""The mixture of experts."""
 
 import math
 
@@ -6,11 +6,33 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
-from .._core.packing import CPU_FORMATS, FORMATS, QUANTISED, PackedExperts, format_of
-from ..gemm import native_packing, quantised, resolve_format
+from .._core.op import Op, like
+from .._core.packing import (
+    CPU_FORMATS,
+    FORMATS,
+    QUANTISED,
+    PackedExperts,
+    format_of,
+    native_packing,
+    panels_shape,
+    quantised,
+    resolve_format,
+)
 
 Pair = tuple[Tensor, Tensor]
+MATRICES = ("gate_up", "down", "shared_gate_up", "shared_down")  # arguments of MOE_MLP
+SCALES = ("gate_up_scale", "down_scale", "shared_gate_up_scale", "shared_down_scale")  # of MATRICES
+
+MOE_MLP = Op(
+    __name__,
+    "moe_mlp",
+    "Tensor x, Tensor gate_up, Tensor down, Tensor weights, Tensor ids, Tensor? shared_gate_up, Tensor? shared_down, "
+    "Tensor? gate_up_scale, Tensor? down_scale, Tensor? shared_gate_up_scale, Tensor? shared_down_scale, str layout, "
+    "str format -> Tensor",
+    results="out",
+    fake=lambda x, **_: like(x),
+    backends=("reference", "cpu", "triton", "cuda"),
+)
 
 
 def pack_experts(
@@ -106,7 +128,7 @@ class ExpertPacker:
 def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -> Tensor:
     """A stack of matrices [E, N, K] as panels [E, P, K, 32], one expert at a time."""
     E, N, K = stack.shape
-    shape = (E, *cpu.panels_shape(N, K, format, swiglu))
+    shape = (E, *panels_shape(N, K, format, swiglu))
     whole = math.prod(shape) == stack.numel() and stack.dtype == FORMATS[format]
     if overwrite and whole and stack.is_contiguous():
         out = stack.view(shape)
@@ -117,6 +139,7 @@ def _panels(cpu, stack: Tensor, format: str, overwrite: bool, *, swiglu: bool) -
     return out
 
 
+@MOE_MLP.public_function
 def moe_mlp(
     x: Tensor,
     experts: PackedExperts | Pair,
@@ -163,8 +186,22 @@ def moe_mlp(
         checks.device("moe_mlp", x, "experts", gate_up)
         checks.device("moe_mlp", x, "ids", ids)
         checks.device("moe_mlp", x, "weights", weights)
-    rest = (packed.shared_gate_up, packed.shared_down, *packed.scales, packed.layout, packed.format)
-    return call("moe_mlp", backend, x, gate_up, down, weights, ids, *rest)
+    return MOE_MLP(
+        backend,
+        x=x,
+        gate_up=gate_up,
+        down=down,
+        weights=weights,
+        ids=ids,
+        shared_gate_up=packed.shared_gate_up,
+        shared_down=packed.shared_down,
+        gate_up_scale=packed.gate_up_scale,
+        down_scale=packed.down_scale,
+        shared_gate_up_scale=packed.shared_gate_up_scale,
+        shared_down_scale=packed.shared_down_scale,
+        layout=packed.layout,
+        format=packed.format,
+    )
 
 
 def _pair(op: str, gate_up: Tensor, down: Tensor) -> None:

@@ -1,17 +1,19 @@
 """moe_mlp on the `cuda` backend: one launch of `moe_decode.cu` for up to 63 tokens and 512 slots,
-and for more `cuda_moe_prefill`.
+and for more `cuda_prefill`.
 """
 
 import math
 import struct
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from .._core import cuda as cuda_common
 from .._core import launch
-from .._core.cuda import TYPES, rows_of_copies, unfit_experts
-from .._core.registry import register
-from . import cuda_prefill as cuda_moe_prefill
+from .._core.cuda import COPY_BYTES, TYPES, rows_of_copies
+from .._core.support import FLOATS, Support
+from . import MATRICES, MOE_MLP, SCALES, cuda_prefill
 
 MAX_TOKENS, MAX_SLOTS = 63, 512
 THREADS, TILE = 256, 16
@@ -49,16 +51,35 @@ def _lacks_shared_memory(device: torch.device, format: str) -> str | None:
     return None
 
 
-def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
-    *scales, layout, format = rest
-    matrices = (gate_up, down, shared_gate_up, shared_down)
+def _unsupported_reason(x, gate_up, down, ids, shared_gate_up, shared_down, format, **_):
     many = _are_many(ids)
-    formats = cuda_moe_prefill.FORMATS if many else _FORMATS
-    reason = unfit_experts(x, matrices, scales, weights, ids, layout, format, formats)
-    if many:
-        return cuda_moe_prefill.why_not(x, gate_up, down, ids) or reason
-    reason = reason or launch.why_not("moe_decode", x.device)
-    return reason or _lacks_shared_memory(x.device, format)
+    reason = cuda_prefill.unsupported_reason(x, gate_up, down, ids) if many else None
+    reason = reason or _operands_reason(
+        x, (gate_up, down, shared_gate_up, shared_down), format, cuda_prefill.FORMATS if many else _FORMATS
+    )
+    if reason is None and not many:
+        reason = launch.why_not("moe_decode", x.device) or _lacks_shared_memory(x.device, format)
+    return reason
+
+
+def _operands_reason(x: Tensor, matrices: Sequence[Tensor | None], format: str, formats: Mapping) -> str | None:
+    """Why operands cannot go to a kernel that copies 16 bytes at a time, or None.
+
+    formats: those that it takes, each with the types of x.
+    """
+    if x.dtype not in formats.get(format, ()):
+        pairs = ", ".join(f"{name} with {TYPES[t]}" for name in formats for t in formats[name])
+        return f"the format is {format} and x is {x.dtype}; it takes {pairs}"
+    gate_up, down, _, shared_down = matrices
+    width = COPY_BYTES // gate_up.element_size()
+    sizes = {"H": x.shape[1], "I": down.shape[2], "Is": 0 if shared_down is None else shared_down.shape[1]}
+    for name, size in sizes.items():
+        if size % width:
+            return f"{name} is {size}; in {format} it takes multiples of {width}"
+    for name, t in zip(MATRICES, matrices):
+        if t is not None and t.data_ptr() % COPY_BYTES:
+            return f"{name} does not begin at an address that is a multiple of {COPY_BYTES}"
+    return None
 
 
 def _are_many(ids) -> bool:
@@ -74,28 +95,26 @@ def rows_per_unit(H: int, blocks: int) -> int:
     return min(busiest, key=busiest.get)
 
 
-@register(
-    "moe_mlp",
+@MOE_MLP.implementation(
     "cuda",
-    _why_not,
-    sources=(
-        launch.source("moe_decode"),
-        launch.source("moe_prefill"),
-        __file__,
-        cuda_moe_prefill.__file__,
-        cuda_common.__file__,
+    Support(
+        floats=("x",),
+        float32=("weights", *SCALES),
+        types={**dict.fromkeys(MATRICES, (*FLOATS, torch.int8, torch.float8_e4m3fn)), "ids": (torch.int32,)},
+        contiguous=(*MATRICES, *SCALES),
+        layouts=("rows",),
+        rule=_unsupported_reason,
     ),
+    sources=(launch.source("moe_decode"), launch.source("moe_prefill"), cuda_prefill.__file__, cuda_common.__file__),
     flags=launch.FLAGS,
 )
-def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
-    *scales, _, format = rest
-    (T, K), H, I = ids.shape, x.shape[1], down.shape[2]
-    out = torch.empty((T, H), dtype=x.dtype, device=x.device)
+def moe_mlp(x, weights, ids, layout, format, out, *, gate_up, down, shared_gate_up, shared_down, **scales):
     if out.numel() == 0:
-        return out
+        return
     if _are_many(ids):
-        cuda_moe_prefill.run(x, gate_up, down, weights, ids, shared_gate_up, shared_down, out)
-        return out
+        cuda_prefill.run(x, gate_up, down, weights, ids, shared_gate_up, shared_down, out)
+        return
+    (T, K), H, I = ids.shape, x.shape[1], down.shape[2]
     device = x.device.index
     name = f"moe_decode_{TYPES[x.dtype]}_{format}"
     kernel = launch.kernel("moe_decode", name, device, shared_bytes(format, _is_large(x.device)))
@@ -104,10 +123,8 @@ def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     hidden = torch.empty(T * (K * I + width), dtype=x.dtype, device=x.device)
     blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
     barrier = launch.barrier_words("moe_decode", device)
-    operands = (x, gate_up, down, shared_gate_up, shared_down, *scales)
+    operands = (x, gate_up, down, shared_gate_up, shared_down, *(scales[name] for name in SCALES))
     operands += (weights, ids, hidden, out, barrier)
     pointers = [0 if t is None else t.data_ptr() for t in operands]
-    rows = rows_per_unit(H, blocks)
-    params = _PARAMS.pack(*pointers, x.stride(0), T, K, H, I, width, rows)
+    params = _PARAMS.pack(*pointers, x.stride(0), T, K, H, I, width, rows_per_unit(H, blocks))
     launch.launch(kernel, (blocks, 1, 1), (THREADS, 1, 1), params, cooperative=True)
-    return out

@@ -20,7 +20,7 @@ _PRODUCT = struct.Struct("<128s128s6Qq7i44x")  # MoePrefillParams
 _SUM = struct.Struct("<3Q4i")  # MoeSumParams
 
 
-def why_not(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor) -> str | None:
+def unsupported_reason(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor) -> str | None:
     """Why moe_prefill cannot serve these sizes or this GPU, or None."""
     reason = launch.why_not(OP, x.device)
     if reason is not None:

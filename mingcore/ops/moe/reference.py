@@ -5,13 +5,13 @@ from torch import Tensor
 from .._core.invariance import by_row
 from .._core.packing import QUANTISED, unpack_experts
 from .._core.reference import matmul, quantised_matmul, wide
-from .._core.registry import register
 from ..activation.reference import silu_mul
 from ..gemm.reference import by_group, grouped_gemm
 from ..routing.reference import sort_by_expert
+from . import MOE_MLP
 
 
-@register("moe_mlp", "reference")
+@MOE_MLP.implementation("reference")
 @by_row(x=0, weights=0, ids=0)
 def moe_mlp(
     x: Tensor,

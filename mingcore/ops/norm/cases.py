@@ -1,10 +1,4 @@
-"""Named inputs for every op: the real model's shapes, the middle size, and the awkward ones.
-
-`for_op("linear")` lists the cases of an op; `case.make(device, dtype, seed)` draws its keyword
-arguments for the public function of the same name in `mingcore.ops`. Inputs are random, never
-zeros. Sizes follow the glossary: T tokens, K experts per token (or inner size), E experts,
-H hidden, I expert width, B batch, P frames per patch, S slots or frames, D head width.
-"""
+"""Cases of norms."""
 
 from __future__ import annotations
 

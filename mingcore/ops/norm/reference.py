@@ -5,10 +5,10 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import wide
-from .._core.registry import register
+from . import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 
 
-@register("rms_norm", "reference")
+@RMS_NORM.implementation("reference")
 @by_row(x=0)
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., H] * rsqrt(mean(x^2) + eps) * weight [H]."""
@@ -17,7 +17,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (y * scale * weight).to(x.dtype)
 
 
-@register("add_rms_norm", "reference")
+@ADD_RMS_NORM.implementation("reference")
 @by_row(x=0, residual=0)
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(rms_norm(s), s) with s = x + residual in x.dtype."""
@@ -25,7 +25,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(total, weight, eps), total
 
 
-@register("layer_norm", "reference")
+@LAYER_NORM.implementation("reference")
 @by_row(x=0)
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """(x - mean) * rsqrt(var + eps) * weight + bias over the last dimension."""

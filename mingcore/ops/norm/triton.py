@@ -1,61 +1,30 @@
-"""The `triton` backend's norms, rotary embedding and linear layers."""
+"""RMSNorm and LayerNorm on the Triton kernels."""
 
-import torch
+from mingcore_kernels.norm import norms
 
-from mingcore_kernels.norm import norms as norm_kernels
+from .._core.support import Limit, Support
+from .._core.triton import KERNELS
+from .._core.triton import matrix as _matrix
+from . import ADD_RMS_NORM, LAYER_NORM, RMS_NORM
 
-from .._core.registry import register
-from .._core.triton import KERNELS, unfit
-
-
-def _rows(x):
-    """x [..., H] as [M, H]."""
-    return x.reshape(x.numel() // max(x.shape[-1], 1), x.shape[-1])
+_SOURCES = (KERNELS / "norm" / "norms.py",)
 
 
-def _like(x):
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _support(*tensors: str) -> Support:
+    longest = Limit("rows have {} elements", lambda x, **_: x.shape[-1], norms.LONGEST)
+    return Support(floats=tensors, dense_last=tensors, limits=(longest,))
 
 
-# norms
-
-_NORMS = (KERNELS / "norm" / "norms.py",)
-
-
-def _long(x):
-    H = x.shape[-1]
-    most = norm_kernels.LONGEST
-    return None if most >= H else f"rows have {H} elements; it takes up to {most}"
+@RMS_NORM.implementation("triton", _support("x", "weight"), sources=_SOURCES)
+def rms_norm(x, weight, eps, out):
+    norms.rms_norm(_matrix(x), weight, eps, out)
 
 
-def _rms_why_not(x, weight, eps):
-    return unfit(("x", "weight"), (x, weight)) or _long(x)
+@ADD_RMS_NORM.implementation("triton", _support("x", "residual", "weight"), sources=_SOURCES)
+def add_rms_norm(x, residual, weight, eps, out, total):
+    norms.add_rms_norm(_matrix(x), _matrix(residual), weight, eps, out, total)
 
 
-@register("rms_norm", "triton", _rms_why_not, sources=(*_NORMS, __file__))
-def rms_norm(x, weight, eps):
-    out = _like(x)
-    norm_kernels.rms_norm(_rows(x), weight, eps, out)
-    return out
-
-
-def _add_rms_why_not(x, residual, weight, eps):
-    return unfit(("x", "residual", "weight"), (x, residual, weight)) or _long(x)
-
-
-@register("add_rms_norm", "triton", _add_rms_why_not, sources=(*_NORMS, __file__))
-def add_rms_norm(x, residual, weight, eps):
-    out, total = _like(x), _like(x)
-    norm_kernels.add_rms_norm(_rows(x), _rows(residual), weight, eps, out, total)
-    return out, total
-
-
-def _layer_why_not(x, weight, bias, eps):
-    return unfit(("x", "weight", "bias"), (x, weight, bias)) or _long(x)
-
-
-@register("layer_norm", "triton", _layer_why_not, sources=(*_NORMS, __file__))
-def layer_norm(x, weight, bias, eps):
-    out = _like(x)
-    norm_kernels.layer_norm(_rows(x), weight, bias, eps, out)
-    return out
+@LAYER_NORM.implementation("triton", _support("x", "weight", "bias"), sources=_SOURCES)
+def layer_norm(x, weight, bias, eps, out):
+    norms.layer_norm(_matrix(x), weight, bias, eps, out)

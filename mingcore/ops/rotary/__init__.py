@@ -1,11 +1,37 @@
-"""Linear layers, norms, rotary embedding and SwiGLU: the public functions."""
+"""Rotary position embedding."""
 
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
+from .._core.op import Op, like
 
 
+def _qkv_fake(qkv, num_heads, num_kv_heads, **_):
+    B, T, width = qkv.shape
+    D = width // (num_heads + 2 * num_kv_heads)
+    return tuple(qkv.new_empty((B, T, heads, D)) for heads in (num_heads, num_kv_heads, num_kv_heads))
+
+
+ROPE = Op(
+    __name__,
+    "rope",
+    "Tensor x, Tensor cos, Tensor sin, bool interleaved, int rope_heads -> Tensor",
+    results="out",
+    fake=lambda x, **_: like(x),
+    backends=("reference", "cpu", "triton"),
+)
+QKV_ROPE = Op(
+    __name__,
+    "qkv_rope",
+    "Tensor qkv, Tensor cos, Tensor sin, int num_heads, int num_kv_heads, bool interleaved, int rope_heads "
+    "-> (Tensor, Tensor, Tensor)",
+    results="q k v",
+    fake=_qkv_fake,
+    backends=("reference", "cpu", "triton"),
+)
+
+
+@ROPE.public_function
 def rope(
     x: Tensor,
     cos: Tensor,
@@ -15,7 +41,7 @@ def rope(
     rope_heads: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Turn pairs of x [B, T, Hn, D] by the angles of cos, sin [1 or B, T, D/2] (float32).
+    """Rotate pairs of x [B, T, Hn, D] by the angles of cos, sin [1 or B, T, D/2] (float32).
 
     Pairs (i, i + D/2), or (2i, 2i+1) when interleaved; only the first `rope_heads` heads (None:
     all). Returns x's shape and type. Su et al. 2021; docs/model.md sections 2 and 3.
@@ -24,9 +50,10 @@ def rope(
     B, T, heads, D = x.shape
     _angles("rope", x, cos, sin, B, T, D)
     rope_heads = _rope_heads("rope", rope_heads, heads)
-    return call("rope", backend, x, cos, sin, interleaved, rope_heads)
+    return ROPE(backend, x=x, cos=cos, sin=sin, interleaved=interleaved, rope_heads=rope_heads)
 
 
+@QKV_ROPE.public_function
 def qkv_rope(
     qkv: Tensor,
     cos: Tensor,
@@ -51,8 +78,16 @@ def qkv_rope(
         checks.fail("qkv_rope", "qkv", f"[B, T, {heads} * D]", [B, T, width])
     _angles("qkv_rope", qkv, cos, sin, B, T, width // heads)
     rope_heads = _rope_heads("qkv_rope", rope_heads, num_heads)
-    args = (qkv, cos, sin, num_heads, num_kv_heads, interleaved, rope_heads)
-    return call("qkv_rope", backend, *args)
+    return QKV_ROPE(
+        backend,
+        qkv=qkv,
+        cos=cos,
+        sin=sin,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        interleaved=interleaved,
+        rope_heads=rope_heads,
+    )
 
 
 def _angles(op: str, x: Tensor, cos: Tensor, sin: Tensor, B: int, T: int, D: int) -> None:

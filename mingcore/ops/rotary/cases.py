@@ -1,14 +1,17 @@
-"""Cases of rotary embeddings, attention and the cache."""
+"""Cases of rotary embeddings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .._core.cases import Draw, case
 from .._core.layouts import strided
-from ..attention.cases import Layout
+
+Layout = Callable[[Tensor], Tensor]
 
 
 def _rope(

@@ -5,30 +5,30 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import wide
-from .._core.registry import register
+from . import QKV_ROPE, ROPE
 
 
-@register("rope", "reference")
+@ROPE.implementation("reference")
 @by_row(x=0, cos=0, sin=0)
 def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rope_heads: int) -> Tensor:
     """x [B, T, Hn, D], cos and sin [1|B, T, D/2] -> [B, T, Hn, D].
 
     Pairs (a, b) become (a cos - b sin, b cos + a sin): a, b = x[i], x[i + D/2], or interleaved
-    x[2i], x[2i+1]. Only the first `rope_heads` heads are turned.
+    x[2i], x[2i+1]. Only the first `rope_heads` heads are rotated.
     """
-    turned, kept = wide(x[:, :, :rope_heads]), x[:, :, rope_heads:]
+    rotated, rest = wide(x[:, :, :rope_heads]), x[:, :, rope_heads:]
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     if interleaved:  # (a + ib)(cos + i sin)
-        pairs = torch.view_as_complex(turned.contiguous().unflatten(-1, (-1, 2)))
-        turned = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
+        pairs = torch.view_as_complex(rotated.contiguous().unflatten(-1, (-1, 2)))
+        rotated = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:
-        a, b = turned.chunk(2, dim=-1)
-        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-    turned = turned.to(x.dtype)
-    return turned if rope_heads >= x.shape[2] else torch.cat((turned, kept), dim=2)
+        a, b = rotated.chunk(2, dim=-1)
+        rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    rotated = rotated.to(x.dtype)
+    return rotated if rope_heads >= x.shape[2] else torch.cat((rotated, rest), dim=2)
 
 
-@register("qkv_rope", "reference")
+@QKV_ROPE.implementation("reference")
 def qkv_rope(
     qkv: Tensor, cos: Tensor, sin: Tensor, num_heads: int, num_kv_heads: int, interleaved: bool, rope_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,10 +5,10 @@ from torch import Tensor
 
 from .._core.invariance import by_row
 from .._core.reference import wide
-from .._core.registry import register
+from . import ROUTE_TOPK, SORT_BY_EXPERT
 
 
-@register("route_topk", "reference")
+@ROUTE_TOPK.implementation("reference")
 @by_row(logits=0)
 def route_topk(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, Tensor]:
     """logits [T, E] -> weights [T, K] float32, ids [T, K] int32; ties go to the lower id."""
@@ -19,7 +19,7 @@ def route_topk(logits: Tensor, top_k: int, renormalize: bool) -> tuple[Tensor, T
     return weights.float(), ids.to(torch.int32)
 
 
-@register("sort_by_expert", "reference")
+@SORT_BY_EXPERT.implementation("reference")
 def sort_by_expert(ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """ids [T, K] -> rows [T*K]: flat slots ordered by expert, stable; offsets [E+1]."""
     sorted_ids, rows = ids.flatten().sort(stable=True)

@@ -1,38 +1,33 @@
-"""The `triton` backend's routing, grouped product and mixture of experts."""
+"""Routing on the Triton kernels."""
+
+from collections.abc import Callable
 
 import torch
 
 from mingcore_kernels.gemm import configs
-from mingcore_kernels.routing import routing as routing_kernels
+from mingcore_kernels.routing import routing as kernels
 
-from .._core.registry import register
-from .._core.triton import KERNELS, unfit
+from .._core.support import Limit, Support
+from .._core.triton import KERNELS
+from . import ROUTE_TOPK, SORT_BY_EXPERT
 
-
-def _too_many(experts: int) -> str | None:
-    if 1 <= experts <= configs.MAX_EXPERTS:
-        return None
-    return f"there are {experts} experts; it takes 1 to {configs.MAX_EXPERTS}"
+_SOURCES = (KERNELS / "routing" / "routing.py",)
 
 
-def _route_why_not(logits, top_k, renormalize):
-    return _too_many(logits.shape[1]) or unfit(("logits",), (logits,))
+def experts_limit(of: Callable[..., int]) -> Limit:
+    """How many experts the kernels take; of(**arguments): how many there are."""
+    return Limit("there are {} experts", of, configs.MAX_EXPERTS, min_value=1)
 
 
-@register("route_topk", "triton", _route_why_not, sources=(KERNELS / "routing" / "routing.py", __file__))
-def route_topk(logits, top_k, renormalize):
-    weights = logits.new_empty(logits.shape[0], top_k, dtype=torch.float32)
-    ids = torch.empty_like(weights, dtype=torch.int32)
-    routing_kernels.route_topk(logits, renormalize, weights, ids)
-    return weights, ids
+@ROUTE_TOPK.implementation(
+    "triton",
+    Support(floats=("logits",), dense_last=("logits",), limits=(experts_limit(lambda logits, **_: logits.shape[1]),)),
+    sources=_SOURCES,
+)
+def route_topk(logits, top_k, renormalize, weights, ids):
+    kernels.route_topk(logits, renormalize, weights, ids)
 
 
-def _sort_why_not(ids, num_experts):
-    return unfit(("ids",), (ids.flatten()[:1],), types=None)  # in any order: it is made dense
-
-
-@register("sort_by_expert", "triton", _sort_why_not, sources=(KERNELS / "routing" / "routing.py", __file__))
-def sort_by_expert(ids, num_experts):
-    rows, offsets = ids.new_empty(ids.numel()), ids.new_empty(num_experts + 1)
-    routing_kernels.sort_by_expert(ids.contiguous(), rows, offsets)
-    return rows, offsets
+@SORT_BY_EXPERT.implementation("triton", Support(types={"ids": (torch.int32,)}), sources=_SOURCES)
+def sort_by_expert(ids, num_experts, rows, offsets):
+    kernels.sort_by_expert(ids.contiguous(), rows, offsets)

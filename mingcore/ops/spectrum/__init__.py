@@ -1,4 +1,4 @@
-"""The AudioVAE's own convolutions: the public functions and the streaming state."""
+"""Frames of samples and their embedding; streamed inverse STFT, alone and behind its spectrum head."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,8 +7,60 @@ import torch
 from torch import Tensor
 
 from .._core import checks
-from .._core.dispatch import call
+from .._core.op import InPlaceForm, Op
 from .._core.packing import PackedLinear
+
+_BACKENDS = ("reference", "cpu", "triton", "cuda")
+_CARRIED = "Tensor? numerator, Tensor? lengths"
+_STREAM = "Tensor? valid, Tensor? ended, bool last"
+_WRITTEN = "Tensor(a!) out, Tensor(b!) numerator, Tensor(c!) lengths, Tensor(d!) emitted"
+_RESULTS = "out next_numerator next_lengths emitted"
+_WRITES = {"out": "out", "next_numerator": "numerator", "next_lengths": "lengths", "emitted": "emitted"}
+
+
+def _results(x: Tensor, outputs: int, carried: int) -> tuple[Tensor, ...]:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    samples, numerator = (x.new_empty(x.shape[0], width, dtype=dtype) for width in (outputs, carried))
+    lengths, emitted = (x.new_empty(x.shape[0], dtype=torch.int64) for _ in range(2))
+    return samples, numerator, lengths, emitted
+
+
+FRAME_EMBED = Op(
+    __name__,
+    "frame_embed",
+    "Tensor samples, Tensor weight, int hop, str layout, int n -> Tensor",
+    results="out",
+    fake=lambda samples, hop, n, **_: samples.new_empty(samples.shape[0], (samples.shape[1] + hop - 1) // hop, n),
+    backends=_BACKENDS,
+)
+OVERLAP_ADD = Op(
+    __name__,
+    "overlap_add",
+    f"Tensor frames, Tensor window, int hop, {_CARRIED}, {_STREAM}, SymInt outputs -> (Tensor, Tensor, Tensor, Tensor)",
+    results=_RESULTS,
+    fake=lambda frames, window, hop, outputs, **_: _results(frames, outputs, window.shape[0] - hop),
+    backends=_BACKENDS,
+    in_place=InPlaceForm(
+        f"Tensor frames, {_WRITTEN}, Tensor window, int hop, {_STREAM} -> ()",
+        writes=_WRITES,
+        outputs=lambda args: args["out"].shape[1],
+    ),
+)
+SPECTRUM_HEAD = Op(
+    __name__,
+    "spectrum_head",
+    f"Tensor hidden, Tensor weight, Tensor? bias, Tensor window, int hop, {_CARRIED}, {_STREAM}, SymInt outputs, "
+    "str layout, int n -> (Tensor, Tensor, Tensor, Tensor)",
+    results=_RESULTS,
+    fake=lambda hidden, window, hop, outputs, **_: _results(hidden, outputs, window.shape[0] - hop),
+    backends=_BACKENDS,
+    in_place=InPlaceForm(
+        f"Tensor hidden, {_WRITTEN}, Tensor weight, Tensor? bias, Tensor window, int hop, {_STREAM}, str layout, int n "
+        "-> ()",
+        writes=_WRITES,
+        outputs=lambda args: args["out"].shape[1],
+    ),
+)
 
 
 @dataclass
@@ -69,6 +121,7 @@ class OverlapState:
         return self.numerator.nbytes + self.lengths.nbytes + self.emitted.nbytes
 
 
+@FRAME_EMBED.public_function
 def frame_embed(samples: Tensor, weight: Tensor | PackedLinear, *, hop: int, backend: str | None = None) -> Tensor:
     """Cut samples into frames and embed each: a convolution with kernel = stride = hop, no bias.
 
@@ -82,9 +135,10 @@ def frame_embed(samples: Tensor, weight: Tensor | PackedLinear, *, hop: int, bac
     matrix, layout, n, k = _matrix(op, samples, weight)
     if k != hop:
         checks.fail(op, "weight", f"[H, hop] with hop = {hop}", [n, k])
-    return call(op, backend, samples, matrix, hop, layout, n)
+    return FRAME_EMBED(backend, samples=samples, weight=matrix, hop=hop, layout=layout, n=n)
 
 
+@OVERLAP_ADD.public_function
 def overlap_add(
     frames: Tensor,
     window: Tensor,
@@ -105,14 +159,13 @@ def overlap_add(
     Returns samples [B, L] float32 (float64 for float64 frames) and the next state, which after
     `last` is that of a new stream. docs/model.md section 4. Raises InputError.
     """
-    op = "overlap_add"
-    size = _frames(op, frames, window, hop)
-    rows = checks.stream_rows(op, frames, valid, last)
-    carried, outputs, skip = _carry(op, state, frames, size, hop, valid, last)
-    results = call(op, backend, frames, window, hop, *carried, *rows, outputs)
-    return results[0], OverlapState(*results[1:], skip)
+    args, outputs, skip = _overlap_call("overlap_add", frames, window, hop, state, last, valid)
+    numerator, lengths = (None, None) if state is None else (state.numerator, state.lengths)
+    samples, *carried = OVERLAP_ADD(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
+    return samples, OverlapState(*carried, skip)
 
 
+@OVERLAP_ADD.in_place.public_function
 def overlap_add_(
     frames: Tensor,
     out: Tensor,
@@ -128,16 +181,13 @@ def overlap_add_(
 
     L is what `overlap_add` would return.
     """
-    op = "overlap_add_"
-    size = _frames(op, frames, window, hop)
-    rows = checks.stream_rows(op, frames, valid, last)
-    _, outputs, skip = _carry(op, state, frames, size, hop, valid, last)
-    _out(op, out, frames, outputs)
-    carried = (state.numerator, state.lengths, state.emitted)
-    call(op, backend, frames, out, *carried, window, hop, *rows)
+    args, _, skip = _overlap_call("overlap_add_", frames, window, hop, state, last, valid, out)
+    carried = {"numerator": state.numerator, "lengths": state.lengths, "emitted": state.emitted}
+    OVERLAP_ADD.in_place(backend, **args, out=out, **carried)
     state.skip = skip
 
 
+@SPECTRUM_HEAD.public_function
 def spectrum_head(
     hidden: Tensor,
     weight: Tensor | PackedLinear,
@@ -157,15 +207,13 @@ def spectrum_head(
     all in float32. The rest, and what is returned, as `overlap_add`. docs/model.md section 4.
     Raises InputError.
     """
-    op = "spectrum_head"
-    matrix, layout, n, size = _head(op, hidden, weight, bias, window, hop)
-    rows = checks.stream_rows(op, hidden, valid, last)
-    carried, outputs, skip = _carry(op, state, hidden, size, hop, valid, last)
-    args = (hidden, matrix, bias, window, hop, *carried, *rows, outputs, layout, n)
-    results = call(op, backend, *args)
-    return results[0], OverlapState(*results[1:], skip)
+    args, outputs, skip = _head_call("spectrum_head", hidden, weight, bias, window, hop, state, last, valid)
+    numerator, lengths = (None, None) if state is None else (state.numerator, state.lengths)
+    samples, *carried = SPECTRUM_HEAD(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
+    return samples, OverlapState(*carried, skip)
 
 
+@SPECTRUM_HEAD.in_place.public_function
 def spectrum_head_(
     hidden: Tensor,
     out: Tensor,
@@ -180,14 +228,31 @@ def spectrum_head_(
     backend: str | None = None,
 ) -> None:
     """`spectrum_head` into `out` [B, L] float32; `state` is changed in place."""
-    op = "spectrum_head_"
-    matrix, layout, n, size = _head(op, hidden, weight, bias, window, hop)
-    rows = checks.stream_rows(op, hidden, valid, last)
-    _, outputs, skip = _carry(op, state, hidden, size, hop, valid, last)
-    _out(op, out, hidden, outputs)
-    carried = (state.numerator, state.lengths, state.emitted)
-    call(op, backend, hidden, out, *carried, matrix, bias, window, hop, *rows, layout, n)
+    args, _, skip = _head_call("spectrum_head_", hidden, weight, bias, window, hop, state, last, valid, out)
+    carried = {"numerator": state.numerator, "lengths": state.lengths, "emitted": state.emitted}
+    SPECTRUM_HEAD.in_place(backend, **args, out=out, **carried)
     state.skip = skip
+
+
+def _overlap_call(op, frames, window, hop, state, last, valid, out=None) -> tuple[dict, int, int | None]:
+    """What both forms of overlap_add check: the arguments they share, outputs, the next skip."""
+    size = _frames(op, frames, window, hop)
+    stream = checks.stream_arguments(op, frames, valid, last)
+    outputs, skip = _carry(op, state, frames, size, hop, valid, last)
+    if out is not None:
+        _out(op, out, frames, outputs)
+    return {"frames": frames, "window": window, "hop": hop, **stream}, outputs, skip
+
+
+def _head_call(op, hidden, weight, bias, window, hop, state, last, valid, out=None) -> tuple[dict, int, int | None]:
+    """What both forms of spectrum_head check: the arguments they share, outputs, the next skip."""
+    matrix, layout, n, size = _head(op, hidden, weight, bias, window, hop)
+    stream = checks.stream_arguments(op, hidden, valid, last)
+    outputs, skip = _carry(op, state, hidden, size, hop, valid, last)
+    if out is not None:
+        _out(op, out, hidden, outputs)
+    args = {"hidden": hidden, "weight": matrix, "bias": bias, "window": window, "hop": hop}
+    return {**args, **stream, "layout": layout, "n": n}, outputs, skip
 
 
 def _matrix(op: str, x: Tensor, weight: Tensor | PackedLinear) -> tuple[Tensor, str, int, int]:
@@ -235,25 +300,23 @@ def _window(op: str, x: Tensor, window: Tensor, hop: int) -> int:
 
 
 def _carry(op, state, x, size, hop, valid, last):
-    """(numerator, lengths) or Nones; how many samples come; the next state's skip."""
+    """How many samples come; the next state's skip."""
     B, T, _ = x.shape
     carried = size - hop
     if state is None:
-        tensors, skip = (None, None), carried // 2
-    else:
-        numerator, lengths = state.numerator, state.lengths
-        if not (
-            numerator.shape == (B, carried)
-            and numerator.dtype in checks.WIDE
-            and numerator.device == x.device
-            and lengths.shape == (B,)
-        ):
-            checks.shape(op, "state.numerator", numerator, "[B, F - hop]", (B, carried))
-            checks.wide(op, "state.numerator", numerator)
-            checks.device(op, x, "state.numerator", numerator)
-            checks.shape(op, "state.lengths", lengths, "[B]", (B,))
-        tensors, skip = (state.numerator, state.lengths), state.skip
-    return tensors, *_due(T, hop, carried, skip, state is None, last, valid)
+        return _due(T, hop, carried, carried // 2, True, last, valid)
+    numerator, lengths = state.numerator, state.lengths
+    if not (
+        numerator.shape == (B, carried)
+        and numerator.dtype in checks.WIDE
+        and numerator.device == x.device
+        and lengths.shape == (B,)
+    ):
+        checks.shape(op, "state.numerator", numerator, "[B, F - hop]", (B, carried))
+        checks.wide(op, "state.numerator", numerator)
+        checks.device(op, x, "state.numerator", numerator)
+        checks.shape(op, "state.lengths", lengths, "[B]", (B,))
+    return _due(T, hop, carried, state.skip, False, last, valid)
 
 
 def _due(T, hop, carried, skip, fresh, last, valid):

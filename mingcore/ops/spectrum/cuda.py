@@ -1,7 +1,6 @@
-"""The `cuda` backend's frames, overlap-add (one launch each) and spectrum head (two)."""
+"""Framing and overlap-add on the CUDA kernels, one launch each, and the spectrum head, two."""
 
 import functools
-import math
 import struct
 
 import torch
@@ -9,8 +8,10 @@ from torch import Tensor
 
 from .._core import cuda as cuda_common
 from .._core import launch
-from .._core.cuda import COPY_BYTES, TYPES, unfit
-from .._core.registry import register
+from .._core.cuda import COPY_BYTES, TYPES
+from .._core.support import Limit, Support
+from . import FRAME_EMBED, OVERLAP_ADD, SPECTRUM_HEAD
+from .fft import radices, roots_of_unity, unsupported_window
 
 THREADS, COLUMNS = 256, 128  # of overlap_add.cu; columns where a block has eight hops
 FEW_HOPS = 16  # that one block takes: what is carried is then read and written by it alone
@@ -20,29 +21,22 @@ SUMS_BYTES = 32 << 10  # at most, of them for a block's samples
 BINS, FEW_THREADS, INVERSE_THREADS = 8, 128, 512
 FEW_FRAMES = 256  # of frame_embed, up to which its blocks share w's rows by 16 (not measured)
 EMBED_TILE = (128, 64, 49152)  # frames, channels, bytes of shared memory
-MOST_HOP = 1 << 22  # a tile's samples are counted in 32 bits
+MAX_HOP = 1 << 22  # a tile's samples are counted in 32 bits
 _EMBED = struct.Struct("<3Q2q4i")  # FrameEmbedParams of frame_embed.cu
 _OVERLAP = struct.Struct("<11Q2q11i13i")  # OverlapParams of overlap_rows.cuh
 _SPECTRUM = struct.Struct("<4Qq4i")  # SpectrumParams of spectrum_head.cu
 
 
 def skinny_gemm_bytes(tiles: int) -> int:
-    """Dynamic shared memory of skinny_gemm.cuh for 8 * tiles frames: the ring and partial sums."""
+    """Dynamic shared memory of a skinny GEMM of 8 * tiles frames: the ring and partial sums."""
     stages = 7 if tiles == 1 else 4
     return stages * (2 + tiles) * FEW_THREADS * COPY_BYTES + 4 * 16 * 8 * tiles * 4
 
 
-def _embed_why_not(samples, weight, hop, layout, n):
-    if layout != "rows":
-        return f"weight is in layout {layout!r}; it takes rows"
-    if samples.dtype not in TYPES:
-        return f"samples is {samples.dtype}; it takes float32, bfloat16 and float16"
+def _unsupported_embed(samples, weight, **_) -> str | None:
     if weight.dtype != samples.dtype:
         return f"weight is {weight.dtype}, samples {samples.dtype}; it takes one type"
-    if hop > MOST_HOP:
-        return f"hop is {hop}; it takes up to {MOST_HOP}"
-    reason = launch.why_not("frame_embed", samples.device)
-    return reason or unfit(("samples", "weight"), (samples, weight))
+    return launch.why_not("frame_embed", samples.device)
 
 
 def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
@@ -60,19 +54,21 @@ def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
     return "many", *EMBED_TILE
 
 
-@register(
-    "frame_embed",
+@FRAME_EMBED.implementation(
     "cuda",
-    _embed_why_not,
-    sources=(launch.source("frame_embed"), __file__, cuda_common.__file__),
+    Support(
+        floats=("samples", "weight"),
+        layouts=("rows",),
+        limits=(Limit("hop is {}", lambda hop, **_: hop, MAX_HOP),),
+        rule=_unsupported_embed,
+    ),
+    sources=(launch.source("frame_embed"), cuda_common.__file__),
     flags=launch.FLAGS,
 )
-def frame_embed(samples, weight, hop, layout, n):
-    B, L = samples.shape
-    T = -(-L // hop)
-    out = samples.new_empty(B, T, n)
+def frame_embed(samples, weight, hop, layout, n, out):
     if out.numel() == 0:
-        return out
+        return
+    B, L = samples.shape
     x = samples if L == 1 or samples.stride(1) == 1 else samples.contiguous()
     if L % hop == 0 and x.is_contiguous():  # the frames of all rows follow each other
         x = x.view(1, B * L)
@@ -85,48 +81,13 @@ def frame_embed(samples, weight, hop, layout, n):
     pointers = (t.data_ptr() for t in (x, weight, out))
     params = _EMBED.pack(*pointers, x.stride(0), x.shape[1], T, n, hop, 0)
     launch.launch(kernel, (blocks, 1, 1), (FEW_THREADS, 1, 1), params)
-    return out
-
-
-def _state_reason(op, x, window, numerator, lengths, written=()) -> str | None:
-    """Why a stream's window and state cannot go to the kernels, or None."""
-    for name, t in (("window", window), ("numerator", numerator)):
-        if t is not None and t.dtype != torch.float32:
-            return f"{name} is {t.dtype}; it takes float32"
-    if x.dtype not in TYPES:
-        return f"the input is {x.dtype}; it takes float32, bfloat16 and float16"
-    for t in written:
-        if not t.is_contiguous():
-            return f"out or the state has strides {tuple(t.stride())}; in place it takes dense ones"
-    names = ("the input", "window", "numerator")
-    return launch.why_not(op, x.device) or unfit(names, (x, window, numerator))
-
-
-def _overlap_why_not(frames, window, hop, numerator, lengths, *_):
-    if frames.shape[2] > 1 and frames.stride(2) != 1:
-        return f"frames has strides {tuple(frames.stride())}; it takes a dense last dimension"
-    return _state_reason("overlap_add", frames, window, numerator, lengths)
-
-
-def _overlap_in_place_why_not(frames, out, numerator, lengths, emitted, window, hop, *_):
-    written = (out, numerator, lengths, emitted)
-    reason = _overlap_why_not(frames, window, hop, numerator, lengths)
-    return reason or _state_reason("overlap_add", frames, window, numerator, lengths, written)
-
-
-def _fresh(x, outputs, carried):
-    """Room for what an op returns."""
-    B = x.shape[0]
-    counts = (x.new_empty(B, dtype=torch.int64) for _ in range(2))
-    sums = (x.new_empty(B, n, dtype=torch.float32) for n in (outputs, carried))
-    return (*sums, *counts)
 
 
 def _dense(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.contiguous()
 
 
-def _params(frames, strides, window, hop, state, rows, results, blocks, turns=None, radices=()):
+def _params(frames, strides, window, hop, state, rows, results, blocks, roots=None, passes=()):
     """OverlapParams. blocks: (hops, columns, stripes, chunks, group). The state is kept apart
     where programs of one row would read what others write. Returns the bytes and what they hold.
     """
@@ -138,10 +99,10 @@ def _params(frames, strides, window, hop, state, rows, results, blocks, turns=No
         numerator = numerator.clone()
     window, valid, ended = _dense(window), _dense(valid), _dense(ended)
     numerator, lengths = _dense(numerator), _dense(lengths)
-    held = (frames, window, numerator, lengths, valid, ended, *results, turns)
+    held = (frames, window, numerator, lengths, valid, ended, *results, roots)
     pointers = [0 if t is None else t.data_ptr() for t in held]
     sizes = (T, F, hop, results[0].shape[1], last, in_place, hops, columns, stripes, chunks, group)
-    ends = (*radices, *[0] * (13 - len(radices)))
+    ends = (*passes, *[0] * (13 - len(passes)))
     return _OVERLAP.pack(*pointers, *strides, *sizes, *ends), held
 
 
@@ -155,7 +116,23 @@ def _vectors(frames, window, hop, state, results) -> bool:
     )
 
 
-def _overlap(frames, window, hop, state, rows, results):
+_WRITTEN = ("out", "next_numerator", "next_lengths", "emitted")
+
+
+@OVERLAP_ADD.implementation(
+    "cuda",
+    Support(
+        floats=("frames",),
+        float32=("window", "numerator"),
+        dense_last=("frames",),
+        contiguous=_WRITTEN,
+        rule=lambda frames, **_: launch.why_not("overlap_add", frames.device),
+    ),
+    sources=(launch.source("overlap_add"), cuda_common.__file__),
+    flags=launch.FLAGS,
+)
+def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, outputs, **written):
+    state, rows, results = (numerator, lengths), (valid, ended, last), tuple(written[name] for name in _WRITTEN)
     B, T, F = frames.shape
     if B == 0:
         return
@@ -173,39 +150,8 @@ def _overlap(frames, window, hop, state, rows, results):
     del held  # allocated until the launch is on its stream
 
 
-_OVERLAP_SOURCES = (launch.source("overlap_add"), __file__, cuda_common.__file__)
-
-
-@register("overlap_add", "cuda", _overlap_why_not, sources=_OVERLAP_SOURCES, flags=launch.FLAGS)
-def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, outputs):
-    results = _fresh(frames, outputs, window.shape[0] - hop)
-    _overlap(frames, window, hop, (numerator, lengths), (valid, ended, last), results)
-    return results
-
-
-@register("overlap_add_", "cuda", _overlap_in_place_why_not, sources=_OVERLAP_SOURCES, flags=launch.FLAGS)
-def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, ended, last):
-    results = out, numerator, lengths, emitted
-    _overlap(frames, window, hop, (numerator, lengths), (valid, ended, last), results)
-
-
-def _head_why_not(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
-    reason = _head_reason(hidden, weight, bias, window, layout)
-    return reason or _state_reason("spectrum_head", hidden, window, numerator, lengths)
-
-
-def _head_in_place_why_not(
-    hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n
-):
-    reason = _head_reason(hidden, weight, bias, window, layout)
-    written = (out, numerator, lengths, emitted)
-    return reason or _state_reason("spectrum_head", hidden, window, numerator, lengths, written)
-
-
-def _head_reason(hidden, weight, bias, window, layout) -> str | None:
+def _unsupported_head(hidden, weight, bias, window, **_) -> str | None:
     H, F = hidden.shape[2], window.shape[0]
-    if layout != "rows":
-        return f"weight is in layout {layout!r}; it takes rows"
     for name, t in (("weight", weight), ("bias", bias)):
         if t is not None and t.dtype != hidden.dtype:
             return f"{name} is {t.dtype}, hidden {hidden.dtype}; it takes one type"
@@ -214,31 +160,16 @@ def _head_reason(hidden, weight, bias, window, layout) -> str | None:
         return f"H is {H}; in {hidden.dtype} it takes multiples of {width}"
     if not weight.is_contiguous() or weight.data_ptr() % COPY_BYTES:
         return f"weight is not contiguous from an address that is a multiple of {COPY_BYTES}"
-    if radices(F // 2) is None:
-        return f"the window has {F} points; it takes twice a product of 2, 3, 5 and 7"
     if 8 * F > SHARED_BYTES - SUMS_BYTES - COPY_BYTES:
         largest = (SHARED_BYTES - SUMS_BYTES - COPY_BYTES) // 8
         return f"the window has {F} points; it takes up to {largest}"
-    return unfit(("hidden", "weight", "bias"), (hidden, weight, bias))
-
-
-def radices(points: int) -> tuple[int, ...] | None:
-    """The passes of a transform, small ones first: the first pass is the one whose writes lie
-    apart. None where a prime factor is more than 7.
-    """
-    found = []
-    for r in (8, 7, 5, 4, 3, 2):
-        while points % r == 0:
-            found.append(r)
-            points //= r
-    return tuple(sorted(found)) if points == 1 else None
+    return unsupported_window(F) or launch.why_not("spectrum_head", hidden.device)
 
 
 @functools.cache  # its address is in captured graphs: kept for good
-def _turns(size: int, device: torch.device) -> Tensor:
+def _roots(size: int, device: torch.device) -> Tensor:
     """[F, 2] float32: cosines and sines of 2 pi k / F."""
-    angle = torch.arange(size, dtype=torch.float64) * (2 * math.pi / size)
-    return torch.stack((angle.cos(), angle.sin()), 1).float().to(device)
+    return roots_of_unity(torch.arange(size), size).T.contiguous().float().to(device)
 
 
 def inverse_blocks(T: int, F: int, hop: int) -> tuple[int, int, int]:
@@ -252,7 +183,22 @@ def inverse_blocks(T: int, F: int, hop: int) -> tuple[int, int, int]:
     return block_hops, -(-hops // block_hops), group
 
 
-def _head(hidden, weight, bias, window, hop, state, rows, results):
+@SPECTRUM_HEAD.implementation(
+    "cuda",
+    Support(
+        floats=("hidden", "weight", "bias"),
+        float32=("window", "numerator"),
+        contiguous=_WRITTEN,
+        layouts=("rows",),
+        rule=_unsupported_head,
+    ),
+    sources=(launch.source("spectrum_head"), cuda_common.__file__),
+    flags=launch.FLAGS,
+)
+def spectrum_head(
+    hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n, **written
+):
+    state, rows, results = (numerator, lengths), (valid, ended, last), tuple(written[name] for name in _WRITTEN)
     (B, T, H), F = hidden.shape, window.shape[0]
     if B == 0:
         return
@@ -278,26 +224,9 @@ def _head(hidden, weight, bias, window, hop, state, rows, results):
         rows,
         results,
         (hops, hop, 1, chunks, group),
-        _turns(F, hidden.device),
-        radices(F // 2),
+        _roots(F, hidden.device),
+        sorted(radices(F // 2)),  # small ones first: the first pass is the one whose writes lie apart
     )
     kernel = launch.kernel("spectrum_head", "spectrum_inverse", device, SHARED_BYTES)
     launch.launch(kernel, (B * chunks, 1, 1), (INVERSE_THREADS, 1, 1), params)
     del held  # allocated until the launch is on its stream
-
-
-_HEAD_SOURCES = (launch.source("spectrum_head"), __file__, cuda_common.__file__)
-
-
-@register("spectrum_head", "cuda", _head_why_not, sources=_HEAD_SOURCES, flags=launch.FLAGS)
-def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
-    results = _fresh(hidden, outputs, window.shape[0] - hop)
-    state, rows = (numerator, lengths), (valid, ended, last)
-    _head(hidden, weight, bias, window, hop, state, rows, results)
-    return results
-
-
-@register("spectrum_head_", "cuda", _head_in_place_why_not, sources=_HEAD_SOURCES, flags=launch.FLAGS)
-def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
-    state, rows = (numerator, lengths), (valid, ended, last)
-    _head(hidden, weight, bias, window, hop, state, rows, (out, numerator, lengths, emitted))

@@ -5,15 +5,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.invariance import by_row
-from .._core.reference import copy_all, stream_rows, wide
-from .._core.registry import register
+from .._core.reference import stream_progress, wide
 from ..gemm.reference import linear
+from . import FRAME_EMBED, OVERLAP_ADD, SPECTRUM_HEAD
 
 
-@register("frame_embed", "reference")
+@FRAME_EMBED.implementation("reference")
 def frame_embed(samples: Tensor, weight: Tensor, hop: int, layout: str, n: int) -> Tensor:
     """samples [B, L], zero-padded to frames of hop, weight [H, hop] -> [B, ceil(L/hop), H]."""
-    return linear(frames(samples, hop), weight, None, None, "none", layout, n)
+    return linear(frames(samples, hop), weight, None, None, "none", layout, n, None, "")
 
 
 def frames(samples: Tensor, hop: int) -> Tensor:
@@ -21,7 +21,7 @@ def frames(samples: Tensor, hop: int) -> Tensor:
     return F.pad(samples, (0, -samples.shape[1] % hop)).unflatten(1, (-1, hop))
 
 
-@register("overlap_add", "reference")
+@OVERLAP_ADD.implementation("reference")
 def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, outputs):
     """frames [B, T, F] -> samples [B, outputs], numerator [B, F - hop], lengths, emitted [B].
 
@@ -33,7 +33,7 @@ def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, out
     window = window.to(wide(frames).dtype)
     carried, parts = size - hop, -(-size // hop)
     trim = carried // 2
-    seen, new, done = stream_rows(frames, lengths, valid, ended, last, T)
+    seen, new, done = stream_progress(frames, lengths, valid, ended, last, T)
     step = torch.arange(1 - parts, T, device=frames.device)
     had = (step >= -seen.unsqueeze(1)) & (step < new.unsqueeze(1))  # frames that there are
     own = torch.where(had[:, parts - 1 :].unsqueeze(2), wide(frames) * window, 0)
@@ -47,20 +47,13 @@ def overlap_add(frames, window, hop, numerator, lengths, valid, ended, last, out
     emitted = (end - skip).clamp(min=0)
     index = skip.unsqueeze(1) + torch.arange(outputs, device=frames.device)
     index = index.clamp(max=max(total.shape[1] - 1, 0))
-    kept = torch.arange(outputs, device=frames.device) < emitted.unsqueeze(1)
+    live = torch.arange(outputs, device=frames.device) < emitted.unsqueeze(1)
     samples = total.new_zeros(total.shape[0], outputs)
     if total.shape[1]:
-        samples = torch.where(kept, total.gather(1, index) / norm.gather(1, index), samples)
+        samples = torch.where(live, total.gather(1, index) / norm.gather(1, index), samples)
     rest = (new * hop).unsqueeze(1) + torch.arange(carried, device=frames.device)
     numerator = torch.where(done.unsqueeze(1), 0, total.gather(1, rest))
     return samples, numerator, torch.where(done, 0, seen + new), emitted
-
-
-@register("overlap_add_", "reference")
-def overlap_add_(frames, out, numerator, lengths, emitted, window, hop, valid, ended, last):
-    """`overlap_add` with its results written into out, numerator, lengths and emitted."""
-    args = (frames, window, hop, numerator, lengths, valid, ended, last, out.shape[1])
-    copy_all(overlap_add(*args), (out, numerator, lengths, emitted))
 
 
 def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
@@ -80,20 +73,11 @@ def _add_at_hop(frames: Tensor, hop: int, carry: Tensor | None) -> Tensor:
     return out.view(B, -1)[:, :length]
 
 
-@register("spectrum_head", "reference")
-def spectrum_head(hidden, weight, bias, window, hop, numerator, lengths, valid, ended, last, outputs, layout, n):
+@SPECTRUM_HEAD.implementation("reference")
+def spectrum_head(hidden, weight, bias, layout, n, **stream):
     """hidden [B, T, H] -> Linear -> [log-magnitude | phase] -> irfft -> `overlap_add`."""
-    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
-    waves = inverse_spectrum(spectrum)
-    return overlap_add(waves, window, hop, numerator, lengths, valid, ended, last, outputs)
-
-
-@register("spectrum_head_", "reference")
-def spectrum_head_(hidden, out, numerator, lengths, emitted, weight, bias, window, hop, valid, ended, last, layout, n):
-    """`spectrum_head` with its results written into out, numerator, lengths and emitted."""
-    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n)
-    carried = (out, numerator, lengths, emitted)
-    overlap_add_(inverse_spectrum(spectrum), *carried, window, hop, valid, ended, last)
+    spectrum = linear(wide(hidden), weight, bias, None, "none", layout, n, None, "")
+    return overlap_add(inverse_spectrum(spectrum), **stream)
 
 
 @by_row(spectrum=0)
