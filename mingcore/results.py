@@ -2,17 +2,70 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from .audio.files import write_audio
 from .errors import InputError
-from .runtime.stats import Stats
 
 VOICE_FORMAT = "mingcore-voice-1"
+
+
+@dataclass
+class Stats:
+    """Figures of one request; None where they do not apply.
+
+    `compute_seconds` counts only the engine's time, not what a stream's consumer takes; of a
+    request in a batch the time in its slot, while all requests there advance, from when it got it.
+    `peak_memory_bytes`: of the device's allocator on a GPU, of the process on a CPU.
+    `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running
+    or when cancelled. `kernels`: with a bundle of compiled kernels, which one, how many it gave,
+    and how many were compiled nevertheless (`aot.serve.Served`).
+    """
+
+    seed: int | None = None
+    audio_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    time_to_first_audio: float | None = None
+    patches: int = 0
+    segments: int = 0
+    prompt_tokens: int = 0
+    text_tokens: int = 0
+    peak_memory_bytes: int = 0
+    ended_by: str | None = None
+    kernels: dict | None = None
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Seconds of computing per second of audio; under 1 is faster than it plays."""
+        return self.compute_seconds / self.audio_seconds if self.audio_seconds else None
+
+    def as_dict(self) -> dict:
+        """All figures, for JSON."""
+        return asdict(self) | {"real_time_factor": self.real_time_factor}
+
+    def __str__(self) -> str:
+        parts = [f"{self.audio_seconds:.2f} s of audio in {self.compute_seconds:.2f} s"]
+        if self.real_time_factor is not None:
+            parts.append(f"real-time factor {self.real_time_factor:.3f}")
+        if self.time_to_first_audio is not None:
+            parts.append(f"first audio after {1000 * self.time_to_first_audio:.0f} ms")
+        if self.patches:
+            parts.append(f"{self.patches} patches")
+        if self.text_tokens:
+            parts.append(f"{self.text_tokens} text tokens")
+        if self.kernels:
+            given = f"{self.kernels['triton']} of Triton, {self.kernels['cuda']} ops of CUDA"
+            parts.append(f"kernels from a bundle ({given}; {self.kernels['compiled']} compiled)")
+        parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        return ", ".join(parts)
 
 
 @dataclass
@@ -98,8 +151,6 @@ class Voice:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a safetensors file, at once or not at all. Raises InputError if it cannot."""
-        from safetensors.numpy import save
-
         metadata = {"format": VOICE_FORMAT, "transcript": self.transcript, "checkpoint": self.checkpoint}
         data = save({"latents": np.ascontiguousarray(self.latents)}, metadata)
         path = Path(path)
@@ -119,8 +170,6 @@ class Voice:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Voice":
         """Reads a file that `save` wrote. Raises InputError for anything else."""
-        from safetensors import SafetensorError, safe_open
-
         label = f"voice {str(path)!r}"
         try:
             is_file = Path(path).is_file()

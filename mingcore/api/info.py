@@ -11,13 +11,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+
+from ..config.devices import as_device, as_dtype
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
-
-if TYPE_CHECKING:
-    from ..model.plan import Plan
+from ..model.headers import DTYPES, read_headers
+from ..model.parts import PARTS, part_of
+from ..model.plan import Plan, make
+from ..model.sources import HeaderTensors
+from ..runtime.locate import bundled, find_folder
+from ..runtime.params import ContextParams
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
 
@@ -88,14 +94,6 @@ def plan(
     context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
     InputError for numbers that are not positive.
     """
-    import torch
-
-    from ..config.devices import as_device, as_dtype
-    from ..model.headers import DTYPES
-    from ..model.plan import make
-    from ..model.sources import HeaderTensors
-    from ..runtime.params import ContextParams
-
     for name, values in (("batch", batches), ("minutes", minutes)):
         if not all(0 < value <= 1e6 for value in values):
             raise InputError(f"{name}: must be positive, got {', '.join(map(str, values))}")
@@ -135,8 +133,6 @@ def _warning(card: Mapping[str, Any]) -> str | None:
 
 def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
     """(where it is, config.json, tensor headers, file names)."""
-    from ..runtime.locate import bundled, find_folder
-
     folder = find_folder(name_or_path)
     if folder is None:
         return _read_hub(name_or_path)
@@ -149,8 +145,6 @@ def _read_folder(folder: Path, source: str) -> tuple[str, Mapping, dict[str, Hea
 
 
 def _headers(folder: Path) -> dict[str, Header]:
-    from ..model.headers import DTYPES, read_headers
-
     names = {dtype: name for name, dtype in DTYPES.items()}
     return {name: Header(names[info.dtype], info.shape, info.file.name) for name, info in read_headers(folder).items()}
 
@@ -202,8 +196,6 @@ def _cached(repo: str) -> Path | None:
 
 
 def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:
-    from ..model.parts import PARTS, part_of
-
     rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in PARTS}
     rows["other"] = {"part": "other", "tensors": 0, "parameters": 0, "bytes": 0}
     for name, header in headers.items():

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..aot import install_bundle
 from ..config.devices import as_device, as_dtype
 from ..errors import CheckpointError, InputError
 from ..fidelity import RoundTrip
@@ -71,9 +72,7 @@ class MingAudio(Codec):
             raise InputError(f"kernels: a bundle holds kernels of a GPU, the device is {device}")
         model = load(folder, device=device, dtype=dtype, weights=weights)
         if kernels is not None:
-            from ..aot.serve import serve
-
-            serve(kernels, model)
+            install_bundle(kernels, model)
         return cls(model, folder)
 
     def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ..errors import InputError
 from .pcm import exactly
@@ -26,8 +28,6 @@ MAX_HEADER, MAX_PIECE = 1 << 20, 1 << 32
 
 def latents_to_bytes(latents: np.ndarray, *, more: bool = False) -> bytes:
     """Latents [T, C] float32 as a safetensors file; `more`: another piece of a stream follows."""
-    from safetensors.numpy import save
-
     metadata = {"format": FORMAT} | ({"more": "yes"} if more else {})
     return save({"latents": np.ascontiguousarray(latents)}, metadata)
 
@@ -55,9 +55,6 @@ def read_latents(pipe: BinaryIO, label: str = "latents (standard input)") -> Ite
 
     Raises InputError for anything else, also for a stream that is cut off, after what came.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     more, first, channels = True, True, []
     while more:
         data, header = _one(pipe, label, first)

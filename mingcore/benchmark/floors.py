@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..ops._core.layouts import tensors_in
-from ..profiling.record import spent
+from ..profiling.profiler import spent
 from ..profiling.stages import watched_ops
 from ..runtime.params import FlowParams
 from ..testing.products import fastest, products

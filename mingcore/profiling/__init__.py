@@ -6,7 +6,7 @@ of the model and around `mingcore.ops`, for as long as that takes; the runtime k
 so a request that is not profiled pays nothing, not even a branch.
 """
 
-from .record import Profile, profile
+from .profiler import Profile, profile
 from .stages import OTHER, STAGES
 from .timeline import Stage
 

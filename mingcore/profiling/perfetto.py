@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .record import Profile
+from .profiler import Profile
 from .stages import OTHER, STAGES
 from .timeline import Slice
 

@@ -20,7 +20,10 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from .. import ops
+from ..ops._core import reference as common
 from ..ops._core.layouts import map_tensors, tensors_in
+from ..ops._core.packing import quantise_activations
 
 FACTOR = 2.0
 FLOOR = 1e-5  # of the oracle's root mean square
@@ -149,8 +152,6 @@ def run(op: str, kwargs: dict[str, Any], backend: str | None = None) -> tuple[Te
 
     The arguments are left as they were: tensors that the op writes are copied first.
     """
-    import mingcore.ops as ops
-
     kwargs = dict(kwargs)
     written = _WRITTEN.get(op, ())
     kwargs.update({name: kwargs[name].clone() for name in written})
@@ -204,9 +205,6 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
     packed = kwargs.get("experts", kwargs.get("head"))
     if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
-    from mingcore.ops._core import reference as common
-    from mingcore.ops._core.packing import quantise_activations
-
     tie, given = (TIE_OF_MANY, None) if op == "flow_sample" else (TIE, packed.hidden)
 
     def other_way(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,10 +227,8 @@ def quantisation_error(kwargs: dict[str, Any], format: str) -> tuple[float, floa
     kwargs: arguments of `ops.moe_mlp` with the raw pair of weights, which are the yardstick; both
     sides are the reference in float64, so that nothing but the format differs.
     """
-    from mingcore.ops import pack_experts
-
     shared, rest = kwargs.get("shared"), {k: v for k, v in kwargs.items() if k != "shared"}
-    packed = pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
+    packed = ops.pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
     (got,), (exact,) = (oracle("moe_mlp", kw) for kw in ({**rest, "experts": packed}, kwargs))
     return max_relative(got, exact), relative_l2(got, exact)
 

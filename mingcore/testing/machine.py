@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+try:
+    from .. import _cpu as native
+except ImportError:  # the CPU kernels are not built
+    native = None
+
 _PACKAGES = ("mingcore", "torch", "triton", "numpy", "cuda-bindings", "safetensors")
 
 
@@ -47,11 +52,9 @@ def cpu_name() -> str:
 def isa() -> str:
     """The instruction set that the native kernels take here, and what of it matters to them, such
     as "avx512 vnni bf16"; "no native kernels" without them."""
-    try:
-        from mingcore import _cpu
-    except ImportError:
+    if native is None:
         return "no native kernels"
-    return " ".join([_cpu.isa(), *["vnni"] * _cpu.vnni(), *["bf16"] * _cpu.bf16()])
+    return " ".join([native.isa(), *["vnni"] * native.vnni(), *["bf16"] * native.bf16()])
 
 
 def slug() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .machine import last_level_cache_bytes
+from .machine import last_level_cache_bytes, native
 from .timing import event_s, interleaved, threads
 
 # streams per thread, bytes ahead by prefetch instructions (0: the hardware's own)
@@ -89,16 +89,14 @@ def _reads(x: Tensor) -> dict[tuple, Callable[[], Any]]:
 
 def _read(x: Tensor, streams: int, ahead: int) -> None:
     """x itself is an argument, so that a call that is kept keeps its memory."""
-    from mingcore import _cpu
-
-    _cpu.read_probe(x.data_ptr(), x.nbytes, torch.get_num_threads(), streams, ahead)
+    native.read_probe(x.data_ptr(), x.nbytes, torch.get_num_threads(), streams, ahead)
 
 
 def _on_huge_pages(x: Tensor) -> Tensor:
     """A copy of x on huge pages, where the system gives them when asked."""
-    from mingcore.ops._core.cpu import on_huge_pages
-
-    return on_huge_pages(torch.empty_like(x)).copy_(x)
+    copy = torch.empty_like(x)
+    native.ask_for_huge_pages(copy.data_ptr(), copy.nbytes)
+    return copy.copy_(x)
 
 
 def _copy_gbs(nbytes: int, rounds: int) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
+
 INPUT = {
     "causal_conv1d": ("x", 2),
     "causal_conv_transpose1d": ("x", 2),
@@ -41,8 +43,6 @@ def chunked(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | 
 
 def in_place(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None) -> Tensor:
     """`chunked` by the in-place form, whose outputs start as NaN."""
-    import mingcore.ops as ops
-
     name, dim = INPUT[op]
     state, shape, out = None, None, []
     for i, chunk in enumerate(call[name].split(list(sizes), dim)):
@@ -114,7 +114,5 @@ def assert_same(got: Tensor, expected: Tensor, what: str) -> None:
 
 
 def _run(op, call, backend, state, last, valid=None):
-    import mingcore.ops as ops
-
     rows = {} if valid is None else {"valid": valid}
     return getattr(ops, op)(**call, state=state, last=last, **rows, backend=backend)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from mingcore.aot.record import NoDriver
+from mingcore.aot.trace import NoDriver
 
 
 @dataclass

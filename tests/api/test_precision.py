@@ -139,7 +139,7 @@ def test_relative():
 
 
 def test_the_command(capfd):
-    from mingcore.cli import main as cli
+    from mingcore import cli
 
     assert cli.run(["precision", "tiny", "--weights", "int8", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from mingcore import BackendError, MingAudio, ops
-from mingcore.cli import main as cli
+from mingcore import BackendError, MingAudio, cli, ops
 from mingcore.model.formats import WEIGHTS
 
 

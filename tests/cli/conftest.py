@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from mingcore.cli import main as cli
+from mingcore import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 

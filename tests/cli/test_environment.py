@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROBE = "import os; {}; print(os.environ.get('OMP_WAIT_POLICY'))"
-COMMAND = "import mingcore.cli as c; c.run = lambda _: 0\ntry: c.main([])\nexcept SystemExit: pass"
+COMMAND = "import mingcore.cli.commands as c; c.run = lambda _: 0\ntry: c.main([])\nexcept SystemExit: pass"
 
 
 @pytest.mark.parametrize(

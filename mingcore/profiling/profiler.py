@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from ..ops._core import registry
+from ..ops._core import dispatch, registry
 from ..ops._core.layouts import tensors_in
 from ..testing.cost import Cost, cost
 from .stages import OTHER, staged, watched_ops
@@ -154,8 +154,6 @@ def spent(name: str, function: Callable, args: tuple, kwargs: dict, result: Any)
 @contextmanager
 def _served() -> Iterator[dict[str, int]]:
     """Within the block: which function of a backend served the op that was called first."""
-    from ..ops._core import dispatch
-
     select, found = dispatch.select, {}
 
     def noted(op: str, args: tuple, backend: str | None = None) -> Callable:
