@@ -1,7 +1,7 @@
-"""What a checkpoint is, by reading headers only: no weights are loaded and none downloaded.
+"""Describes a checkpoint by its headers: no weights are loaded or downloaded.
 
-`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info`
-prints as a table or as JSON.
+`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info` prints as a table
+or as JSON.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Header(NamedTuple):
 def describe(name_or_path: str) -> dict[str, Any]:
     """The facts of a checkpoint, as JSON-ready data.
 
-    Keys: `name`, `source`, `card` (the checkpoint's own words, {} when it has none), `warning`
+    Keys: `name`, `source`, `card` (of the checkpoint's config.json, {} when it has none), `warning`
     (None or one line), `parameters`, `active_parameters` (per generated token, with the experts
     that one token takes), `bytes`, `files`, `dtypes` {dtype: parameters}, `parts` [{part, tensors,
     parameters, bytes}], `dims` {part: {dim: value}}, `rates`, `tokenizer` and `voices`.
@@ -88,9 +88,10 @@ def plan(
     context_seconds: float | None = None,
     context_format: str | None = None,
 ) -> Plan:
-    """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
+    """The memory that a checkpoint would need, by its headers; see `model.plan`.
 
-    device: None is a GPU if there is one; one that is not here can be planned for as well.
+    device: None is a GPU if there is one; "cuda" is possible without one. batches, minutes: one line of the plan for
+    each pair.
     context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
     InputError for numbers that are not positive.
     """
@@ -118,7 +119,7 @@ def plan(
 
 
 def card_warning(folder: Path, task: str | None = None) -> str | None:
-    """What a user of this checkpoint, for this task, must know by its own card: a line or None."""
+    """The warning of a checkpoint's card for its users, for a task if one is named: a line, or None."""
     card = _config(folder / "config.json").get("card") or {}
     tasks = card.get("tasks")
     if task is not None and tasks is not None and task not in tasks:
@@ -132,7 +133,7 @@ def _warning(card: Mapping[str, Any]) -> str | None:
 
 
 def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
-    """(where it is, config.json, tensor headers, file names)."""
+    """(source, config.json, tensor headers, file names)."""
     folder = find_folder(name_or_path)
     if folder is None:
         return _read_hub(name_or_path)
@@ -161,12 +162,12 @@ def _config(path: Path) -> Mapping[str, Any]:
 def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
     """config.json, the list of files and each weight file's header, over the network.
 
-    Where the hub cannot be reached, what it left in the cache.
+    When the hub cannot be reached: of an earlier download in its cache.
     """
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    # the bases of the hub's error are those of the HTTP client that this version of it uses
+    # the bases of HfHubHTTPError: the errors of the HTTP client that this version of the hub uses
     unreachable = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         api = hub.HfApi()

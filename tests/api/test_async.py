@@ -90,7 +90,7 @@ def test_a_consumer_that_stops_reading_stalls_nobody(ming):
         stalled = engine.tts_stream("Hello.", **LONG)
         await anext(stalled)
         others = await asyncio.gather(*(engine.tts("Hello.", **QUICK) for _ in range(3)))
-        ahead = stalled._outlet._given - stalled._outlet._taken
+        ahead = stalled._sink._put_count - stalled._sink._taken_count
         # and it goes on where it was
         more = [await anext(stalled) for _ in range(6)]
         await stalled.aclose()
