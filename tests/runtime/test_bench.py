@@ -37,11 +37,11 @@ def test_percentiles_are_of_the_next_rank_up():
 
 
 def test_playback_waits_where_a_chunk_is_late():
-    listener = serving.Listener(0.0, times=[1.0, 1.1, 1.45, 1.5], samples=[100, 100, 100, 100])
+    listener = serving.TimingSink(0.0, times=[1.0, 1.1, 1.45, 1.5], samples=[100, 100, 100, 100])
     # due at 1.0, 1.1, 1.2 (0.25 late), 1.55
     count, silence = serving.playback(listener, 1000)
     assert count == 1 and silence == pytest.approx(0.25)
-    assert serving.playback(serving.Listener(0.0, [5.0], [1]), 1000) == (0, 0.0)
+    assert serving.playback(serving.TimingSink(0.0, [5.0], [1]), 1000) == (0, 0.0)
 
 
 def test_random_weights_are_those_of_the_baseline(pair):
