@@ -1,4 +1,4 @@
-"""A GPU for Triton that only takes down what is started on it."""
+"""A Triton driver that records launches and runs nothing."""
 
 from dataclasses import dataclass, field
 

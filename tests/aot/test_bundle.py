@@ -1,5 +1,7 @@
-"""Bundles of compiled kernels without a GPU: made, served to a Triton whose compiler raises, and
-refused. Never run on a GPU here: tests/aot/test_gpu_bundle.py does that where there is one."""
+"""Bundles of compiled kernels without a GPU: built, installed in a Triton whose compiler raises, and rejected.
+
+On a GPU: tests/aot/test_gpu_bundle.py.
+"""
 
 import gc
 import json
@@ -55,20 +57,20 @@ def made(tmp_path_factory, request):
 
 @pytest.fixture
 def bundle(made, tmp_path):
-    """A copy of the bundle, for a test to spoil."""
+    """A copy of the bundle that a test may damage."""
     return shutil.copytree(made.folder, tmp_path / "bundle")
 
 
 @pytest.fixture
 def gpu():
-    """Triton's driver: a GPU that runs nothing; and nothing compiled before."""
+    """A fake GPU as Triton's driver, and an empty cache of compiled kernels."""
     silu_mul._silu_mul_kernel.device_caches.clear()
     fake = FakeGPU()
     with trace.acting_as(fake):
         yield fake
         install.uninstall()
         silu_mul._silu_mul_kernel.device_caches.clear()
-        gc.collect()  # what was "loaded" is "unloaded" by this driver
+        gc.collect()  # binaries that this driver "loaded" must be "unloaded" by it
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def fit(**changed) -> dict:
 
 
 def change(bundle, **values) -> None:
-    """Write other values into the manifest, sealed anew."""
+    """Write other values into the manifest, with a new checksum."""
     whole = json.loads((bundle / manifest.NAME).read_text()) | values
     manifest.write(bundle, whole)
 
@@ -249,7 +251,7 @@ def test_bad_architectures(text, said):
         targets.parse(text)
 
 
-def test_recording_leaves_triton_as_it_was():
+def test_tracing_leaves_triton_as_it_was():
     before = JITFunction.run
     few_launches(None, HOPPER, None)
     assert JITFunction.run is before

@@ -1,5 +1,5 @@
-"""What is taken down is what is launched: any size within the limits, by the whole model, gives a
-launch that the rehearsal with one layer of each kind has seen."""
+"""The dry run with one layer of each kind records every launch that the full model makes with any size within the
+limits."""
 
 import json
 import random
@@ -23,7 +23,7 @@ TINY = dry_run.ModelSpec.of("mingcore/checkpoints/tiny")
 
 
 def strays(subject, seen: trace.Trace, run, target=TARGET, **formats) -> list[str]:
-    """What `run(model)`, with every layer there is, launches beside what was seen."""
+    """The launches of `run(model)`, with all layers, that the dry run has not seen."""
     with trace.tracing(target) as found, use_backend(dry_run.BACKENDS), torch.no_grad():
         run(dry_run.build(subject, **{"dtype": None, "weights": None, **formats}))
     assert found.launches
@@ -65,7 +65,7 @@ def test_prompts_and_patches_of_any_size(monkeypatch, weights):
     parts = {name: dry_run._PARTS[name] for name in ("patches", "prompts")}
     monkeypatch.setattr(dry_run, "_PARTS", parts)
     limits = dry_run.Limits(rows=2, tokens=40)
-    # Triton 3.10 is to change the default, so every launch says what it wants
+    # Triton 3.10 changes the default, so every launch sets the option
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
     seen = dry_run.launches(TINY, TARGET, limits, weights=weights)
     assert all(json.loads(s.specialization)["options"]["enable_fp_fusion"] for s in seen.launches)
@@ -74,15 +74,15 @@ def test_prompts_and_patches_of_any_size(monkeypatch, weights):
     assert not found, "\n".join(found)
     found = strays(TINY, seen, lambda m: [patches(m, n, 64) for n in (1, 2)], weights=weights)
     assert not found, "\n".join(found)
-    # and what is beyond the limits is not there, so this test can fail
+    # sizes beyond the limits are missing, so this test can fail
     assert strays(TINY, seen, lambda m: prompts(m, [300], 300), weights=weights)
 
 
 def in_context(model, options, voice, draw):
-    """A voice is heard and patches follow, as of a request with a context of its own."""
+    """A voice is prefilled and patches follow, as of a request with a context option."""
     config, dtype = model.config, model.llm.activation_dtype
     state = options.state(model, voice + 5 * draw.randrange(1, 200))
-    state.bounds[0] = draw.randrange(2) * 40  # behind what an earlier segment kept
+    state.bounds[0] = draw.randrange(2) * 40  # after the cache of an earlier segment
     model.pool(model.vae.unify(meta(1, voice, config.latent_dim), state)[0])
     hidden = meta(1, config.llm.hidden_size).to(dtype)
     rows = Rows.over(model, model.llm.new_state(1, 64), state, hidden=hidden)

@@ -1,6 +1,6 @@
-"""A bundle made on this machine for this GPU, installed: two kernels, and (slow) a whole model.
+"""A bundle built on this machine for its GPU, installed: two kernels, and (slow) those of a model.
 
-In processes of their own: a bundle is taken for the whole process, and for good.
+Each in a process of its own, because a bundle is installed for the process.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""AsyncMingAudio: many requests on an event loop, none at the mercy of another."""
+"""AsyncMingAudio: many concurrent requests on an event loop, isolated from each other."""
 
 import asyncio
 import gc
@@ -63,7 +63,7 @@ def test_requests_of_all_kinds_at_once(ming, sound):
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [64, 24])
 def test_sixty_four_at_once(ming, slots):
-    """Every one as it is alone, with a slot each and with some waiting for theirs."""
+    """Each result equals that of the request alone, with a slot for each and with some waiting for a slot."""
     several = [QUICK | {"seed": i, "max_seconds": 0.1 + 0.1 * (i % 4)} for i in range(64)]
 
     async def talk(engine):

@@ -1,4 +1,4 @@
-"""Sound encoded and decoded as it comes."""
+"""Audio encoded and decoded while it arrives."""
 
 import os
 import random
@@ -133,13 +133,13 @@ def test_read_ahead_holds_what_it_may_and_loses_nothing():
     ahead = ReadAhead(read, max_bytes=100_000)
     sent = 0
     os.set_blocking(write, False)
-    while sent < len(data):  # nobody takes anything: the writer has to wait in the end
+    while sent < len(data):  # nothing is consumed: the writer must block in the end
         try:
             sent += os.write(write, data[sent : sent + 4096])
         except BlockingIOError:
             if sent > 100_000:
                 break
-    assert sent < 100_000 + (1 << 15) + (1 << 17)  # held, in the hand, in the pipe
+    assert sent < 100_000 + (1 << 15) + (1 << 17)  # in the buffer, in the chunk being read, in the pipe
     assert ahead.peek(4) == data[:4] and ahead.peek(2) == data[:2]
     got = bytearray()
     os.set_blocking(write, True)

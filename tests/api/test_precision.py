@@ -1,4 +1,4 @@
-"""What a weight format costs, on the golden checkpoint and on the bundled one."""
+"""The errors of weight formats, on the golden checkpoint and on the bundled one."""
 
 import json
 

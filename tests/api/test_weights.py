@@ -1,4 +1,4 @@
-"""Every weight format through the tasks, on the backends that serve it."""
+"""Every weight format through the tasks, on the backends that support it."""
 
 import json
 
