@@ -28,8 +28,7 @@ def implementations(kind: str, n: int) -> Calls:
         packed = ops.pack_linear(w, format="int8_dyn")
         a = (x * (127 / x.abs().amax(1, keepdim=True))).round().to(torch.int8)
         b = (w * (127 / w.abs().amax(1, keepdim=True))).round().to(torch.int8).t()
-        ours = lambda: ops.linear(x, packed)  # noqa: E731
-        return {"ours, int8_dyn": ours, "torch._int_mm": lambda: torch._int_mm(a, b)}
+        return {"ours, int8_dyn": lambda: ops.linear(x, packed), "torch._int_mm": lambda: torch._int_mm(a, b)}
     x, w = x.to(DTYPES[kind]), w.to(DTYPES[kind])
     found = {"torch.mm": lambda: x @ w.t()}
     if torch.backends.mkldnn.is_available():

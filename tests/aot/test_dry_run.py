@@ -106,7 +106,10 @@ def test_contexts_that_depart_from_the_reference(monkeypatch):
     parts = {name: dry_run._PARTS[name] for name in ("patches", "attention", "contexts")}
     monkeypatch.setattr(dry_run, "BLOCK", 20)
     monkeypatch.setattr(dry_run, "_PARTS", parts)
-    run = lambda model: contexts(model, random.Random(3), 20, 20)  # noqa: E731
+
+    def run(model):
+        contexts(model, random.Random(3), 20, 20)
+
     caches = ("_attention_decode", "_combine", "_kv_write")
     for complete in (True, False):
         seen = dry_run.launches(TINY, TARGET, dry_run.Limits(rows=1), dtype=torch.bfloat16)
