@@ -146,9 +146,9 @@ class MingAudio(Codec):
 
         Long texts are spoken in segments cut at sentence ends, with pauses of `pause_seconds`; each starts again from
         the voice alone, so memory is bounded by the longest segment. Three options depart from the reference
-        (`mingcore.precision.measure_context` gives their error): keep_context keeps the caches over segments, and
-        memory grows; context_seconds is a sliding window of the semantic module; context_format "int8" quantises its
-        cache. A request with any of them runs unbatched. Raises InputError.
+        (`mingcore.precision.measure_context` gives their error): keep_context keeps the semantic module's cache
+        over segments, and memory grows; context_seconds bounds it to a sliding window; context_format "int8" quantises
+        it. A request with any of them runs unbatched. Raises InputError.
         """
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)

@@ -42,8 +42,8 @@ Kernels = Annotated[str | None, typer.Option(help="a bundle that `compile` made 
 Backend = Annotated[
     str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order")
 ]
-ContextSeconds = Annotated[float | None, typer.Option(help="of sound that the model hears of itself at most; else all")]
-ContextFormat = Annotated[str | None, typer.Option(help="int8: what it hears is stored in 8 bits")]
+ContextSeconds = Annotated[float | None, typer.Option(help="sliding window of the audio context; by default all of it")]
+ContextFormat = Annotated[str | None, typer.Option(help="int8: cache the audio context in 8 bits")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
 
