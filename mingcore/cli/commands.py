@@ -240,7 +240,9 @@ def info(
     checkpoint: Checkpoint = "tiny",
     plan: Annotated[bool, typer.Option("--plan", help="what it would take of memory, instead")] = False,
     batch: Annotated[list[int] | None, typer.Option(help="with --plan: requests at once")] = None,
-    minutes: Annotated[list[float] | None, typer.Option(help="with --plan: of audio in the caches of a request")] = None,
+    minutes: Annotated[
+        list[float] | None, typer.Option(help="with --plan: of audio in the caches of a request")
+    ] = None,
     context_seconds: ContextSeconds = None,
     context_format: ContextFormat = None,
     weights: Weights = None,
