@@ -55,6 +55,7 @@ test: $(VENV)/.tests
 lint: $(VENV)/.tests
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 	PYTHONPATH=.:kernels $(VENV)/bin/lint-imports
 
 # Measures, keeps what it found in bench/results/<machine>, and makes that folder's report.html.

@@ -30,7 +30,7 @@ from mingcore.ops.moe import cuda as cuda_moe  # noqa: E402
 from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill  # noqa: E402
 from mingcore.ops.spectrum import cuda as cuda_audio  # noqa: E402
 
-OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*.cu"))
+OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*/*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"
 KEPT, RENEW = "cuda_resources.json", "python bench/resources.py --keep"
 HEAD = ("target", "kernel", "threads", "registers", "shared bytes", "products", "copies")
@@ -82,10 +82,11 @@ def targets(op: str) -> list[str]:
 
 def compiled(op: str, target: str) -> list[Compiled]:
     """The kernels of an op, by nvcc with every warning an error; RuntimeError with what it says."""
+    source = launch.source(op)
     with tempfile.TemporaryDirectory() as folder:
         command = ["nvcc", "-O3", "-std=c++17", "-cubin", f"-arch={target}", "-Xptxas", "-v"]
         command += ["-Werror", "all-warnings", "--keep", "--keep-dir", folder]
-        command += ["-o", f"{folder}/{op}.cubin", str(launch.source(op))]
+        command += [f"-I{launch.include_folder(source)}", "-o", f"{folder}/{op}.cubin", str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr)
@@ -159,7 +160,7 @@ def _dynamic(name: str, target: str) -> int:
     if name.startswith(("spectrum", "frame_embed")):
         kind = name.rsplit("_", 1)[1]
         tiles = kind in ("any", "many")
-        return cuda_audio.EMBED_TILE[2] if tiles else cuda_audio.few_rows_bytes(int(kind))
+        return cuda_audio.EMBED_TILE[2] if tiles else cuda_audio.skinny_gemm_bytes(int(kind))
     if name.startswith("flow_sample"):
         _, _, format, tiles = name.split("_")
         sizes = (1024, 5 * 64, 132, int(tiles), format)

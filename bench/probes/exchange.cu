@@ -13,23 +13,23 @@
 typedef unsigned int u32;
 
 constexpr u32 ABORT = 0, COUNTER = 32, FLAGS = 64;  // places in `words`, a line apart
-constexpr u32 PATIENCE = 1u << 22;
+constexpr u32 TIMEOUT_SPINS = 1u << 22;
 
-__device__ __forceinline__ u32 peek(const u32* p) {
+__device__ __forceinline__ u32 ld_acquire(const u32* p) {
     u32 v;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
     return v;
 }
-__device__ __forceinline__ void put(u32* p, u32 v) {
+__device__ __forceinline__ void st_release(u32* p, u32 v) {
     asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 __device__ __forceinline__ void count(u32* p) {
     asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(p) : "memory");
 }
 __device__ __forceinline__ bool wait_for(u32* words, const u32* p, u32 at_least) {
-    for (u32 spins = 0; peek(p) < at_least; ++spins)
-        if (spins > PATIENCE || peek(words + ABORT)) {
-            put(words + ABORT, 1);
+    for (u32 spins = 0; ld_acquire(p) < at_least; ++spins)
+        if (spins > TIMEOUT_SPINS || ld_acquire(words + ABORT)) {
+            st_release(words + ABORT, 1);
             return false;
         }
     return true;
@@ -58,7 +58,7 @@ extern "C" __global__ void __launch_bounds__(256) barrier_flags(u32* words, u32 
     for (u32 r = 1; r <= rounds; ++r) {
         __syncthreads();
         if (!on) return;
-        if (!threadIdx.x) put(words + FLAGS + blockIdx.x, r);
+        if (!threadIdx.x) st_release(words + FLAGS + blockIdx.x, r);
         for (u32 b = threadIdx.x; b < gridDim.x; b += blockDim.x)
             if (!wait_for(words, words + FLAGS + b, r)) on = false;
         __syncthreads();
@@ -70,9 +70,9 @@ extern "C" __global__ void __launch_bounds__(32) flag_pair(u32* words, u32 round
     u32* mine = words + FLAGS + 32 * blockIdx.x;
     u32* other = words + FLAGS + 32 * (1 - blockIdx.x);
     for (u32 r = 1; r <= rounds; ++r) {
-        if (blockIdx.x == 0) put(mine, r);
+        if (blockIdx.x == 0) st_release(mine, r);
         if (!wait_for(words, other, r)) return;
-        if (blockIdx.x == 1) put(mine, r);
+        if (blockIdx.x == 1) st_release(mine, r);
     }
 }
 
@@ -80,7 +80,7 @@ extern "C" __global__ void __launch_bounds__(32) flag_fan(u32* words, u32 rounds
     if (threadIdx.x) return;
     for (u32 r = 1; r <= rounds; ++r) {
         if (blockIdx.x == 0) {
-            put(words + FLAGS, r);
+            st_release(words + FLAGS, r);
             if (!wait_for(words, words + COUNTER, r * (gridDim.x - 1))) return;
         } else {
             if (!wait_for(words, words + FLAGS, r)) return;
@@ -116,8 +116,8 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(32)
         u32 seen = 0, spins = 0;
         while (seen < r && on) {
             asm volatile("ld.acquire.cluster.shared::cta.u32 %0, [%1];" : "=r"(seen) : "r"(here) : "memory");
-            if (++spins > PATIENCE) {
-                put(words + ABORT, 1);
+            if (++spins > TIMEOUT_SPINS) {
+                st_release(words + ABORT, 1);
                 on = false;
             }
         }

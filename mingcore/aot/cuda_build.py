@@ -55,7 +55,9 @@ def compile_op(op: str, targets: Sequence[Target], root: Path, compiler: str) ->
         path = folder / f"{op}.fatbin"
         codes = sorted({_code(op, t) for t in targets})
         flags = [f"-gencode=arch=compute_{c.removeprefix('sm_')},code={c}" for c in codes]
-        command = ["nvcc", *NVCC_FLAGS, *flags, "-o", str(path), str(launch.source(op))]
+        source = launch.source(op)
+        include = f"-I{launch.include_folder(source)}"
+        command = ["nvcc", *NVCC_FLAGS, *flags, include, "-o", str(path), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise KernelBundleError(f"{op}: nvcc says\n{done.stderr.strip()}")

@@ -109,7 +109,7 @@ def test_the_manifest_says_what_is_in_it(made):
     assert all(k["registers"] > 0 for e in found["cuda"] for k in e["kernels"].values())
     assert not found["not_made"]
     assert found["sources"] == manifest.sources()
-    assert {SILU_MUL, "csrc/cuda/flow_step.cu"} <= set(found["sources"])
+    assert {SILU_MUL, "csrc/cuda/flow/flow_step.cu"} <= set(found["sources"])
     manifest.check_files(made.folder, found)
 
 

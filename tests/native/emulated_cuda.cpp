@@ -1,33 +1,38 @@
-// A stand-in for the CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" the kernels,
-// compiled as plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the
-// kernels' arithmetic, indexing and waiting are tested where there is no GPU.
+// A fake CUDA driver, built by test_cuda.py as libcuda.so.1: it "launches" the kernels, compiled as
+// plain C++, on the CPU. So the launcher's calls, the bytes of the parameters and the kernels'
+// arithmetic, indexing and synchronisation are tested where there is no GPU.
 #include <dlfcn.h>
 #include <string>
 #include "emulated_hopper.h"
 
-#include "hopper.cuh"
-#include "weights.cuh"
+#include "lib/cp_async.cuh"
+#include "lib/grid_barrier.cuh"
+#include "lib/mbarrier.cuh"
+#include "lib/mma.cuh"
+#include "lib/vector.cuh"
+#include "lib/warpgroup.cuh"
+#include "lib/wgmma.cuh"
 
-#include "flow_step.cu"
+#include "flow/flow_step.cu"
 namespace decode {
-#include "moe_decode.cu"
+#include "moe/moe_decode.cu"
 }
 namespace prefill {
-#include "moe_prefill.cu"
+#include "moe/moe_prefill.cu"
 }
-#include "few_rows.cuh"
-#include "overlap_rows.cuh"
+#include "lib/skinny_gemm.cuh"
+#include "spectrum/overlap_rows.cuh"
 namespace overlap {
-#include "overlap_add.cu"
+#include "spectrum/overlap_add.cu"
 }
 namespace head {
-#include "spectrum_head.cu"
+#include "spectrum/spectrum_head.cu"
 }
 namespace frames {
-#include "frame_embed.cu"
+#include "spectrum/frame_embed.cu"
 }
 namespace conv {
-#include "causal_conv.cu"
+#include "conv/causal_conv.cu"
 }
 
 static void* context = nullptr;

@@ -1,8 +1,8 @@
-// A GPU in plain C++, for kernels that take no instruction but those of primitives.cuh: every
-// thread of every block is a fiber, and they take turns at barriers, warp-wide instructions and
-// polls. Asynchronous copies are as late as they may be: their target is poisoned at once, their
-// source is read at once, and the bytes arrive in the wait that asks for them. Shared memory ends
-// at a page that may not be touched. The clock runs only while every thread waits for another.
+// A GPU in plain C++: CUDA's built-ins, and the instructions of csrc/cuda/lib (MC_EMULATED leaves
+// theirs out). Every thread of every block is a fiber; they switch at barriers, warp-wide instructions
+// and ld_acquire. cp.async is as late as it may be: its target is poisoned at once, its source is read
+// at once, and the bytes arrive in the wait_group that asks for them. Shared memory ends at a guard
+// page. The clock runs only while every thread waits for another.
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -19,8 +19,8 @@
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define MC_PRIMITIVES
-typedef unsigned long long u64;
+#define MC_EMULATED
+#include "lib/types.cuh"
 
 static struct Index {
     unsigned x, y, z;
@@ -30,6 +30,16 @@ namespace gpu {
 
 struct Barrier {
     unsigned arrived = 0, round = 0;
+};
+struct Mbarrier {
+    unsigned count, pending;
+    long long bytes = 0;
+    unsigned round = 0;  // its phases so far
+    void complete() {
+        if (pending || bytes) return;  // the phase is not complete
+        pending = count;
+        ++round;
+    }
 };
 struct Warp {
     Barrier barrier;
@@ -64,11 +74,11 @@ static jmp_buf scheduler;
 static std::function<void()> kernel;
 static bool progress;
 static u64 clock_ns = 0;
-static void (*landed)(void*) = nullptr;  // told of 16 bytes that an asynchronous copy brought
-static bool (*stuck)() = nullptr;        // asked when no thread can go on: whether one may now
-static void (*ended)() = nullptr;        // told of a grid's end
-// Of what asynchronous copies read in [begin, end): how much came from memory, where a cache holds
-// what was among the last `reach` reads of 16 bytes.
+static void (*on_cp_async)(void*) = nullptr;  // called with 16 bytes that a cp.async has brought
+static bool (*on_deadlock)() = nullptr;       // called when no thread can go on: whether one can now
+static void (*on_end)() = nullptr;            // called at a grid's end
+// A model of L2: of what cp.async reads in [begin, end), how much misses a cache that holds the last
+// `reach` reads of 16 bytes.
 static struct {
     u64 begin = 0, end = 0, reach = 0, reads = 0, missed = 0;
     std::map<u64, u64> last;
@@ -79,8 +89,14 @@ static struct {
         when = ++reads;
     }
 } memory;
-static int lost = 0;  // so many of the next add_release() do not arrive
-static const u64* muted = nullptr;  // nor does any put() to this word
+static int lost = 0;  // so many of the next atom_add_acq_rel() are dropped
+static const u64* muted = nullptr;  // every st_release() to this word is dropped
+
+[[noreturn]] static void fault(const char* what) {
+    fprintf(stderr, "the emulated GPU, block %u thread %u: %s\n", current->block.x,
+            current->thread.x, what);
+    abort();
+}
 
 static void yield() {
     if (!_setjmp(current->at)) _longjmp(scheduler, 1);
@@ -137,7 +153,7 @@ static void run(unsigned blocks, unsigned threads, size_t shared, std::function<
     gridDim = {blocks, 1, 1};
     volatile unsigned random = 1, left = fibers.size();
     while (left) {
-        random = random * 1664525 + 1013904223;  // the turns begin with another thread each time
+        random = random * 1664525 + 1013904223;  // each round begins with another thread
         const volatile size_t first = random % fibers.size();
         progress = false;
         for (volatile size_t n = 0; n < fibers.size(); ++n) {
@@ -154,24 +170,24 @@ static void run(unsigned blocks, unsigned threads, size_t shared, std::function<
             }
             left -= current->done;
         }
-        if (!progress && stuck && stuck()) continue;
+        if (!progress && on_deadlock && on_deadlock()) continue;
         if (!progress) clock_ns += 20000000;
         if (clock_ns > 1000000000000) {
             fprintf(stderr, "the emulated GPU hangs\n");
             abort();
         }
     }
-    if (ended) ended();
+    if (on_end) on_end();
     for (Block& b : homes) munmap(b.pages, b.size);
 }
 
-static float bf16(unsigned short bits) {
+static float widen_bf16(unsigned short bits) {
     const unsigned wide = (unsigned)bits << 16;
     float v;
     memcpy(&v, &wide, 4);
     return v;
 }
-static float f16(unsigned short bits) {
+static float widen_f16(unsigned short bits) {
     _Float16 v;
     memcpy(&v, &bits, 2);
     return v;
@@ -196,6 +212,8 @@ static void mma(float (&d)[4], const unsigned (&mine)[6], Widen widen) {
     }
     sync_warp();
 }
+
+static Mbarrier& mbarrier(u64* b);  // of the emulator that includes this
 
 }  // namespace gpu
 
@@ -238,43 +256,37 @@ static unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
     return r;
 }
 
-static float from_f16(unsigned short bits) { return gpu::f16(bits); }
-static unsigned short to_f16(float v) {
+static float cvt_f32_f16(unsigned short bits) { return gpu::widen_f16(bits); }
+static unsigned short cvt_f16_f32(float v) {
     const _Float16 r = v;
     unsigned short bits;
     memcpy(&bits, &r, 2);
     return bits;
 }
-static unsigned short to_bf16(float v) {
+static unsigned short cvt_bf16_f32(float v) {
     unsigned bits;
     memcpy(&bits, &v, 4);
     if (v != v) return 0x7fff;
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
-static unsigned fma2_f16(unsigned a, unsigned b, unsigned c) {
+static unsigned fma_f16x2(unsigned a, unsigned b, unsigned c) {
     using namespace gpu;
-    return to_f16(f16(low(a)) * f16(low(b)) + f16(low(c))) |
-           (unsigned)to_f16(f16(high(a)) * f16(high(b)) + f16(high(c))) << 16;
+    return cvt_f16_f32(widen_f16(low(a)) * widen_f16(low(b)) + widen_f16(low(c))) |
+           (unsigned)cvt_f16_f32(widen_f16(high(a)) * widen_f16(high(b)) + widen_f16(high(c))) << 16;
 }
-static unsigned fma2_bf16(unsigned a, unsigned b, unsigned c) {
+static unsigned fma_bf16x2(unsigned a, unsigned b, unsigned c) {
     using namespace gpu;
-    return to_bf16(bf16(low(a)) * bf16(low(b)) + bf16(low(c))) |
-           (unsigned)to_bf16(bf16(high(a)) * bf16(high(b)) + bf16(high(c))) << 16;
+    return cvt_bf16_f32(widen_bf16(low(a)) * widen_bf16(low(b)) + widen_bf16(low(c))) |
+           (unsigned)cvt_bf16_f32(widen_bf16(high(a)) * widen_bf16(high(b)) + widen_bf16(high(c))) << 16;
 }
-static void mma_bf16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
-                     unsigned b0, unsigned b1) {
-    gpu::mma(d, {a0, a1, a2, a3, b0, b1}, gpu::bf16);
-}
-static void mma_f16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0,
-                    unsigned b1) {
-    gpu::mma(d, {a0, a1, a2, a3, b0, b1}, gpu::f16);
+template <class X>
+static void mma_m16n8k16(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                         unsigned b0, unsigned b1) {
+    gpu::mma(d, {a0, a1, a2, a3, b0, b1}, is_same<X, bf16> ? gpu::widen_bf16 : gpu::widen_f16);
 }
 
-static void ldmatrix_trans(unsigned (&to)[4], const void* row) {
-    if ((u64)row % 16) {
-        fprintf(stderr, "a row of a matrix is not aligned\n");
-        abort();
-    }
+static void ldmatrix_x4_trans(unsigned (&to)[4], const void* row) {
+    if ((u64)row % 16) gpu::fault("ldmatrix: a row is not aligned");
     memcpy(&gpu::warp().words[gpu::lane()][0], &row, 8);
     gpu::sync_warp();
     for (unsigned i = 0; i < 4; ++i) {
@@ -290,27 +302,24 @@ static void ldmatrix_trans(unsigned (&to)[4], const void* row) {
 }
 static void cp_async(void* shared, const void* global, int bytes) {
     gpu::Copy copy{shared, {}, gpu::current->group};
-    if ((u64)shared % 16 || (u64)global % 16) {
-        fprintf(stderr, "an asynchronous copy is not aligned\n");
-        abort();
-    }
+    if ((u64)shared % 16 || (u64)global % 16) gpu::fault("cp.async: an address is not aligned");
     memcpy(copy.bytes, global, bytes);
     if (bytes) gpu::memory.read((u64)global);
     memset(shared, 0xff, 16);
     gpu::current->copies.push_back(copy);
 }
-static void cp_async_commit() { ++gpu::current->group; }
+static void cp_async_commit_group() { ++gpu::current->group; }
 template <int N>
-static void cp_async_wait() {
+static void cp_async_wait_group() {
     auto& copies = gpu::current->copies;
     while (!copies.empty() && copies.front().group + N < gpu::current->group) {
         memcpy(copies.front().to, copies.front().bytes, 16);
-        if (gpu::landed) gpu::landed(copies.front().to);
+        if (gpu::on_cp_async) gpu::on_cp_async(copies.front().to);
         copies.pop_front();
     }
 }
 static char* shared_memory() { return gpu::current->home->shared; }
-static u64 add_release(u64* p, u64 v) {
+static u64 atom_add_acq_rel(u64* p, u64 v) {
     const u64 old = *p;
     if (gpu::lost > 0)
         --gpu::lost;
@@ -319,11 +328,23 @@ static u64 add_release(u64* p, u64 v) {
     gpu::progress = true;
     return old;
 }
-static u64 peek(const u64* p) {
+static u64 ld_acquire(const u64* p) {
     gpu::yield();
     return *p;
 }
-static void put(u64* p, u64 v) {
+static void st_release(u64* p, u64 v) {
     if (p != gpu::muted) *p = v;
 }
-static u64 now_ns() { return gpu::clock_ns; }
+static u64 globaltimer_ns() { return gpu::clock_ns; }
+
+static void mbarrier_arrive(u64* b) {
+    gpu::Mbarrier& c = gpu::mbarrier(b);
+    if (c.pending == 0) gpu::fault("an arrival too many");
+    --c.pending;
+    c.complete();
+    gpu::progress = true;
+}
+static void mbarrier_arrive_expect_tx(u64* b, unsigned bytes) {
+    gpu::mbarrier(b).bytes += bytes;
+    mbarrier_arrive(b);
+}

@@ -1,44 +1,25 @@
-// emulated_gpu.h, continued with what hopper.cuh names. Bytes and products are as late as they may
-// be: a box of a tensor map arrives when every thread waits, or never; a product reads its operands
-// when it is issued and again when it is waited for, and they must be the same. Sums are NaN in
-// between. Descriptors and tensor maps are decoded, and addresses swizzled, as the hardware does.
+// emulated_gpu.h, continued with mbarrier, TMA, wgmma and what else sm_90a adds. Copies and products
+// are as late as they may be: a TMA box arrives when every thread waits, or never; wgmma reads its
+// operands when it is issued and again in wait_group, and they must be the same. Accumulators are NaN
+// in between. Descriptors and tensor maps are decoded, and addresses swizzled, as the hardware does.
 #pragma once
 #include <algorithm>
 #include <map>
 #include "emulated_gpu.h"
 
-#define MC_HOPPER
-#define __grid_constant__
+#include "lib/tma.cuh"
 
-struct alignas(64) TensorMap {
-    u64 word[16];
-};
+#define __grid_constant__
 
 namespace gpu {
 
-[[noreturn]] static void fault(const char* what) {
-    fprintf(stderr, "the emulated GPU, block %u thread %u: %s\n", current->block.x,
-            current->thread.x, what);
-    abort();
-}
-
-struct Counted {  // a barrier of shared memory
-    unsigned count, pending;
-    long long bytes = 0;
-    unsigned round = 0;  // its phases so far
-    void look() {
-        if (pending || bytes) return;
-        pending = count;
-        ++round;
-    }
-};
-struct Box {  // on its way
+struct Box {  // in flight
     std::map<unsigned, std::vector<char>> rows;  // by shared address
     Block* home;
-    Counted* barrier;
+    Mbarrier* barrier;
     long long bytes;
 };
-struct Issued {  // a product
+struct Issued {  // a wgmma
     float* d;
     int n;
     u64 a, b;
@@ -47,21 +28,21 @@ struct Issued {  // a product
     std::vector<float> sums;
     std::vector<unsigned short> operands;
 };
-struct Group {  // of 128 threads
+struct Warpgroup {
     Barrier barrier, gather;
     std::vector<float> product;
     std::vector<unsigned short> operands;
     unsigned registers = 0;
 };
 struct Extra {  // of a block
-    std::map<u64*, Counted> barriers;
-    std::map<unsigned, Group> groups;
+    std::map<u64*, Mbarrier> barriers;
+    std::map<unsigned, Warpgroup> groups;
     std::map<int, Barrier> named;
-    std::map<unsigned, unsigned> unfenced;  // 16 bytes copied by a thread that has not fenced since
+    std::map<unsigned, unsigned> unfenced;  // 16 bytes of cp.async, to its thread, without a fence
 };
 struct Threads {  // of a fiber
     std::deque<Issued> issued;
-    std::map<float*, std::vector<float>> sums;  // that products still add to: NaN where they belong
+    std::map<float*, std::vector<float>> sums;  // of products in flight; the registers hold NaN
     unsigned group = 0;
     bool fenced = false;
 };
@@ -70,7 +51,7 @@ static std::map<Fiber*, Threads> threads;
 static std::deque<Box> boxes;
 
 static Extra& extra() { return extras[current->home]; }
-static Group& group() { return extra().groups[current->thread.x / 128]; }
+static Warpgroup& group() { return extra().groups[current->thread.x / 128]; }
 
 static unsigned address(const void* p) { return (const char*)p - current->home->pages; }
 
@@ -81,7 +62,7 @@ static bool deliver() {
     boxes.pop_front();
     for (auto& [to, bytes] : box.rows) memcpy(box.home->pages + to, bytes.data(), bytes.size());
     box.barrier->bytes -= box.bytes;
-    box.barrier->look();
+    box.barrier->complete();
     return true;
 }
 static void end() {
@@ -93,15 +74,15 @@ static void end() {
 }
 
 static void land(void* to) { extra().unfenced[address(to) / 16] = current->thread.x; }
-static const bool hooked = (landed = land, stuck = deliver, ended = end, true);
+static const bool hooked = (on_cp_async = land, on_deadlock = deliver, on_end = end, true);
 
-static Counted& counted(u64* b) {
+static Mbarrier& mbarrier(u64* b) {
     auto found = extra().barriers.find(b);
     if (found == extra().barriers.end()) fault("this barrier was not initialised");
     return found->second;
 }
 
-// The 16 bits at an address that is swizzled as bits 62 and 63 of a descriptor say.
+// The 16 bits at an address, swizzled as bits 62 and 63 of a descriptor say.
 static unsigned short element(unsigned at, u64 mode) {
     if (mode == 1) at ^= (at >> 7 & 7) << 4;
     auto late = extra().unfenced.find(at / 16);
@@ -125,7 +106,7 @@ static void fetch(u64 descriptor, int rows, std::vector<unsigned short>& to) {
 }
 
 static void wgmma(float* d, int n, u64 a, u64 b, bool is_bf16) {
-    Group& g = group();
+    Warpgroup& g = group();
     Threads& own = threads[current];
     if (!own.fenced) fault("a product without wgmma_fence() before it");
     if (++g.gather.arrived == 1) {  // one thread computes it for all
@@ -133,7 +114,7 @@ static void wgmma(float* d, int n, u64 a, u64 b, bool is_bf16) {
         fetch(a, 64, g.operands);
         fetch(b, n, g.operands);
         g.product.assign(64 * n, 0.0f);
-        const auto widen = [&](unsigned short v) { return is_bf16 ? bf16(v) : f16(v); };
+        const auto widen = [&](unsigned short v) { return is_bf16 ? widen_bf16(v) : widen_f16(v); };
         std::vector<float> wide(g.operands.size());
         for (size_t i = 0; i < wide.size(); ++i) wide[i] = widen(g.operands[i]);
         for (int r = 0; r < 64; ++r)
@@ -157,24 +138,13 @@ static void wgmma(float* d, int n, u64 a, u64 b, bool is_bf16) {
 
 static unsigned shared_address(const void* p) { return gpu::address(p); }
 
-static void barrier_init(u64* b, unsigned count) {
+static void mbarrier_init(u64* b, unsigned count) {
     if (gpu::address(b) % 8) gpu::fault("a barrier is not aligned");
     gpu::extra().barriers[b] = {count, count};
     memset(b, 0, 8);
 }
-static void barrier_arrive(u64* b) {
-    gpu::Counted& c = gpu::counted(b);
-    if (c.pending == 0) gpu::fault("an arrival too many");
-    --c.pending;
-    c.look();
-    gpu::progress = true;
-}
-static void barrier_expect(u64* b, unsigned bytes) {
-    gpu::counted(b).bytes += bytes;
-    barrier_arrive(b);
-}
-static void barrier_wait(u64* b, unsigned phase) {
-    gpu::Counted& c = gpu::counted(b);
+static void mbarrier_wait(u64* b, unsigned phase) {
+    gpu::Mbarrier& c = gpu::mbarrier(b);
     if (phase > 1) gpu::fault("phases are 0 and 1");
     while (c.round % 2 == phase) {  // that phase has not ended
         gpu::current->round = &c.round;
@@ -184,16 +154,16 @@ static void barrier_wait(u64* b, unsigned phase) {
     gpu::progress = true;
 }
 
-static void fence_async() {
+static void fence_proxy_async() {
     auto& unfenced = gpu::extra().unfenced;
     for (auto it = unfenced.begin(); it != unfenced.end();)
         it = it->second == gpu::current->thread.x ? unfenced.erase(it) : std::next(it);
 }
 
-static void prefetch_map(const TensorMap&) {}
+static void prefetch_tensormap(const TensorMap&) {}
 // word: 0 address, 1 rank, 2.. dims, 6.. strides in bytes from the second dim on, 9.. box, 13 bytes
 // of an element, 14 whether 128 bytes are swizzled. As emulated_cuda.cpp makes them.
-static void copy_box(void* shared, const TensorMap& map, u64* barrier, int c0, int c1, int c2,
+static void cp_async_bulk_tensor_4d(void* shared, const TensorMap& map, u64* barrier, int c0, int c1, int c2,
                      int c3) {
     using namespace gpu;
     const u64* w = map.word;
@@ -202,7 +172,7 @@ static void copy_box(void* shared, const TensorMap& map, u64* barrier, int c0, i
     if (w[1] != 4) fault("the copy and the map differ in rank");
     if (to % (w[14] ? 1024 : 128)) fault("a box is not aligned");
     if ((u64)&map % 64) fault("a tensor map is not aligned");
-    Box box{{}, current->home, &counted(barrier), 0};
+    Box box{{}, current->home, &mbarrier(barrier), 0};
     u64 i[4];
     for (i[3] = 0; i[3] < w[12]; ++i[3])
         for (i[2] = 0; i[2] < w[11]; ++i[2])
@@ -228,8 +198,8 @@ static void copy_box(void* shared, const TensorMap& map, u64* barrier, int c0, i
     boxes.push_back(box);
 }
 
-static void budget(unsigned registers) {
-    gpu::Group& g = gpu::group();
+static void set_registers(unsigned registers) {
+    gpu::Warpgroup& g = gpu::group();
     g.registers = registers;
     unsigned all = 0;
     for (auto& [number, other] : gpu::extra().groups) all += 128 * other.registers;
@@ -237,27 +207,27 @@ static void budget(unsigned registers) {
     gpu::wait(g.barrier, 128);
 }
 template <int N>
-static void fewer_registers() {
-    budget(N);
+static void setmaxnreg_dec() {
+    set_registers(N);
 }
 template <int N>
-static void more_registers() {
-    budget(N);
+static void setmaxnreg_inc() {
+    set_registers(N);
 }
-static void sync_some(int name, int threads) {
+static void bar_sync(int name, int threads) {
     if (name < 1 || name > 15 || threads % 32) gpu::fault("no such barrier");
     gpu::wait(gpu::extra().named[name], threads);
 }
 
-static float fast_exp2(float v) { return exp2f(v); }
-static float fast_reciprocal(float v) { return 1 / v; }
-static unsigned pair_bf16(float low, float high) {
-    return to_bf16(low) | (unsigned)to_bf16(high) << 16;
+static float ex2_approx(float v) { return exp2f(v); }
+static float rcp_approx(float v) { return 1 / v; }
+static unsigned cvt_bf16x2_f32(float low, float high) {
+    return cvt_bf16_f32(low) | (unsigned)cvt_bf16_f32(high) << 16;
 }
-static unsigned pair_f16(float low, float high) {
-    return to_f16(low) | (unsigned)to_f16(high) << 16;
+static unsigned cvt_f16x2_f32(float low, float high) {
+    return cvt_f16_f32(low) | (unsigned)cvt_f16_f32(high) << 16;
 }
-static void store_transposed(void* row, const unsigned (&v)[4]) {
+static void stmatrix_x4_trans(void* row, const unsigned (&v)[4]) {
     using namespace gpu;
     if (address(row) % 16) fault("a stored row is not aligned");
     Warp& w = warp();
@@ -273,13 +243,13 @@ static void store_transposed(void* row, const unsigned (&v)[4]) {
 }
 
 static void wgmma_fence() { gpu::threads[gpu::current].fenced = true; }
-static void wgmma_commit() {
+static void wgmma_commit_group() {
     gpu::Threads& own = gpu::threads[gpu::current];
     ++own.group;
     own.fenced = false;
 }
 template <int N>
-static void wgmma_wait() {
+static void wgmma_wait_group() {
     using namespace gpu;
     Threads& own = threads[current];
     while (!own.issued.empty() && own.issued.front().group + N < own.group) {

@@ -1,9 +1,9 @@
-// The control of flow_sample.cu at the sizes of real heads, without its arithmetic: the very text of
-// flow_sample_plan.cuh, walked by a producer and two warps of consumers per block, one after the
-// other in random order. Every buffer holds the number of the phase that wrote it, every page what
-// it was filled with. Stores become visible at once or only with the flag, copies arrive in any
-// order at any time, and a page is poison until then. What is checked: nobody reads what is not
-// there, or what is overwritten meanwhile; nobody waits for ever; after a lost flag all leave.
+// A model checker of flow_sample.cu's synchronisation at the sizes of real heads, without its
+// arithmetic: the very text of flow_sample_plan.cuh, run by a producer and two consumer warps per
+// block, interleaved at random. Every buffer holds the number of the phase that wrote it, every page
+// what it was filled with. Stores become visible at once or only with the flag (release), copies arrive
+// in any order at any time, and a page is poison until then. Checked: no read before its write, no
+// write before the last read, no deadlock; after a lost flag all blocks leave.
 #include <ucontext.h>
 #include <algorithm>
 #include <cstdio>
@@ -12,7 +12,7 @@
 #include <vector>
 #define __device__
 #define __forceinline__ inline
-#include "flow_sample_plan.cuh"
+#include "flow/flow_sample_plan.cuh"
 
 using namespace flow;
 typedef long long i64;
@@ -41,12 +41,12 @@ static unsigned rnd(unsigned below) {
     seed = seed * 1664525 + 1013904223;
     return (seed >> 8) % below;
 }
-static void pause(std::function<bool()> ready) {
+static void wait_until(std::function<bool()> ready) {
     current->ready = ready;
     swapcontext(&current->context, &scheduler);
 }
-static void breathe() {
-    if (rnd(4) == 0) pause([] { return true; });
+static void maybe_yield() {
+    if (rnd(4) == 0) wait_until([] { return true; });
 }
 
 struct Barrier {  // of so many arrivals; as those of shared memory, phases 0, 1, 0, ...
@@ -93,7 +93,7 @@ static i64 tag_of(i64 phase, int unit, int k) { return (phase * 100000 + unit) *
 static void barrier(Block& b) {
     const i64 round = b.warps.round;
     b.warps.arrive();
-    pause([&b, round] { return b.warps.round != round; });
+    wait_until([&b, round] { return b.warps.round != round; });
 }
 
 struct Producing {
@@ -104,20 +104,20 @@ struct Producing {
         Block& b = state[block];
         Page& page = b.pages[at.page];
         const i64 before = at.round;
-        if (before) pause([&] { return page.empty.round >= before || b.stop; });
+        if (before) wait_until([&] { return page.empty.round >= before || b.stop; });
         if (b.stop) return false;
         if (page.empty.round != before) fail("a page was freed twice", block, at.page);
         page.tag = POISON;
         page.full.arrive();
         copies.push_back({&page, tag_of(b.epoch + phase.index, unit, k)});
         ++filled;
-        breathe();
+        maybe_yield();
         return true;
     }
     void drain() {
         Block& b = state[block];
         for (i64 i = std::max(filled - s.pages, (i64)0); i < filled; ++i)
-            pause([&b, i] { return b.pages[i % s.pages].full.round > i / s.pages; });
+            wait_until([&b, i] { return b.pages[i % s.pages].full.round > i / s.pages; });
     }
 };
 
@@ -131,18 +131,18 @@ struct Consuming {
 
     bool wait(const Phase& phase) {
         for (int other = warp; other < blocks; other += WARPS) {
-            if (phase.index == 0 || !needs(s, phase.kind, block, other, blocks)) continue;
-            const i64 least = now(phase);
-            pause([=] { return flags[other] >= least || late_time || aborted; });
-            if (flags[other] < least) {
+            if (phase.index == 0 || !depends(s, phase.kind, block, other, blocks)) continue;
+            const i64 min_phases = now(phase);
+            wait_until([=] { return flags[other] >= min_phases || late_time || aborted; });
+            if (flags[other] < min_phases) {
                 aborted = true;
                 home().stop = true;
                 break;
             }
         }
         if (warp == 0 && is_product(phase.kind)) {
-            const Run run = run_of(units_of(s, phase.kind), block, blocks);
-            if (run.first < run.end) {
+            const Range range = range_of(units_of(s, phase.kind), block, blocks);
+            if (range.first < range.end) {
                 ++waits_of_products;
                 filled_before_wait += producer.filled > used;
             }
@@ -150,7 +150,7 @@ struct Consuming {
         barrier(home());
         return !home().stop;
     }
-    void post(const Phase& phase) {
+    void signal(const Phase& phase) {
         barrier(home());
         if (warp) return;
         for (const Store& each : home().late) memory[each.buffer][each.at] = each.tag;
@@ -176,24 +176,24 @@ struct Consuming {
             home().late.push_back({buffer, at, now(phase)});
     }
 
-    void begin(const Phase&, int, int, bool) { breathe(); }
+    void begin(const Phase&, int, int, bool) { maybe_yield(); }
 
     void multiply(const Phase& phase, int unit, int units, int k, const Cursor& from) {
         const int kind = phase.kind, tiles = s.H / TILE, depth = depth_of(s, kind);
         if (kind == OUT)
-            read(phase, ATTENDED, 0, units_of(s, ATTEND));
+            read(phase, ATTENDED, 0, units_of(s, ATTENTION));
         else if (kind == DOWN && unit / tiles != (unit + units - 1) / tiles)
             fail("a group of two parts", unit, units);
         else if (kind == DOWN)
             read(phase, HIDDEN, unit / tiles * depth / TILE, (unit / tiles + 1) * depth / TILE);
         else
             read(phase, X, 0, tiles);
-        for (int look = 0; look < 2; ++look, breathe()) {
+        for (int pass = 0; pass < 2; ++pass, maybe_yield()) {
             Cursor at = from;
             for (int j = 0; j < units; ++j, at.next(s.pages)) {
                 Page& page = home().pages[at.page];
                 const i64 round = at.round;
-                pause([&page, round] { return page.full.round > round; });
+                wait_until([&page, round] { return page.full.round > round; });
                 if (page.tag != tag_of(now(phase), unit + j, k))
                     fail("a wrong page", kind, unit + j, page.tag);
             }
@@ -211,24 +211,24 @@ struct Consuming {
                                : kind == DOWN && s.splits > 1 ? PARTIAL : X;
             write(phase, buffer, at);
         }
-        breathe();
+        maybe_yield();
     }
-    void serve(const Phase& phase, const Run& run) {
+    void run(const Phase& phase, const Range& range) {
         const int tiles = s.H / TILE, of_head = s.H / s.heads / TILE;
         if (phase.kind == EMBED && phase.index) read(phase, VELOCITY, 0, s.C / TILE);
-        for (int unit = run.first + warp; unit < run.end; unit += WARPS, breathe()) {
-            if (phase.kind == ATTEND) {
+        for (int unit = range.first + warp; unit < range.end; unit += WARPS, maybe_yield()) {
+            if (phase.kind == ATTENTION) {
                 const int head = unit / (s.R * s.T) * of_head;
                 for (int part = 0; part < 3; ++part)
                     for (int i = 0; i < of_head; ++i)
                         if (memory[QKV_OUT][part * tiles + head + i] != now(phase) - 1)
                             fail("stale q, k or v", unit, head);
-            } else if (phase.kind == SETTLE) {
+            } else if (phase.kind == REDUCE) {
                 for (int part = 0; part < s.splits; ++part)
                     if (memory[PARTIAL][part * tiles + unit] != now(phase) - 1)
                         fail("a stale part", unit, part);
             }
-            write(phase, phase.kind == ATTEND ? ATTENDED : X, unit);
+            write(phase, phase.kind == ATTENTION ? ATTENDED : X, unit);
         }
     }
 };
@@ -288,13 +288,13 @@ static int launch() {
         }
         const int pick = rnd(left.size());
         Agent& a = agents[left[pick]];
-        const i64 patience = 40 * (i64)left.size();
-        if (a.slow && idle < patience && rnd(50)) {
+        const i64 slowness = 40 * (i64)left.size();
+        if (a.slow && idle < slowness && rnd(50)) {
             ++idle;
             continue;
         }
         if (!a.ready()) {
-            if (++idle > 4 * patience && copies.empty()) {  // nobody can go on: clocks run out
+            if (++idle > 4 * slowness && copies.empty()) {  // nobody can go on: clocks run out
                 const auto can = [&](int i) { return agents[i].ready(); };
                 if (std::none_of(left.begin(), left.end(), can)) {
                     if (late_time) fail("deadlock", left.size());
@@ -324,7 +324,7 @@ int main(int, char** argument) {
     blocks = next();
     for (int* field = (int*)&s; field < (int*)(&s + 1); ++field) *field = next();
     const int tiles = s.H / TILE;
-    const int sizes[] = {tiles,      3 * tiles,         units_of(s, ATTEND),
+    const int sizes[] = {tiles,      3 * tiles,         units_of(s, ATTENTION),
                          s.W / TILE, s.splits * tiles, s.C / TILE};
     for (int i = 0; i < BUFFERS; ++i) memory[i].assign(sizes[i], -2);
     flags.assign(blocks, 0);

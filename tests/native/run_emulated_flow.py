@@ -20,7 +20,7 @@ LIBRARY, TASK = sys.argv[1:3]
 SOME = ("b1", "midpoint", "temperature_mixed", "history_0", "rope_heads", "fp8_b1")
 DECLINED = ("multiples of", "rows of tokens; it takes", "the format is", "condition is torch.float32")
 emulated = ctypes.CDLL(LIBRARY)
-gpu = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, patience=8, muted=0)
+gpu = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=3, seed=1, latency=8, muted=0)
 launches = []
 
 
@@ -30,7 +30,7 @@ def fake_launch(kernel, grid, block, params, *, cooperative):
     gpu.seed += 1
     launches.append((kernel.name, grid[0], kernel.shared_bytes))
     arguments = (kernel.name.encode(), grid[0], ctypes.c_size_t(kernel.shared_bytes), params)
-    emulated.emulated_flow(*arguments, gpu.seed, gpu.patience, ctypes.c_void_p(gpu.muted))
+    emulated.emulated_flow(*arguments, gpu.seed, gpu.latency, ctypes.c_void_p(gpu.muted))
 
 
 fake = torch.cuda
@@ -49,7 +49,7 @@ launch.fault = lambda op, device: words.setdefault("fault", torch.zeros(1, dtype
 def flags():
     """The abort word and the flags of the blocks."""
     size = 8 * (cuda_flow.FLAG_WORDS + cuda_flow.MAX_BLOCKS)
-    found = launch.exchange("flow_sample", None, size)
+    found = launch.barrier_words("flow_sample", None, size)
     blocks = found[cuda_flow.FLAG_WORDS :][: gpu.multi_processor_count]
     return found[0], blocks
 
@@ -105,10 +105,10 @@ def same_bits_in_any_order():
     kwargs = make("b1", schedule={"steps": 2})
     expected = flow_harness.run(kwargs, "cuda")
     word, before = flags()[0], flags()[1].clone()
-    for patience in (1, 2, 40, 400):
-        gpu.patience = patience
+    for latency in (1, 2, 40, 400):
+        gpu.latency = latency
         assert torch.equal(flow_harness.run(kwargs, "cuda"), expected)
-    gpu.patience = 8
+    gpu.latency = 8
     phases = 2 * (2 + 6 * 2)
     assert word == 0 and (flags()[1] - before == 4 * phases).all(), flags()
 

@@ -22,7 +22,7 @@ launches = dict.fromkeys(BLOCKS, 0)
 
 def words():
     """Arrivals so far and the abort word, of the emulated GPU in use."""
-    return launch.exchange("moe_decode", None)[::8].tolist()
+    return launch.barrier_words("moe_decode", None)[::8].tolist()
 
 
 def check(kwargs, twice=True):
@@ -111,12 +111,12 @@ def weights_leave_memory_once():
 def lost_block():
     """An arrival that never comes: NaN, the abort word, and NaN ever after; no hang."""
     kwargs = draw(1, 3, 2, 4, 64, 32, 0, torch.float32)
-    exchange = launch.exchange("moe_decode", None)
+    barrier = launch.barrier_words("moe_decode", None)
     ctypes.CDLL("libcuda.so.1").emulated_lose(1)
     for _ in range(2):
         out = compare.run("moe_mlp", kwargs, backend="cuda")[0]
-        assert out.isnan().all() and exchange[8] == 1
-    exchange.zero_()
+        assert out.isnan().all() and barrier[8] == 1
+    barrier.zero_()
     launches[gpu.multi_processor_count] = 0
     check(kwargs)
 

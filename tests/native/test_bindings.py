@@ -4,12 +4,14 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 from mingcore import _cpu
 
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 F32, BF16 = 0, 1
 _kept = []
 
@@ -174,6 +176,17 @@ def test_own_threads_where_no_openmp_is_loaded():
         [sys.executable, "-c", textwrap.dedent(program), _cpu.__file__], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", sorted(p.stem for p in (CSRC / "bind").glob("*.cpp")))
+def test_each_file_of_the_bindings_compiles_alone(family):
+    """setup.py builds them as one unit, where a missing include would not show."""
+    pybind11 = pytest.importorskip("pybind11")
+    folders = (CSRC, pybind11.get_include(), sysconfig.get_path("include"))
+    command = ["g++", "-std=c++17", "-fsyntax-only", "-Wall", "-Werror", "-DMC_X86"]
+    command += [*(f"-I{folder}" for folder in folders), CSRC / "bind" / f"{family}.cpp"]
+    subprocess.run(command, check=True, timeout=120)
 
 
 def test_the_name_says_which_python_it_is_for():

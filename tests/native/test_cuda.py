@@ -13,6 +13,8 @@ pytest.importorskip("cuda.bindings")
 
 from mingcore.errors import BackendError
 from mingcore.ops._core import launch
+from mingcore.ops._core import records as verified
+from mingcore.ops._core.registry import Entry
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "bench"))
@@ -33,6 +35,16 @@ def cache(monkeypatch, tmp_path):
 
 def test_there_are_kernels():
     assert "flow_step" in OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_the_fingerprint_of_a_kernel_follows_its_includes(op):
+    """Into lib/ and beside it: every header that is named, and no other."""
+    source = launch.source(op)
+    found = verified.source_files(Entry("op", "cuda", launch.why_not, None, (source,), ()))
+    assert source in found and any(path.parent.name == "lib" for path in found)
+    named = {name for path in found for name in re.findall(r'#include "(.+)"', path.read_text())}
+    assert {launch.include_folder(source) / name for name in named} == {*found} - {source}
 
 
 def ops_and_targets():
@@ -69,9 +81,11 @@ def test_the_fatbin_of_the_build_is_found_by_its_text(tmp_path, monkeypatch):
     shutil.copy(ROOT / "setup.py", tmp_path)
     op, folder = "flow_step", tmp_path / "csrc" / "cuda"  # one is enough: the others take long
     folder.mkdir(parents=True)
-    for path in (ROOT / "csrc" / "cuda").iterdir():
+    for path in (ROOT / "csrc" / "cuda").glob("*/*.cu*"):
         if path.suffix == ".cuh" or path.stem == op:
-            (folder / path.name).symlink_to(path)
+            copy = folder / path.parent.name / path.name
+            copy.parent.mkdir(exist_ok=True)
+            copy.symlink_to(path)
     script = (
         "import setuptools; setuptools.setup = lambda **k: None; import runpy\n"
         f"made = runpy.run_path({str(tmp_path / 'setup.py')!r})\n"
@@ -112,7 +126,8 @@ def test_nvrtc_makes_ptx_for_a_gpu_that_it_does_not_know():
 
 
 def test_a_source_that_does_not_compile_gives_the_log(tmp_path, monkeypatch):
-    (tmp_path / "bad.cu").write_text("// arch: sm_80 compute_80\n__global__ void f() { wrong; }\n")
+    (tmp_path / "family").mkdir()
+    (tmp_path / "family" / "bad.cu").write_text("// arch: sm_80 compute_80\n__global__ void f() { wrong; }\n")
     monkeypatch.setattr(launch, "_FOLDERS", (tmp_path,))
     with pytest.raises(BackendError, match=r'bad.cu: NVRTC for sm_80 .*\n.*"wrong" is undefined'):
         launch.compiled("bad", 80)

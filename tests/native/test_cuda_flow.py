@@ -1,5 +1,5 @@
-"""flow_sample.cu without a GPU: emulated, its control walked at real sizes, its instructions, its
-reasons to decline. test_cuda.py compiles it.
+"""flow_sample.cu without a GPU: emulated, its schedule model-checked at real sizes, its
+instructions, its reasons to decline. test_cuda.py compiles it.
 """
 
 import os
@@ -103,18 +103,19 @@ def walk(model, sizes, lost, seeds, blocks):
 @pytest.mark.parametrize(
     "text, instead",
     [
-        ("if (kind == ATTEND) {", "if (kind == ATTEND) return false;\n    if (kind == QKV) {"),
-        ("if (kind == SETTLE) {", "if (kind == SETTLE) return false;\n    if (kind == QKV) {"),
-        ("overlap(run, 2 * tiles + first, 2 * tiles + end)", "false"),
+        ("if (kind == ATTENTION) {", "if (kind == ATTENTION) return false;\n    if (kind == QKV) {"),
+        ("if (kind == REDUCE) {", "if (kind == REDUCE) return false;\n    if (kind == QKV) {"),
+        ("overlap(range, 2 * tiles + first, 2 * tiles + end)", "false"),
         ("    return true;\n}\n\nstruct Cursor", "    return kind != UP;\n}\n\nstruct Cursor"),
         ("size = size < left ? size : left;", "(void)left;"),
-        ("return run.first < run.end && (kind == EMBED || block == 0);", "return false;"),
+        ("return range.first < range.end && (kind == EMBED || block == 0);", "return false;"),
     ],
 )
 def test_the_model_sees_what_is_wrong(tmp_path, text, instead):
-    plan = (ROOT / "csrc" / "cuda" / "flow_sample_plan.cuh").read_text()
+    plan = (ROOT / "csrc" / "cuda" / "flow" / "flow_sample_plan.cuh").read_text()
     assert plan.count(text) == 1
-    (tmp_path / "flow_sample_plan.cuh").write_text(plan.replace(text, instead))
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / "flow_sample_plan.cuh").write_text(plan.replace(text, instead))
     broken = build("model_flow.cpp", tmp_path / "model", f"-I{tmp_path}")
     with pytest.raises(AssertionError):
         for blocks in (5, 17):

@@ -55,7 +55,8 @@ def test_ptx_has_matrix_products_and_asynchronous_copies(tmp_path, monkeypatch):
 def test_the_resources_that_the_kernel_file_states(tmp_path):
     source = launch.source("moe_decode")
     command = ["nvcc", "-O3", "-std=c++17", "-cubin", "-arch=sm_90", "-Xptxas", "-v"]
-    done = subprocess.run([*command, "-o", tmp_path / "cubin", source], capture_output=True, text=True, check=True)
+    command += [f"-I{launch.include_folder(source)}", "-o", tmp_path / "cubin", source]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     used = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     text = source.read_text()
     least, most = map(int, re.search(r"of (\d+) to (\d+) registers", text).groups())
@@ -138,21 +139,21 @@ def test_launches_that_may_overlap_have_words_of_their_own(monkeypatch):
     answer = lambda stream: (launch.driver.CUresult.CUDA_SUCCESS, 1, state.capture)  # noqa: E731
     monkeypatch.setattr(launch.driver, "cuStreamGetCaptureInfo", answer)
     monkeypatch.setattr(launch, "_torch", lambda device: torch.device("cpu"))
-    monkeypatch.setattr(launch, "_exchanges", {})
-    launch._exchange_words.cache_clear()
+    monkeypatch.setattr(launch, "_barriers", {})
+    launch._all_barrier_words.cache_clear()
     state.capture = 1
     with pytest.raises(BackendError, match="once before capturing"):
-        launch.exchange("a", 0)
+        launch.barrier_words("a", 0)
     seen = {}
     for op, stream, capture in [("a", 1, 0), ("a", 1, 5), ("a", 1, 6), ("a", 2, 5), ("b", 1, 0)]:
         state.stream, state.capture = stream, capture
-        words = launch.exchange(op, 0)
-        assert words.data_ptr() == launch.exchange(op, 0).data_ptr()
+        words = launch.barrier_words(op, 0)
+        assert words.data_ptr() == launch.barrier_words(op, 0).data_ptr()
         assert words.tolist() == [0] * 16
         seen[op, stream, capture] = words.data_ptr()
     assert len(set(seen.values())) == 5
-    monkeypatch.setattr(launch, "EXCHANGES", 5)
+    monkeypatch.setattr(launch, "BARRIERS", 5)
     state.stream = 3
     with pytest.raises(BackendError, match="more than 5"):
-        launch.exchange("a", 0)
-    launch._exchange_words.cache_clear()
+        launch.barrier_words("a", 0)
+    launch._all_barrier_words.cache_clear()

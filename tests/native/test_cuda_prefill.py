@@ -37,8 +37,8 @@ def test_shared_memory_is_there():
 
 def test_the_registers_of_a_block_are_enough():
     source = launch.source("moe_prefill").read_text()
-    consumers = int(re.search(r"more_registers<(\d+)>", source)[1])
-    producers = int(re.search(r"fewer_registers<(\d+)>", source)[1])
+    consumers = int(re.search(r"setmaxnreg_inc<(\d+)>", source)[1])
+    producers = int(re.search(r"setmaxnreg_dec<(\d+)>", source)[1])
     threads = cuda_moe_prefill.THREADS
     at_launch = 65536 // threads // 8 * 8
     assert 128 * producers + (threads - 128) * consumers <= at_launch * threads

@@ -116,7 +116,7 @@ def test_lost_blocks_leave_with_nan_and_an_error():
     with torch.cuda.stream(stream):
         flow_harness.run(kwargs, "cuda")
         size = 8 * (cuda_flow.FLAG_WORDS + cuda_flow.MAX_BLOCKS)
-        words = launch.exchange("flow_sample", torch.cuda.current_device(), size)
+        words = launch.barrier_words("flow_sample", torch.cuda.current_device(), size)
         words[cuda_flow.FLAG_WORDS] += 1000
         assert flow_harness.run(kwargs, "cuda").isnan().all()
         stream.synchronize()

@@ -1,7 +1,7 @@
-"""Every figure of README's table is one of a bench's results, to the last digit shown.
+"""Every figure of the tables of README and docs/ is one of a bench's results, to the last digit shown.
 
-A new row of the table needs a line in SOURCES that says which kept result it is from; new results
-need new figures in the table: the test says which.
+A new row of a table needs a line in SOURCES that says which kept result it is from; new results need new figures in
+the tables: the test says which.
 """
 
 import json
@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "bench" / "results"
 KEPT = RESULTS / "amd-epyc-2-cores-avx512-vnni-bf16"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+TRANSFORMERS = (ROOT / "docs" / "transformers.md").read_text(encoding="utf-8")
+PRECISION = (ROOT / "docs" / "precision.md").read_text(encoding="utf-8")
 UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "%": 1e-2, "": 1.0}
 NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*(ms|µs|%|s)(?![\w]))?")
 
@@ -79,7 +82,7 @@ def recognitions(weights: str) -> list[list[float]]:
 
 
 UNIT_LAYERS = [(f"vox_unit_{width}", "patch") for width in (96, 192, 384, 768)]
-# how a row of the table begins -> figures of its cells, in the order in which they are shown; a
+# how a row of a table begins -> figures of its cells, in the order in which they are shown; a
 # shown row may leave the last ones of a cell out
 SOURCES = {
     "one patch of 100 ms at size `mid`, float32": lambda: end_to_end("fp32"),
@@ -100,10 +103,10 @@ SOURCES = {
 }
 
 
-def shown_rows(text: str) -> list[list[str]]:
-    """The cells of the table of figures, its head left out."""
+def shown_rows(text: str, head: str = "| | ours |") -> list[list[str]]:
+    """The cells of the table that begins with `head`, which is left out."""
     lines = [line.strip() for line in text.splitlines()]
-    start = next(i for i, line in enumerate(lines) if line.startswith("| | ours |"))
+    start = next(i for i, line in enumerate(lines) if line.startswith(head))
     found = []
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
@@ -136,52 +139,89 @@ def wrong_figures(text: str) -> list[str]:
             found.append(f"{name}: no kept result is named for it")
             continue
         # figures in the name belong to "ours", behind it
-        aside = re.search(r"\(int8: ([^)]*)\)", name)
-        cells[0] += f" ({aside[1]})" if aside else ""
+        int8 = re.search(r"\(int8: ([^)]*)\)", name)
+        cells[0] += f" ({int8[1]})" if int8 else ""
         for cell, values in zip(cells, source(), strict=True):
-            said = figures(cell)
-            if not said or len(said) > len(values):
-                found.append(f"{name}: {cell}: figures {said}, kept {values}")
-            for (shown, factor), value in zip(said, values):
+            stated = figures(cell)
+            if not stated or len(stated) > len(values):
+                found.append(f"{name}: {cell}: figures {stated}, kept {values}")
+            for (shown, factor), value in zip(stated, values):
                 if not agrees(shown, factor, value):
                     found.append(f"{name}: {cell}: {shown} is {value / factor:.4g} in the results")
     return found
 
 
-def test_every_figure_of_the_readme_is_one_that_was_kept():
-    assert len(shown_rows(README)) >= 9
-    assert not wrong_figures(README), "\n".join(wrong_figures(README))
+@pytest.mark.parametrize("text, rows", [(README, 5), (BENCHMARKS, 15)], ids=["README", "benchmarks"])
+def test_every_figure_is_one_that_was_kept(text, rows):
+    assert len(shown_rows(text)) >= rows
+    assert not wrong_figures(text), "\n".join(wrong_figures(text))
 
 
-@pytest.mark.parametrize("row", range(9))
+def test_every_kept_result_named_here_is_shown():
+    names = [name for name, *_ in shown_rows(BENCHMARKS)]
+    assert not [start for start in SOURCES if not any(name.startswith(start) for name in names)]
+
+
+@pytest.mark.parametrize("row", range(15))
 def test_a_figure_that_was_not_measured_is_found(row):
     """One digit changed in any row, or a row that nobody measured."""
-    name, ours, *_ = shown_rows(README)[row]
+    name, ours, *_ = shown_rows(BENCHMARKS)[row]
     shown = NUMBER.search(ours)[1]
     other = str(Decimal(shown) + Decimal((0, (2,), Decimal(shown).as_tuple().exponent)))
-    changed = README.replace(f"| {name} | {shown}", f"| {name} | {other}")
-    assert changed != README and len(wrong_figures(changed)) == 1
-    renamed = README.replace(f"| {name} |", "| a row that nobody measured |")
+    changed = BENCHMARKS.replace(f"| {name} | {shown}", f"| {name} | {other}")
+    assert changed != BENCHMARKS and len(wrong_figures(changed)) == 1
+    renamed = BENCHMARKS.replace(f"| {name} |", "| a row that nobody measured |")
     assert wrong_figures(renamed) == ["a row that nobody measured: no kept result is named for it"]
 
 
+def test_times_of_experts_in_transformers_are_those_that_were_kept():
+    """Where a way has no time for a number of tokens, the table says so."""
+    head = "| tokens |"
+    ways = re.findall(r"`(\w+)`", next(line for line in TRANSFORMERS.splitlines() if line.startswith(head)))
+    found = shown_rows(TRANSFORMERS, head)
+    assert len(ways) == 6 and len(found) == len(kept("transformers-qwen3-cpu")["rows"])
+    for tokens, *cells in found:
+        (row,) = rows("transformers-qwen3-cpu", tokens=int(tokens))
+        for way, cell in zip(ways, cells, strict=True):
+            shown, times = figures(cell), row["us"].get(way)
+            assert (cell == "not measured") == (times is None) == (not shown), (tokens, way)
+            assert not shown or agrees(*shown[0], times["median"] * 1e-6), (tokens, way, cell)
+
+
+def test_times_of_codecs_in_transformers_are_those_that_were_kept():
+    """A row is one half of a codec, or both, the decoder first."""
+    found = shown_rows(TRANSFORMERS, "| | transformers |")
+    assert len(found) == 6
+    for name, theirs, ours, faster in found:
+        halves = re.findall(r"encoder|decoder", name)
+        made = rows("codecs-cpu", codec=re.match(r"\w+", name)[0].lower())
+        picked = [next(r for r in made if r["what"].startswith(half)) for half in halves]
+        columns = [[r["theirs_ms"] * 1e-3 for r in picked], [r["ours_ms"] * 1e-3 for r in picked]]
+        ratios = [r["x"] for r in picked]
+        columns.append(ratios if len(picked) > 1 else [*ratios, picked[0]["x_p10"], picked[0]["x_p90"]])
+        for cell, values in zip((theirs, ours, faster), columns, strict=True):
+            shown = figures(cell)
+            assert len(shown) == len(values), (name, cell)
+            assert all(agrees(*pair, value) for pair, value in zip(shown, values)), (name, cell, values)
+
+
 def test_floors_are_those_that_were_kept():
-    said = re.search(r"a patch takes (.*?) times the sum of its stages' floors", README)[1]
-    shown = {name: figure for figure, name in re.findall(r"([\d.]+) \((\w+)\)", said)}
+    text = " ".join(BENCHMARKS.split())
+    factors = re.search(r"A patch takes (.*?) times the sum of its stages' floors", text)[1]
+    shown = {name: figure for figure, name in re.findall(r"([\d.]+) \((\w+)\)", factors)}
     files = {"float32": "fp32", "bfloat16": "bf16", "int8": "fp32-int8", "int8_dyn": "fp32-int8_dyn"}
     assert shown.keys() == files.keys()
     for name, figure in shown.items():
         kept_times = kept(f"end_to_end-mid-{files[name]}")["floors"]["times"]
         assert agrees(figure, 1.0, kept_times), (name, figure, kept_times)
     other = kept("end_to_end-mid-bf16")["floors"]["in_bf16"]
-    least, times = re.search(r"floor would be (\d+) ms, of which it takes ([\d.]+)", README).groups()
-    assert agrees(least, 1.0, other["patch_ms"]) and agrees(times, 1.0, other["times"])
+    floor, times = re.search(r"floor would be (\d+) ms, of which it takes ([\d.]+)", text).groups()
+    assert agrees(floor, 1.0, other["patch_ms"]) and agrees(times, 1.0, other["times"])
 
 
 def test_what_formats_cost_is_what_was_kept():
-    said = re.search(r"relative L2 of the result: ([^|]*?) \|", README)[1]
-    shown = dict(re.findall(r"(\w+) ([\d.]+) %", said))
-    shown["bf16"] = shown.pop("bfloat16")
+    head, shares = re.search(r"^\| (bf16 \|.*) \|\n.*\n\| (.*) \|$", PRECISION, re.M).groups()
+    shown = dict(zip(head.split(" | "), re.findall(r"([\d.]+) %", shares), strict=True))
     errors = kept("format_cost-real")["relative_l2"]
     assert shown.keys() == errors.keys()
     for name, figure in shown.items():
@@ -189,11 +229,12 @@ def test_what_formats_cost_is_what_was_kept():
 
 
 def test_spills_are_those_that_were_kept():
-    said = re.search(r"(\d+) of (\d+) Triton launches put (\d+) to (\d+) bytes", README).groups()
+    text = " ".join(BENCHMARKS.split())
+    shown = re.search(r"(\d+) of (\d+) Triton launches put (\d+) to (\d+) bytes", text).groups()
     content = json.loads((RESULTS / "triton_resources.json").read_text()).values()
     stacks = [launch["usage"]["STACK"] for op in content for launch in op["launches"]]
     spills = [n for n in stacks if n]
-    assert list(map(int, said)) == [len(spills), len(stacks), min(spills), max(spills)]
+    assert list(map(int, shown)) == [len(spills), len(stacks), min(spills), max(spills)]
 
 
 def test_kept_results_name_machine_versions_and_commit():

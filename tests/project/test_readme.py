@@ -1,4 +1,4 @@
-"""Every example of README.md runs as it is written, in an empty folder."""
+"""Every example of README.md runs as it is written, in an empty folder; it is short, and names every page of docs/."""
 
 import os
 import re
@@ -76,3 +76,14 @@ def test_every_target_that_the_readme_names_exists():
     assert {"demo", "test"} <= targets
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_the_readme_is_short():
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert not [line for line in lines if len(line) > 120]
+
+
+def test_the_readme_links_every_page_of_the_docs():
+    pages = {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")}
+    assert pages <= set(re.findall(r"\]\((docs/[^)#]+)", README))

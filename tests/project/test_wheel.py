@@ -18,6 +18,8 @@ NEEDED = (
     "mingcore/checkpoints/tiny/tokenizer.json",
     "mingcore/checkpoints/tiny/voices/default.safetensors",
     "mingcore_kernels/activation/silu_mul.py",
+    "mingcore/_cuda/flow/flow_step.cu",
+    "mingcore/_cuda/lib/mma.cuh",
 )
 SPEAK = """
 import json, os, site, sys

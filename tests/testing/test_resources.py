@@ -1,6 +1,7 @@
 """A kernel that spills, grows or loses its instructions is caught: shown on broken copies."""
 
 import ast
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -118,9 +119,9 @@ def test_every_triton_kernel_is_kept_for_three_architectures_and_few_spill():
 def test_a_cuda_kernel_compiled_into_too_few_registers_is_caught(monkeypatch, tmp_path):
     if not resources.kept():
         pytest.skip(f"what is kept was not made with nvcc {resources.version()}")
-    for path in launch.source("spectrum_head").parent.iterdir():
-        (tmp_path / path.name).write_text(path.read_text())
-    copy = tmp_path / "spectrum_head.cu"
+    source = launch.source("spectrum_head")
+    shutil.copytree(launch.include_folder(source), tmp_path / "cuda")
+    copy = tmp_path / "cuda" / source.parent.name / source.name
     assert resources.faults(resources.compiled("spectrum_head", "sm_80")) == []
     text = copy.read_text()
     copy.write_text(text.replace("(INVERSE_THREADS) spec", "(INVERSE_THREADS, 4) spec"))

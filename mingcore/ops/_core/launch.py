@@ -1,10 +1,10 @@
 """Loading and launching CUDA kernels: the one place that touches cuda-python.
 
-A kernel file `csrc/cuda/<op>.cu` names its architectures in a line `// arch: sm_80 sm_90a
-compute_80`. Its binary is the fatbin that the build left in the package, if it was made from this
-very text; else NVRTC compiles the text, once, into a folder of `env.cache_dir()`. Either happens
-when a kernel is first asked for, never inside a graph capture. Only the driver API of
-cuda.bindings is used: it is the same in every version from 12.9 on.
+A kernel file `csrc/cuda/<family>/<op>.cu` names its architectures in a line `// arch: sm_80 sm_90a
+compute_80`, and its headers by their paths in csrc/cuda. Its binary is the fatbin that the build
+left in the package, if it was made from this very text; else NVRTC compiles the text, once, into a
+folder of `env.cache_dir()`. Either happens when a kernel is first asked for, never inside a graph
+capture. Only the driver API of cuda.bindings is used: it is the same in every version from 12.9 on.
 """
 
 import ctypes
@@ -27,16 +27,16 @@ from ...errors import BackendError
 FLAGS = ("--std=c++17", "--extra-device-vectorization")
 DEFAULT_SHARED_BYTES = 48 * 1024  # more dynamic shared memory than this must be asked for
 _MAP_BYTES, _ENCODE = 128, b"cuTensorMapEncodeTiled"
-EXCHANGE_BYTES = 128
-EXCHANGES = 8192  # of EXCHANGE_BYTES, of a device
+BARRIER_BYTES = 128
+BARRIERS = 8192  # of BARRIER_BYTES, per device
 
 _PACKAGE = Path(__file__).resolve().parents[2]
 _FOLDERS = (_PACKAGE / "_cuda", _PACKAGE.parent / "csrc" / "cuda")  # a wheel's, a checkout's
 _libraries: list = []  # loaded libraries, alive as long as their kernels
 _lock = threading.Lock()
 _served: Mapping[str, Path] | None = None  # binaries of a bundle, by op
-# (device, size) to (op, stream, capture) to a row of _exchange_words
-_exchanges: dict[tuple, dict[tuple, int]] = {}
+# (device, size) to (op, stream, capture) to a row of _all_barrier_words
+_barriers: dict[tuple, dict[tuple, int]] = {}
 
 
 @dataclass(frozen=True)
@@ -51,20 +51,32 @@ class Kernel:
 
 def source_folder() -> Path:
     """Where the kernel files are: package data of a wheel, `csrc/cuda` of a checkout."""
-    return next(folder for folder in reversed(_FOLDERS) if any(folder.glob("*.cu")))
+    return next(folder for folder in reversed(_FOLDERS) if any(folder.glob("*/*.cu")))
 
 
 def ops() -> list[str]:
     """Every op that has a kernel file."""
-    return sorted(path.stem for path in source_folder().glob("*.cu"))
+    return sorted(path.stem for path in source_folder().glob("*/*.cu"))
 
 
 def source(op: str) -> Path:
-    """The kernel file of an op: package data of a wheel, `csrc/cuda` of a checkout."""
+    """The kernel file of an op, in the folder of whichever family."""
     for folder in _FOLDERS:
-        if (folder / f"{op}.cu").is_file():
-            return folder / f"{op}.cu"
+        for path in folder.glob(f"*/{op}.cu"):
+            return path
     raise BackendError(f"{op}: there is no {op}.cu in {' or '.join(map(str, _FOLDERS))}")
+
+
+def include_folder(source: Path) -> Path:
+    """Where the names in the `#include` lines of a kernel file begin."""
+    return source.parents[1]
+
+
+def _headers(source: Path) -> dict[str, Path]:
+    """Every header by the name that `#include` gives it."""
+    folder = include_folder(source)
+    found = sorted(folder.glob("*/*.cuh"))
+    return {path.relative_to(folder).as_posix(): path for path in found}
 
 
 def architectures(op: str) -> list[str]:
@@ -73,9 +85,9 @@ def architectures(op: str) -> list[str]:
 
 
 def digest(op: str) -> str:
-    """Identifies a kernel file together with the headers beside it, as setup.py does."""
+    """Identifies a kernel file together with all headers, as setup.py does."""
     path = source(op)
-    texts = [path, *sorted(path.parent.glob("*.cuh"))]
+    texts = [path, *_headers(path).values()]
     return hashlib.sha256(b"".join(each.read_bytes() for each in texts)).hexdigest()[:16]
 
 
@@ -144,14 +156,14 @@ def _target(op: str, capability: int) -> str:
 
 
 def _compile(path: Path, target: str, kind: str) -> bytes:
-    headers = sorted(path.parent.glob("*.cuh"))
+    headers = _headers(path)  # NVRTC reads no file: it is given all, by their names
     _, program = _nvrtc(
         nvrtc.nvrtcCreateProgram(
             path.read_bytes(),
             path.name.encode(),
             len(headers),
-            [header.read_bytes() for header in headers],
-            [header.name.encode() for header in headers],
+            [header.read_bytes() for header in headers.values()],
+            [name.encode() for name in headers],
         )
     )
     try:
@@ -161,8 +173,8 @@ def _compile(path: Path, target: str, kind: str) -> bytes:
             _, size = _nvrtc(nvrtc.nvrtcGetProgramLogSize(program))
             log = bytearray(size)
             _nvrtc(nvrtc.nvrtcGetProgramLog(program, log))
-            said = log.rstrip(b"\0").decode()
-            raise BackendError(f"{path.name}: NVRTC for {target} says {result.name}:\n{said}")
+            text = log.rstrip(b"\0").decode()
+            raise BackendError(f"{path.name}: NVRTC for {target} says {result.name}:\n{text}")
         size_of, get = (
             (nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)
             if kind == "cubin"
@@ -219,31 +231,31 @@ def _library(op: str, device: int):
     return library
 
 
-def exchange(op: str, device: int, size: int = EXCHANGE_BYTES) -> Tensor:
-    """The words [size / 8] int64 through which the blocks of a launch of `op` wait for each other:
-    zero at first, then left to the kernel. Launches that may overlap have different ones: every
-    stream has its own, and every graph capture on it. Raises BackendError when the device's are
-    used up, or when the first is asked for inside a capture.
+def barrier_words(op: str, device: int, size: int = BARRIER_BYTES) -> Tensor:
+    """The words [size / 8] int64 by which the blocks of a launch of `op` synchronise (grid barrier,
+    flags): zero at first, then left to the kernel. Launches that may overlap have different ones:
+    every stream has its own, and every graph capture on it. Raises BackendError when the device's
+    are used up, or when the first is asked for inside a capture.
     """
-    words = _exchange_words(device, size)
+    words = _all_barrier_words(device, size)
     stream = torch.cuda.current_stream(device).cuda_stream
     capture = 0
     if torch.cuda.is_current_stream_capturing():
         answer = _driver(driver.cuStreamGetCaptureInfo(driver.CUstream(stream)), op)
         capture = int(answer[2])
     with _lock:
-        rows = _exchanges.setdefault((device, size), {})
+        rows = _barriers.setdefault((device, size), {})
         row = rows.setdefault((op, stream, capture), len(rows))
-    if row >= EXCHANGES * EXCHANGE_BYTES // size:
-        raise BackendError(f"{op}: more than {EXCHANGES * EXCHANGE_BYTES // size} streams and graphs in one process")
+    if row >= BARRIERS * BARRIER_BYTES // size:
+        raise BackendError(f"{op}: more than {BARRIERS * BARRIER_BYTES // size} streams and graphs in one process")
     return words[row]
 
 
 @cache
-def _exchange_words(device: int, size: int) -> Tensor:
+def _all_barrier_words(device: int, size: int) -> Tensor:
     if torch.cuda.is_current_stream_capturing():
         raise BackendError("run the op once before capturing, so that its memory is there")
-    shape = EXCHANGES * EXCHANGE_BYTES // size, size // 8
+    shape = BARRIERS * BARRIER_BYTES // size, size // 8
     words = torch.zeros(shape, dtype=torch.int64, device=_torch(device))
     torch.cuda.synchronize(device)  # other streams use it too
     return words
@@ -252,7 +264,7 @@ def _exchange_words(device: int, size: int) -> Tensor:
 @cache
 def fault(op: str, device: int) -> Tensor:
     """A word [1] int64 in pinned host memory that the kernels of `op` on a device set when their
-    blocks have lost each other: the host can look at it without waiting for the device.
+    blocks time out waiting for each other: the host can look at it without waiting for the device.
     """
     return torch.zeros(1, dtype=torch.int64, pin_memory=True)
 

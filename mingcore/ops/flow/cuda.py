@@ -210,7 +210,7 @@ def flow_sample(
     parts = workspace(R * T, H, W, splits, R * P * C)
     space = torch.empty(sum(parts), dtype=torch.uint8, device=device)
     places = [space.data_ptr() + sum(parts[:i]) for i in range(len(parts))]
-    flags = launch.exchange("flow_sample", device.index, 8 * (FLAG_WORDS + MAX_BLOCKS))
+    flags = launch.barrier_words("flow_sample", device.index, 8 * (FLAG_WORDS + MAX_BLOCKS))
     norms = [*norms, None, None][: len(NORMS)]
     scales = scales[BLOCKS] if scales else [None] * 4
     operands = [*inputs, *matrices, *biases, *norms, *scales]

@@ -12,7 +12,7 @@ from .._core.registry import register
 _WEIGHTS = ("gate_up", "down", "shared_gate_up", "shared_down")
 _STORED = {"int8": torch.int8, "int8_dyn": torch.uint8}  # in panels
 _LARGEST = 1 << 17  # columns that int32 sums of quads can take
-_FEW = 63  # tokens in bfloat16 that every CPU multiplies alike (csrc/cpu/moe_mlp.cpp)
+_FEW = 63  # tokens in bfloat16 that every CPU multiplies alike (csrc/cpu/moe/moe_mlp.cpp)
 
 
 def _why_not(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):

@@ -15,7 +15,7 @@ from . import cuda_prefill as cuda_moe_prefill
 
 MAX_TOKENS, MAX_SLOTS = 63, 512
 THREADS, TILE = 256, 16
-_PARAMS = struct.Struct("<14Qq6i")  # MoeDecodeParams of moe_decode_work.cuh
+_PARAMS = struct.Struct("<14Qq6i")  # MoeDecodeParams of moe_decode_schedule.cuh
 _FORMATS = {
     "fp32": (torch.float32,),  # the types of x that go with the weights
     "bf16": (torch.bfloat16,),
@@ -103,9 +103,9 @@ def moe_mlp(x, gate_up, down, weights, ids, shared_gate_up, shared_down, *rest):
     x, weights, ids = rows_of_copies(x), weights.contiguous(), ids.contiguous()
     hidden = torch.empty(T * (K * I + width), dtype=x.dtype, device=x.device)
     blocks = torch.cuda.get_device_properties(x.device).multi_processor_count
-    exchange = launch.exchange("moe_decode", device)
+    barrier = launch.barrier_words("moe_decode", device)
     operands = (x, gate_up, down, shared_gate_up, shared_down, *scales)
-    operands += (weights, ids, hidden, out, exchange)
+    operands += (weights, ids, hidden, out, barrier)
     pointers = [0 if t is None else t.data_ptr() for t in operands]
     rows = rows_per_unit(H, blocks)
     params = _PARAMS.pack(*pointers, x.stride(0), T, K, H, I, width, rows)

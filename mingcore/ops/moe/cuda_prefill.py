@@ -12,10 +12,10 @@ OP = "moe_prefill"
 FORMATS = {"bf16": (torch.bfloat16,), "fp16": (torch.float16,)}
 MAX_EXPERTS = 256
 THREADS, SORTERS, SUMMERS = 384, 512, 256
-SHARED_BYTES = 223_288  # of a product: struct Shared of moe_prefill_work.cuh, and 1024 to align it
+SHARED_BYTES = 223_288  # of a GEMM: Shared of moe_prefill_schedule.cuh, and 1024 to align it
 SORT_BYTES = 2 * SORTERS // 32 * 4
 WEIGHTS, DEPTH = 256, 64  # weight rows and summed elements of a tile's stage
-_SORT = struct.Struct("<3Q2i")  # MoeSortParams of moe_prefill_work.cuh
+_SORT = struct.Struct("<3Q2i")  # MoeSortParams of moe_prefill_schedule.cuh
 _PRODUCT = struct.Struct("<128s128s6Qq7i44x")  # MoePrefillParams
 _SUM = struct.Struct("<3Q4i")  # MoeSumParams
 

@@ -183,7 +183,7 @@ def _radices(points: int) -> tuple[int, ...] | None:
 
 @functools.cache
 def _tables(size: int):
-    """Radices, twiddles (csrc/cpu/fft.h) and the turns 2 pi k / size, k < size / 2, of a window."""
+    """Radices, twiddles (spectrum/fft.h) and the turns 2 pi k / size, k < size / 2, of a window."""
     half = size // 2
     radices, pieces, points = _radices(half), [], half
     roots = torch.zeros(LARGEST + 1, LARGEST, 2, dtype=torch.float64)

@@ -26,8 +26,8 @@ _OVERLAP = struct.Struct("<11Q2q11i13i")  # OverlapParams of overlap_rows.cuh
 _SPECTRUM = struct.Struct("<4Qq4i")  # SpectrumParams of spectrum_head.cu
 
 
-def few_rows_bytes(tiles: int) -> int:
-    """Dynamic shared memory of few_rows.cuh for 8 * tiles frames: the ring and partial sums."""
+def skinny_gemm_bytes(tiles: int) -> int:
+    """Dynamic shared memory of skinny_gemm.cuh for 8 * tiles frames: the ring and partial sums."""
     stages = 7 if tiles == 1 else 4
     return stages * (2 + tiles) * FEW_THREADS * COPY_BYTES + 4 * 16 * 8 * tiles * 4
 
@@ -54,9 +54,9 @@ def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
     if any(start % COPY_BYTES for start in starts):
         return "any", *EMBED_TILE
     if T <= 8 or (B * T <= FEW_FRAMES and x.dtype == torch.float32):
-        return "1", 8, 16, few_rows_bytes(1)
+        return "1", 8, 16, skinny_gemm_bytes(1)
     if B * T <= FEW_FRAMES:
-        return "8", 64, 16, few_rows_bytes(8)
+        return "8", 64, 16, skinny_gemm_bytes(8)
     return "many", *EMBED_TILE
 
 
@@ -263,7 +263,7 @@ def _head(hidden, weight, bias, window, hop, state, rows, results):
         bias = _dense(bias)
         tiles = 1 if B * T <= 8 or x.dtype == torch.float32 else 8
         name = f"spectrum_{TYPES[x.dtype]}_{tiles}"
-        kernel = launch.kernel("spectrum_head", name, device, few_rows_bytes(tiles))
+        kernel = launch.kernel("spectrum_head", name, device, skinny_gemm_bytes(tiles))
         blocks = (F // 2 // BINS + 1) * -(-B * T // (8 * tiles))
         pointers = [0 if t is None else t.data_ptr() for t in (x, weight, bias, spectra)]
         params = _SPECTRUM.pack(*pointers, x.stride(0), B * T, F, H, 0)
