@@ -15,7 +15,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
 
 import reporting  # noqa: E402
 
-from mingcore.benchmark.run import BATCHES, Settings, measure  # noqa: E402
+from mingcore.benchmark.measure import BATCHES, Settings, measure  # noqa: E402
 from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
 from mingcore.cli import bench_tables as show  # noqa: E402
 from mingcore.config.devices import as_device, as_dtype  # noqa: E402

@@ -1,6 +1,6 @@
 """Ming-UniAudio: speak, transcribe and edit audio, on one GPU or on a plain CPU.
 
-`import mingcore` is cheap: PyTorch is imported when a name that needs it is first used.
+`import mingcore` is cheap: a module, and PyTorch with it, is imported when one of its names is first used.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The two environment variables of mingcore, and the one that it sets for its command."""
+"""The environment variables that mingcore reads, and the one that its command sets."""
 
 import os
 from pathlib import Path
@@ -16,18 +16,18 @@ def backend() -> str | None:
 
 
 def cache_dir() -> Path:
-    """MINGCORE_CACHE: where compiled kernels and verified records are kept; ~/.cache/mingcore."""
+    """MINGCORE_CACHE: folder of compiled kernels and verification records; ~/.cache/mingcore if unset."""
     name = os.environ.get("MINGCORE_CACHE")
     return Path(name).expanduser() if name else Path.home() / ".cache" / "mingcore"
 
 
 def let_idle_threads_sleep() -> None:
-    """OMP_WAIT_POLICY=passive for this process, unless the user has chosen; before torch loads.
+    """OMP_WAIT_POLICY=passive for this process, unless it is set; must run before torch is loaded.
 
-    A spinning OpenMP thread keeps a busy core from the very thread it waits for. Measured on two
-    cores: with one other process at work, `tiny` spoke 10 to 24 times slower with spinning threads.
-    Alone, sleeping costs: 1.8 times on `tiny` (0.22 to 0.39 s for 2 s of sound), 8 to 14 % on a
-    chain of products of the flow head's real size. OMP_WAIT_POLICY=active takes that back.
-    A program may choose this, a library may not.
+    An idle OpenMP thread that spins takes a core from the thread it waits for when the machine is busy. Measured on
+    two cores beside one other busy process: `tiny` spoke 10 to 24 times slower with spinning threads. On an idle
+    machine sleeping costs time: 1.8 times on `tiny` (0.22 to 0.39 s for 2 s of sound), 8 to 14 % on a chain of
+    products of the flow head's real size; OMP_WAIT_POLICY=active avoids that. Set by the command only: a library must
+    not change the process's environment.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,12 +1,12 @@
-"""The exceptions that mingcore raises on purpose; every message is one clear line."""
+"""The exceptions that mingcore raises deliberately; every message is one line: argument, expected, got."""
 
 
 class MingError(Exception):
-    """Base of every error that mingcore raises on purpose."""
+    """Base of every error that mingcore raises deliberately."""
 
 
 class InputError(MingError, ValueError):
-    """What the caller gave cannot be used: a file, a text, an argument."""
+    """An argument, a file or a text of the caller cannot be used."""
 
 
 class CheckpointError(MingError, RuntimeError):
@@ -14,16 +14,16 @@ class CheckpointError(MingError, RuntimeError):
 
 
 class BackendError(MingError, RuntimeError):
-    """A backend that was named explicitly cannot serve the call; the message says why."""
+    """A backend that was named explicitly does not support the call; the message says why."""
 
 
 class KernelBundleError(BackendError):
-    """A bundle of compiled kernels does not fit: stale, foreign, damaged, or without a kernel."""
+    """A bundle of compiled kernels cannot be used: stale, for another GPU or model, damaged, or lacking a kernel."""
 
 
 class NotEnoughMemory(MingError, MemoryError):
-    """A model would not fit in what its device has left; nothing was loaded."""
+    """A model does not fit in the available memory of its device; nothing was loaded."""
 
 
 class ClosedError(MingError, RuntimeError):
-    """What was to serve the request is closed, or broke."""
+    """The engine of the request was closed, or has failed."""

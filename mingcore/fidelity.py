@@ -1,4 +1,4 @@
-"""How close a reconstruction is to the sound it was made of: distances in dB, in float64.
+"""Distances between audio and its reconstruction, in dB, computed in float64.
 
 log_spectral_distance: Gray and Markel, "Distance measures for speech processing", IEEE Trans. ASSP
 24(5), 1976, on short-time spectra, averaged over time. si_snr: Luo and Mesgarani, "TasNet", ICASSP
@@ -16,12 +16,12 @@ import numpy as np
 from .errors import InputError
 
 WINDOW_SECONDS, HOP_SECONDS = 0.032, 0.008
-FLOOR_DB = -100.0  # below a sine at full scale; what is quieter counts as this loud
+FLOOR_DB = -100.0  # relative to a sine at full scale; quieter bands count as this loud
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """A sound, [L] float32, and what came of it, as long; how long each way took."""
+    """Audio [L] float32, its reconstruction [L], and the seconds that encoding and decoding took."""
 
     original: np.ndarray
     reconstruction: np.ndarray
@@ -36,16 +36,16 @@ class RoundTrip:
 
     @property
     def log_spectral_distance(self) -> float:
-        """In dB; 0 is equal."""
+        """`log_spectral_distance` in dB; 0 is equal."""
         return log_spectral_distance(self.original, self.reconstruction, self.sample_rate)
 
     @property
     def si_snr(self) -> float:
-        """In dB; inf is equal up to a factor."""
+        """`si_snr` in dB; inf is equal up to a factor."""
         return si_snr(self.original, self.reconstruction)
 
     def as_dict(self) -> dict[str, Any]:
-        """All figures, for JSON: an infinite or undefined one is None."""
+        """All figures, for JSON: infinite and undefined ones are None."""
         figures = {
             "seconds": self.seconds,
             "sample_rate": self.sample_rate,
@@ -59,11 +59,11 @@ class RoundTrip:
 
 
 def si_snr(reference: Any, estimate: Any) -> float:
-    """The scale-invariant signal-to-noise ratio of two sounds [L], in dB.
+    """The scale-invariant signal-to-noise ratio of two signals [L], in dB.
 
-    Both without their mean: 10 log10(|a s|^2 / |e - a s|^2) with a = <e, s> / |s|^2. inf: e is s up
-    to a factor; -inf: nothing of s is in e; nan: s is silent. It asks for the wave itself: a codec
-    that keeps the sound but not its phase has a low one. Raises InputError for other shapes.
+    10 log10(|a s|^2 / |e - a s|^2) with a = <e, s> / |s|^2, after both means are subtracted. inf: e is s up to a
+    factor; -inf: e is orthogonal to s; nan: s is silent. It depends on phase: a codec that reconstructs the spectrum
+    but not the phase has a low one. Raises InputError for other shapes.
     """
     s, e = _pair(reference, estimate)
     s, e = s - s.mean(), e - e.mean()
@@ -79,10 +79,10 @@ def si_snr(reference: Any, estimate: Any) -> float:
 
 
 def log_spectral_distance(reference: Any, estimate: Any, sample_rate: int = 16000) -> float:
-    """The log-spectral distance of two sounds [L], in dB.
+    """The log-spectral distance of two signals [L], in dB.
 
     The mean over time of sqrt(mean over frequency of (P - Q)^2), P and Q the spectra of `power_db`
-    in dB. 0: equal; 6: every band is off by a factor of two in amplitude. Phase does not count.
+    in dB. 0: equal; 6: every band differs by a factor of two in amplitude. Phase is ignored.
     Raises InputError for other shapes.
     """
     s, e = _pair(reference, estimate)

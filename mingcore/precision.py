@@ -1,9 +1,8 @@
-"""What a weight format costs: a model in it against the same model unquantised, on real inputs.
+"""Measures the error of a weight format: a model in it against the same model unquantised, on real inputs.
 
-Both see the same sound and text, and the flow head the same conditions, so that its error is its
-own; what is the language model's includes the semantic module before it. The language model is run
-layer by layer, each read from the file when its turn comes, so any checkpoint can be measured whose
-flow head and AudioVAE fit in memory.
+Both models get the same audio and text, and the flow head the same conditions, so that its error is its own; the
+language model's error includes that of the semantic module before it. The layers of the language model are read from
+the file one at a time, so any checkpoint can be measured whose flow head and AudioVAE fit in memory.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from .text.prompts import Prompt
 
 TEXT = "The quick brown fox jumps over the lazy dog, and one hundred people saw it."
 TIMES = (0.0, 0.1, 0.3, 0.6, 0.9)  # at which velocities are compared
-PATCHES = 32  # of sound that are looked at, at most
+MAX_PATCHES = 32  # of audio that is compared
 STEPS = 10
 RANDOM_SECONDS = 3
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """latents [1,n·P,C] of real sound; samples [1,L] or none; a prompt that speaks, ending with the
-    sound's placeholders; one that understands, ending with the answer; and where they are from.
+    """latents [1,n·P,C] of real audio; samples [1,L] or None; a text-to-speech prompt that ends with the audio's
+    placeholders; a recognition prompt that ends with the answer; and a description of the source.
     """
 
     latents: Tensor
@@ -49,15 +48,14 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Precision:
-    """Errors of `weights` against `reference`. Relative ones are |a - b| / |b| (L2), 0 is equal.
+    """Errors of the format `weights` against `reference`. Relative errors are |a - b| / |b| (L2); 0 is equal.
 
-    encoding: the encoder's mean, None where latents were the input. unified: the semantic module's
-    embedding. decoding: the decoder's sound. hidden: the language model's hidden states; tokens
-    whose experts were chosen otherwise are among them.
-    velocity and latents: the flow head's, from equal conditions; velocity is the worst of `TIMES`.
-    latents_in_all: latents where everything before them was in `weights` too.
-    stop: largest difference of a stop probability. top1: how often the likeliest token agrees;
-    logits: relative; kl_mean, kl_max: Kullback-Leibler divergence of the next token, in nats.
+    encoding: relative, of the encoder's mean; None where latents were the input. unified: relative, of the semantic
+    module's embedding. decoding: relative, of the decoder's samples. hidden: relative, of the language model's hidden
+    states, tokens that were routed to other experts included. velocity, latents: relative, of the flow head from equal
+    conditions; velocity is the worst of `TIMES`. latents_in_all: of latents, with everything before them in `weights`
+    too. stop: largest absolute difference of a stop probability. top1: fraction of tokens whose likeliest next token
+    agrees; logits: relative; kl_mean, kl_max: Kullback-Leibler divergence of the next token, in nats.
     """
 
     weights: str
@@ -93,12 +91,11 @@ def measure(
     text: str | None = None,
     seed: int = 0,
 ) -> Precision:
-    """Run the checkpoint twice over the same inputs and compare.
+    """Run the checkpoint in both formats on the same inputs and compare.
 
-    samples [L] at the checkpoint's rate: a recording of someone saying `text`. Without them the
-    checkpoint's default voice is the sound, and where it has none a synthetic one. weights, dtype:
-    as in `mingcore.model.load`. The reference is the file's own values with float32 activations.
-    Raises InputError for sound shorter than two patches.
+    samples [L] at the checkpoint's rate: a recording of someone saying `text`. Without them the checkpoint's default
+    voice is used, or synthetic audio where it has none. weights, dtype: as in `mingcore.model.load`. The reference
+    has the file's own values and float32 activations. Raises InputError for audio shorter than two patches.
     """
     folder, device = Path(folder), torch.device(device)
     exact = _exact(folder)
@@ -106,22 +103,22 @@ def measure(
     with torch.no_grad():
         model = _model(folder, reference, device, None)
         inputs = _inputs(model, folder, samples, text, seed)
-        wanted = _run(model, inputs, None, seed)
+        expected = _outputs(model, inputs, None, seed)
         del model
         model = _model(folder, weights, device, dtype)
-        found = _run(model, inputs, wanted["condition"], seed)
-    logits = _compare_logits(found["logits"], wanted["logits"])
+        found = _outputs(model, inputs, expected["condition"], seed)
+    logits = _compare_logits(found["logits"], expected["logits"])
     names = ("unified", "decoding", "hidden", "latents", "latents_in_all")
     return Precision(
         weights=weights,
         reference=reference,
         inputs=inputs.source,
-        patches=wanted["latents"].shape[0],
-        tokens=wanted["logits"].shape[0],
-        encoding=None if inputs.samples is None else relative(found["encoding"], wanted["encoding"]),
-        velocity=max(map(relative, found["velocity"], wanted["velocity"])),
-        stop=float((found["stop"] - wanted["stop"]).abs().max()),
-        **{name: relative(found[name], wanted[name]) for name in names},
+        patches=expected["latents"].shape[0],
+        tokens=expected["logits"].shape[0],
+        encoding=None if inputs.samples is None else relative(found["encoding"], expected["encoding"]),
+        velocity=max(map(relative, found["velocity"], expected["velocity"])),
+        stop=float((found["stop"] - expected["stop"]).abs().max()),
+        **{name: relative(found[name], expected[name]) for name in names},
         **logits,
     )
 
@@ -133,7 +130,7 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 
 def _exact(folder: Path) -> str:
-    """The format that holds the file's values as they are: float32, or the one type of them all."""
+    """The format that stores the file's values exactly: that of all its matrices where they have one, else float32."""
     found = {info.dtype for info in read_headers(folder).values() if len(info.shape) > 1}
     only = found.pop() if len(found) == 1 else torch.float32
     return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(only, "fp32")
@@ -149,8 +146,8 @@ def _inputs(model, folder: Path, samples: np.ndarray | None, text: str | None, s
     if samples is None:
         voice, source = folder / "voices" / "default.safetensors", "the default voice"
         if voice.exists():
-            kept = Voice.load(voice)
-            latents, words = torch.from_numpy(kept.latents)[None], text or kept.transcript or TEXT
+            default = Voice.load(voice)
+            latents, words = torch.from_numpy(default.latents)[None], text or default.transcript or TEXT
             latents = latents.to(device)
         else:
             sound, source = _synthetic(config.sample_rate, seed), "synthetic sound"
@@ -159,7 +156,7 @@ def _inputs(model, folder: Path, samples: np.ndarray | None, text: str | None, s
     if sound is not None:
         sound = sound.to(device)
         latents = model.vae.encode(sound)[0]
-    latents = generate.whole_patches(model, latents)[:, : PATCHES * config.patch_frames]
+    latents = generate.whole_patches(model, latents)[:, : MAX_PATCHES * config.patch_frames]
     n = latents.shape[1] // config.patch_frames
     if n < 2:
         raise InputError(f"samples: must hold at least two patches, got {n}")
@@ -174,7 +171,7 @@ def _inputs(model, folder: Path, samples: np.ndarray | None, text: str | None, s
 
 
 def _synthetic(rate: int, seed: int) -> Tensor:
-    """A glide with some noise, [1, L]."""
+    """A sine sweep with noise, [1, L]."""
     t = torch.arange(RANDOM_SECONDS * rate) / rate
     noise = torch.randn(len(t), generator=torch.Generator().manual_seed(seed))
     return (0.4 * torch.sin(2 * torch.pi * (180 + 60 * t) * t) + 0.02 * noise)[None]
@@ -187,8 +184,8 @@ def _random_prompts(vocabulary: int, patches: int, seed: int) -> tuple[Prompt, P
     return (Prompt((*a, *place), ((len(a), patches),)), Prompt((*a[:16], *place, *b), ((16, patches),)))
 
 
-def _run(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str, Any]:
-    """Everything that is compared, on the CPU in float32; condition: the reference's, [n,H]."""
+def _outputs(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str, Any]:
+    """Everything that is compared, on the CPU in float32; condition [n,H]: the reference model's, None: its own."""
     frames, latents = model.config.patch_frames, inputs.latents
     out: dict[str, Any] = {}
     if inputs.samples is not None:
@@ -199,15 +196,15 @@ def _run(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str
     speaking = generate.embed_prompt(model, inputs.speaking, [projected])
     ((start, n),) = inputs.speaking.spans
     out["hidden"] = model.llm(speaking)[0][0]
-    # the state behind patch p is what patch p + 1 is made from
+    # the hidden state after patch p is the condition of patch p + 1
     out["condition"] = out["hidden"][start : start + n - 1]
     out["stop"] = model.stop_head(out["condition"])
     given = out["condition"] if condition is None else condition.to(model.device)
     patches = latents[0].unflatten(0, (n, frames))
-    history, wanted = patches[:-1], patches[1:]
+    history, target = patches[:-1], patches[1:]
     drawn = RequestNoise(range(seed, seed + n - 1), model.device)
     noise = drawn.patch(n - 1, frames, latents.shape[2], STEPS)
-    out["velocity"] = [_velocity(model, t, given, history, noise[0], wanted) for t in TIMES]
+    out["velocity"] = [_velocity(model, t, given, history, noise[0], target) for t in TIMES]
     out["latents"] = model.flow.sample(given, history, noise, STEPS)
     out["latents_in_all"] = model.flow.sample(out["condition"], history, noise, STEPS)
     out["logits"] = _answers(model, inputs.understanding, projected)
@@ -215,14 +212,14 @@ def _run(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict[str
 
 
 def _velocity(model, t: float, condition: Tensor, history: Tensor, noise: Tensor, data: Tensor) -> Tensor:
-    """On the straight path from noise to data, where a trained head is meant to be asked."""
+    """The velocity at x = (1 - t) noise + t data: the straight path, where a head is trained."""
     x = (1 - t) * noise + t * data
     times = torch.full((len(x),), t, device=x.device)
     return model.flow.velocity(x, times, condition, history)
 
 
 def _answers(model, prompt: Prompt, projected: Tensor) -> Tensor:
-    """Logits [T,V] of the tokens behind the sound."""
+    """Logits [T,V] of the tokens after the audio."""
     embeds = generate.embed_prompt(model, prompt, [projected])
     mask = torch.tensor([prompt.audio_mask], device=embeds.device)
     hidden, _ = model.llm(embeds, audio_mask=mask)
@@ -236,13 +233,13 @@ def _host(value: Tensor | Sequence[Tensor]) -> Any:
     return [_host(each) for each in value]
 
 
-def _compare_logits(found: Tensor, wanted: Tensor) -> dict[str, float]:
-    agree = (found.argmax(-1) == wanted.argmax(-1)).double().mean()
-    p, q = wanted.double().log_softmax(-1), found.double().log_softmax(-1)
+def _compare_logits(found: Tensor, expected: Tensor) -> dict[str, float]:
+    agree = (found.argmax(-1) == expected.argmax(-1)).double().mean()
+    p, q = expected.double().log_softmax(-1), found.double().log_softmax(-1)
     kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
     return {
         "top1": float(agree),
-        "logits": relative(found, wanted),
+        "logits": relative(found, expected),
         "kl_mean": float(kl.mean()),
         "kl_max": float(kl.max()),
     }
@@ -250,12 +247,11 @@ def _compare_logits(found: Tensor, wanted: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class ContextCost:
-    """What the options for long sound change, relative (L2): the embeddings that the language model
-    reads, over the newest half of `seconds` of sound.
+    """The effect of the options for long audio on the embeddings that the language model reads: relative L2
+    differences over the newest half of `seconds` of audio.
 
-    error: of a window or an 8-bit cache against all that came before, as it is. kept: of having
-    heard the first half against hearing the second alone, as a new segment does. bytes and
-    reference_bytes: of the semantic cache.
+    error: the window or the 8-bit cache against the full, unquantised cache. kept: the full cache against the second
+    half alone, as a new segment starts. bytes, reference_bytes: of the semantic cache.
     """
 
     seconds: float
@@ -280,10 +276,10 @@ def measure_context(
     weights: str | None = None,
     seed: int = 0,
 ) -> ContextCost:
-    """Run the semantic module over so much sound, with the options and without.
+    """Run the semantic module over `seconds` of audio, with the options and without.
 
-    The sound is the checkpoint's default voice over and over, or a synthetic one. context_seconds,
-    context_format: as in `MingAudio.tts_stream`. Raises InputError.
+    The audio is the checkpoint's default voice, repeated, or synthetic. context_seconds, context_format: as in
+    `MingAudio.tts_stream`. Raises InputError.
     """
     folder, device = Path(folder), torch.device(device)
     params = ContextParams(False, context_seconds, context_format)
@@ -295,14 +291,14 @@ def measure_context(
         latents = sound.repeat(1, -(-count // sound.shape[1]), 1)[:, :count]
         half = latents[:, count // 2 :]
         states = [AS_REFERENCE.state(model, count), params.state(model, count)]
-        heard = [_heard(model, latents, state)[:, -half.shape[1] // frames :] for state in states]
-        alone = _heard(model, half, AS_REFERENCE.state(model, count))
+        found = [_embeddings(model, latents, state)[:, -half.shape[1] // frames :] for state in states]
+        alone = _embeddings(model, half, AS_REFERENCE.state(model, count))
     sizes = [state.nbytes for state in states]
-    return ContextCost(count / frames / 10, relative(heard[1], heard[0]), relative(heard[0], alone), sizes[1], sizes[0])
+    return ContextCost(count / frames / 10, relative(found[1], found[0]), relative(found[0], alone), sizes[1], sizes[0])
 
 
-def _heard(model, latents: Tensor, state: Any) -> Tensor:
-    """latents [1,n·P,C] patch by patch, as speech is made -> [1,n,H] for the language model."""
+def _embeddings(model, latents: Tensor, state: Any) -> Tensor:
+    """latents [1,n·P,C], patch by patch as in generation -> embeddings [1,n,H] for the language model."""
     parts = []
     for part in latents.split(model.config.patch_frames, dim=1):
         embedding, state = model.vae.unify(part, state)

@@ -1,25 +1,77 @@
-"""What a request gives back: Speech, Transcript, and the Voice that speech borrows."""
+"""The results of requests: Speech, Transcript and their Stats, and the Voice that speech imitates."""
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from .audio.files import write_audio
 from .errors import InputError
-from .runtime.stats import Stats
 
 VOICE_FORMAT = "mingcore-voice-1"
 
 
 @dataclass
-class Speech:
-    """Sound, or a piece of it: `samples` [L] float32 in about [−1, 1], at `sample_rate` Hz.
+class Stats:
+    """Figures of one request; None where they do not apply.
 
-    `text` is what an edit wrote before it spoke (a piece of it in a stream), else None.
+    `compute_seconds`: without the time of a stream's consumer; of a request in a batch the time from when it got its
+    slot, in which all requests of the batch advance. `peak_memory_bytes`: of the device's allocator on a GPU, of the
+    process on a CPU. `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running or
+    when cancelled. `kernels`: with a bundle of compiled kernels, which one, how many kernels are from it, and how many
+    were compiled nevertheless (`aot.install.InstalledBundle`).
+    """
+
+    seed: int | None = None
+    audio_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    time_to_first_audio: float | None = None
+    patches: int = 0
+    segments: int = 0
+    prompt_tokens: int = 0
+    text_tokens: int = 0
+    peak_memory_bytes: int = 0
+    ended_by: str | None = None
+    kernels: dict | None = None
+
+    @property
+    def real_time_factor(self) -> float | None:
+        """Compute seconds per second of audio; below 1 is faster than real time."""
+        return self.compute_seconds / self.audio_seconds if self.audio_seconds else None
+
+    def as_dict(self) -> dict:
+        """All figures, for JSON."""
+        return asdict(self) | {"real_time_factor": self.real_time_factor}
+
+    def __str__(self) -> str:
+        parts = [f"{self.audio_seconds:.2f} s of audio in {self.compute_seconds:.2f} s"]
+        if self.real_time_factor is not None:
+            parts.append(f"real-time factor {self.real_time_factor:.3f}")
+        if self.time_to_first_audio is not None:
+            parts.append(f"first audio after {1000 * self.time_to_first_audio:.0f} ms")
+        if self.patches:
+            parts.append(f"{self.patches} patches")
+        if self.text_tokens:
+            parts.append(f"{self.text_tokens} text tokens")
+        if self.kernels:
+            given = f"{self.kernels['triton']} of Triton, {self.kernels['cuda']} ops of CUDA"
+            parts.append(f"kernels from a bundle ({given}; {self.kernels['compiled']} compiled)")
+        parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
+        if self.seed is not None:
+            parts.append(f"seed {self.seed}")
+        return ", ".join(parts)
+
+
+@dataclass
+class Speech:
+    """Audio, or a piece of it: `samples` [L] float32 in about [−1, 1], at `sample_rate` Hz.
+
+    `text` is the text that an edit wrote before its audio (a piece of it in a stream), else None.
     """
 
     samples: np.ndarray
@@ -32,17 +84,17 @@ class Speech:
         return self.samples.size / self.sample_rate
 
     def save(self, path: Any, *, format: str | None = None, subtype: str = "int16") -> None:
-        """Writes .wav, .flac, .pcm or .raw by its suffix, "-" or a file object as wav.
+        """Writes .wav, .flac, .pcm or .raw by the suffix of `path`; "-" (standard output) and a file object as wav.
 
-        `subtype`: "int16", or "float32" for wav and pcm. Raises InputError for what cannot be
-        written.
+        `format`: "wav", "flac" or "pcm", in place of the suffix. `subtype`: "int16", or "float32" for wav and pcm.
+        Raises InputError when it cannot be written.
         """
         write_audio(path, self.samples, self.sample_rate, format=format, subtype=subtype)
 
 
 @dataclass
 class Transcript:
-    """What was understood, or a piece of it in a stream; `language` as the model named it."""
+    """A transcript or an answer, or a piece of it in a stream; `language` as the model named it, or None."""
 
     text: str
     stats: Stats = field(default_factory=Stats)
@@ -50,9 +102,9 @@ class Transcript:
 
 
 class LanguageTag:
-    """Splits "Chinese\\t今天…" as it streams: recognition answers with the language first."""
+    """Separates the language from a streamed transcript such as "Chinese\\t今天…"."""
 
-    LONGEST = 24
+    MAX_LENGTH = 24
 
     def __init__(self) -> None:
         self.language: str | None = None
@@ -64,23 +116,23 @@ class LanguageTag:
             return text
         self._held += text
         tag, tab, rest = self._held.partition("\t")
-        if tab and len(tag) <= self.LONGEST:
+        if tab and len(tag) <= self.MAX_LENGTH:
             self.language, self._held = tag.strip() or None, None
             return rest
-        return self.flush() if len(tag) > self.LONGEST or "\n" in tag else ""
+        return self.flush() if len(tag) > self.MAX_LENGTH or "\n" in tag else ""
 
     def flush(self) -> str:
-        """What was held back in vain."""
+        """The text held back so far, when no language comes."""
         held, self._held = self._held, None
         return held or ""
 
 
 @dataclass(frozen=True)
 class Voice:
-    """A reference voice, encoded: latents [n·5, 64] float32 and what is said in them.
+    """A reference voice, encoded: latents [n·5, 64] float32 and their transcript.
 
-    `checkpoint` is the fingerprint of the audio tokenizer that made it; another one's latents
-    mean nothing. Empty: unknown, used unchecked.
+    `checkpoint`: fingerprint of the audio tokenizer that encoded it; another tokenizer's latents are meaningless.
+    Empty: unknown, not checked. Raises InputError for other shapes and dtypes, NaN or infinity.
     """
 
     latents: np.ndarray
@@ -97,9 +149,7 @@ class Voice:
             raise InputError("voice: latents hold NaN or infinity")
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes a safetensors file, at once or not at all. Raises InputError if it cannot."""
-        from safetensors.numpy import save
-
+        """Writes a safetensors file atomically. Raises InputError if it cannot be written."""
         metadata = {"format": VOICE_FORMAT, "transcript": self.transcript, "checkpoint": self.checkpoint}
         data = save({"latents": np.ascontiguousarray(self.latents)}, metadata)
         path = Path(path)
@@ -119,8 +169,6 @@ class Voice:
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Voice":
         """Reads a file that `save` wrote. Raises InputError for anything else."""
-        from safetensors import SafetensorError, safe_open
-
         label = f"voice {str(path)!r}"
         try:
             is_file = Path(path).is_file()

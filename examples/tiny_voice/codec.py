@@ -3,8 +3,8 @@
     python examples/tiny_voice/codec.py CORPUS OUT [--steps N] [--resume] [--start FOLDER]
 
 Losses: log-magnitude STFTs of three sizes, mel, waveform, and a small pull of the latents to unit
-variance. The posterior's deviation is fixed (a sigma-VAE): what the flow head gets a little wrong,
-the decoder has already learned to bear. Writes OUT/codec.pt every two minutes, and OUT/codec.json,
+variance. The posterior's deviation is fixed (a sigma-VAE), so that the decoder learns to tolerate small
+errors of the flow head. Writes OUT/codec.pt every two minutes, and OUT/codec.json,
 the losses. 6000 steps take about 20 minutes on two idle cores.
 """
 
@@ -40,7 +40,7 @@ def mel_filters(bins: int, count: int = 80) -> Tensor:
 
 
 class Reconstruction(torch.nn.Module):
-    """How far one sound is from another, to an ear."""
+    """Perceptual distances between two signals."""
 
     sizes = (256, 512, 1024)
 

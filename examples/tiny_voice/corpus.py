@@ -1,4 +1,4 @@
-"""Speech to learn from, made on the spot by flite (Debian package `flite`).
+"""A training corpus, synthesised by flite (Debian package `flite`).
 
     python examples/tiny_voice/corpus.py FOLDER [--count N]
 
@@ -138,7 +138,7 @@ def words_before(text: str, names: Sequence[str]) -> list[int]:
 
 
 def plan(count: int, seed: int = 0) -> list[Utterance]:
-    """What is said by whom, not yet spoken."""
+    """The texts, voices and speeds of the utterances, before synthesis."""
     rng = random.Random(seed)
     return [Utterance(random_text(rng), rng.choice(VOICES), rng.choice(STRETCHES)) for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""An independent ear: PocketSphinx (PyPI `pocketsphinx`) on digits, and distances of spectra."""
+"""An independent recogniser of digits: PocketSphinx (PyPI `pocketsphinx`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sentences import DIGITS
 from mingcore.testing.compare import edit_distance
 
 GRAMMAR = "#JSGF V1.0;\ngrammar digits;\npublic <digits> = ( {} )+;\n"
-INSERTION = 1e-3  # penalty of a word: its default inserts digits into every breath
+INSERTION = 1e-3  # word insertion penalty: the default inserts digits into pauses
 DITHER = 2e-4  # digital silence upsets its noise estimate
 
 
@@ -26,7 +26,7 @@ def _decoder():
 
 
 def digits_heard(samples: np.ndarray) -> list[str]:
-    """The digits that PocketSphinx hears in 16 kHz float samples."""
+    """The digits that PocketSphinx recognises in 16 kHz float samples."""
     decoder = _decoder()
     margin = np.zeros(4000, np.float32)
     x = np.concatenate((margin, samples, margin))

@@ -1,4 +1,4 @@
-"""What both stages share: the steps of a training run, its checkpoints and its log."""
+"""Shared by both stages: the training loop, its checkpoints and its log."""
 
 from __future__ import annotations
 

@@ -30,15 +30,15 @@ from mingcore.text.prompts import ASR_INSTRUCTION, Audio, Tokenizer, tts_prompt,
 
 P = 5  # frames of a patch
 SILENT_PATCHES = 5  # learned after the end, where the stop head says stop
-LEAST_PATCHES = 22  # of an example: inference asks for 1.8 s at least, whatever the stop head says
-LONGEST = 5  # seconds of an utterance
+MIN_PATCHES = 22  # of an example: inference asks for 1.8 s at least, whatever the stop head says
+MAX_SECONDS = 5  # seconds of an utterance
 DROPPED_CONDITION = 0.1
 LATENT_NOISE = 0.4  # the largest deviation added to latents that are heard
-FLOW_PATCHES = 192  # of a batch that the flow head learns from: it is the dearest part of a step
+FLOW_PATCHES = 192  # of a batch that the flow head learns from: it is the most expensive part of a step
 SHARES = {"slt": 2, "rms": 1, "awb": 1}  # of spoken examples; slt's digits are the shortest
 AHEAD = 3  # patches whose phones are asked for
-WORDS = 24  # counts of words from 0 that are told apart
-OWN_ROWS = 3  # examples of a step that are said anew by the model itself
+WORDS = 24  # classes of word counts, from 0
+OWN_ROWS = 3  # examples of a step whose audio the model generates itself
 OWN_STEPS = 5  # Euler steps for that
 OWN_KEPT = 384
 # phones and words: where in the text it is; balance: spreads the tokens over the experts
@@ -54,7 +54,7 @@ def latents_of(ming, corpus: Corpus, path: Path) -> list[tuple[Tensor, int]]:
         for i in range(len(out), len(corpus.index)):
             x = corpus.speech(i)
             patches = -(-len(x) // (P * HOP))
-            most = max(patches + SILENT_PATCHES, LEAST_PATCHES)
+            most = max(patches + SILENT_PATCHES, MIN_PATCHES)
             padded = np.zeros(most * P * HOP, np.float32)
             padded[: len(x)] = x
             mean, _ = ming.audio.encoder(torch.from_numpy(padded)[None])
@@ -92,7 +92,7 @@ class Tasks:
         self.by_voice: dict[tuple[str, float], list[int]] = {}  # and by speed
         for i in among:
             u = corpus.index[i]
-            if u.length < LONGEST * RATE:
+            if u.length < MAX_SECONDS * RATE:
                 self.by_voice.setdefault((u.voice, u.stretch), []).append(i)
 
     def speak(self) -> Example:

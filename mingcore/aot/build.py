@@ -1,4 +1,4 @@
-"""A bundle from a model's config: what would be launched, compiled, and written down."""
+"""Makes a bundle from a model's config: dry run, compilation, manifest."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ import triton
 from .. import __version__
 from ..config.model_config import MingConfig
 from ..errors import InputError, KernelBundleError
-from . import cuda_build, identity, manifest, rehearse, triton_build
-from .rehearse import Limits, Subject
+from . import cuda_build, dry_run, identity, manifest, triton_build
+from .dry_run import Limits, ModelSpec
 from .targets import Target
 
 
 @dataclass(frozen=True)
-class Made:
+class BuildResult:
     """What `build` made: kernels by kind, seconds by stage, the bundle's bytes, what is not in it.
 
-    left: CUDA ops without code for some of the GPUs, with the reason.
+    launches_seen: of Triton kernels in the dry runs, repeated ones included. left: CUDA ops without code for some of
+    the GPUs, with the reason. spilled: Triton kernels that spill registers.
     """
 
     folder: Path
@@ -41,11 +42,11 @@ class Made:
         return asdict(self) | {"folder": str(self.folder)}
 
 
-Told = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]  # stage, how much of it is done, of how much
 
 
 def build(
-    subject: Subject,
+    spec: ModelSpec,
     targets: Sequence[Target],
     folder: str | Path,
     *,
@@ -54,15 +55,15 @@ def build(
     weights: str | None = None,
     jobs: int | None = None,
     cuda_compiler: str = "auto",
-    told: Told = lambda stage, done, of: None,
-) -> Made:
+    progress: Progress = lambda stage, done, total: None,
+) -> BuildResult:
     """Make a bundle in `folder`, which must be new, empty, or an older bundle: that is replaced.
 
-    Needs no GPU. jobs: processes (None: as many as there are cores). `told` is called with a stage,
-    how much of it is done, and of how much. Raises InputError for a folder that holds something
-    else, KernelBundleError where a kernel does not compile or this Triton cannot.
+    Needs no GPU. dtype, weights: as in `MingAudio.from_pretrained` on a GPU. jobs: processes (None: one per core).
+    cuda_compiler: "auto", "nvcc" or "nvrtc". Raises InputError for a folder that holds something else,
+    KernelBundleError where a kernel does not compile or this version of Triton cannot make bundles.
     """
-    reason = identity.why_not()
+    reason = identity.unsupported_reason()
     if reason:
         raise KernelBundleError(reason)
     limits, folder = limits or Limits(), _emptied(Path(folder))
@@ -71,30 +72,30 @@ def build(
     clock, seconds = time.perf_counter, {}
 
     start = clock()
-    tasks, seen, spare = [], 0, {"dtype": dtype, "weights": weights}
+    tasks, seen = [], 0
     for i, target in enumerate(targets):
-        told(f"rehearsing for {target}", i, len(targets))
-        found = rehearse.launches(subject, target, limits, **spare)
+        progress(f"dry run for {target}", i, len(targets))
+        found = dry_run.launches(spec, target, limits, dtype=dtype, weights=weights)
         tasks += [(launch, target) for launch in sorted(found.launches)]
         seen += found.seen
     seconds["rehearse"] = clock() - start
 
     start, done = clock(), [0, 0]
 
-    def tick(stage: str, kind: int, of: int) -> Callable[[], None]:
+    def counter(stage: str, kind: int, total: int) -> Callable[[], None]:
         def count() -> None:
             done[kind] += 1
-            told(stage, done[kind], of)
+            progress(stage, done[kind], total)
 
         return count
 
-    entries = triton_build.compile_all(tasks, folder, jobs, tick("Triton", 0, len(tasks)))
+    entries = triton_build.compile_all(tasks, folder, jobs, counter("Triton", 0, len(tasks)))
     seconds["triton"] = clock() - start
     start, ops = clock(), len(cuda_build.launch.ops())
-    cuda, left = cuda_build.compile_all(targets, folder, jobs, cuda_compiler, tick("CUDA", 1, ops))
+    cuda, left = cuda_build.compile_all(targets, folder, jobs, cuda_compiler, counter("CUDA", 1, ops))
     seconds["cuda"] = clock() - start
 
-    formats = rehearse.formats(dtype, weights)
+    formats = dry_run.formats(dtype, weights)
     manifest.write(
         folder,
         {
@@ -102,8 +103,8 @@ def build(
             "triton_version": triton.__version__,
             "triton_compiler": identity.compiler(),
             "torch": torch.__version__,
-            "model": subject.name,
-            "model_fingerprint": identity.of_model(MingConfig.from_json(subject.config)),
+            "model": spec.name,
+            "model_fingerprint": identity.of_model(MingConfig.from_json(spec.config)),
             "weights": formats.weights,
             "dtype": str(formats.dtype),
             "limits": asdict(limits),
@@ -116,7 +117,7 @@ def build(
             "cuda": cuda,
         },
     )
-    return Made(
+    return BuildResult(
         folder=folder,
         triton=len(entries),
         cuda=sum(len(entry["kernels"]) for entry in cuda),

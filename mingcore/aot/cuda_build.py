@@ -23,14 +23,14 @@ def choose(compiler: str) -> str:
     """ "nvcc" or "nvrtc"; "auto" takes nvcc where it is on PATH. Raises InputError."""
     if compiler not in COMPILERS:
         raise InputError(f"cuda_compiler: must be one of {', '.join(COMPILERS)}, got {compiler!r}")
-    there = shutil.which("nvcc") is not None
-    if compiler == "nvcc" and not there:
+    has_nvcc = shutil.which("nvcc") is not None
+    if compiler == "nvcc" and not has_nvcc:
         raise InputError("cuda_compiler: there is no nvcc on PATH")
-    return ("nvcc" if there else "nvrtc") if compiler == "auto" else compiler
+    return ("nvcc" if has_nvcc else "nvrtc") if compiler == "auto" else compiler
 
 
 def covered(op: str, targets: Sequence[Target]) -> tuple[list[Target], str | None]:
-    """The targets that an op's kernels are made for, and why the others have none."""
+    """The targets that an op has kernels for, and the reason why the others have none, or None."""
     named = launch.architectures(op)
     found = [t for t in targets if launch.covers(named, t.capability)]
     if len(found) == len(targets):
@@ -45,7 +45,10 @@ def _code(op: str, target: Target) -> str:
 
 
 def compile_op(op: str, targets: Sequence[Target], root: Path, compiler: str) -> list[dict]:
-    """An op's binaries into the bundle -> their entries in the manifest."""
+    """Compiles an op into the bundle: one fatbin by nvcc, or a cubin per architecture by NVRTC -> manifest entries.
+
+    Raises KernelBundleError with nvcc's messages.
+    """
     folder = root / "cuda"
     folder.mkdir(parents=True, exist_ok=True)
     if compiler == "nvcc":
@@ -82,9 +85,12 @@ def _entry(op, targets, path, root, compiler, codes) -> dict[str, Any]:
 
 
 def compile_all(
-    targets: Sequence[Target], root: Path, jobs: int, compiler: str, tick: Callable[[], None] = lambda: None
+    targets: Sequence[Target], root: Path, jobs: int, compiler: str, on_done: Callable[[], None] = lambda: None
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Entries of every op, and of those without code for some target the reason."""
+    """The manifest's entries of every op, and why some have no code for some target, by op.
+
+    `jobs` threads; `on_done` is called as each op is done. Raises KernelBundleError with nvcc's messages.
+    """
     found, left = {}, {}
     for op in launch.ops():
         found[op], reason = covered(op, targets)
@@ -93,9 +99,9 @@ def compile_all(
 
     def one(op: str) -> list[dict]:
         made = compile_op(op, found[op], root, compiler)
-        tick()
+        on_done()
         return made
 
     ops = [op for op in found if found[op]]
-    with ThreadPoolExecutor(jobs) as pool:  # the compiler is another process, or lets go of the GIL
+    with ThreadPoolExecutor(jobs) as pool:  # nvcc is another process, and NVRTC releases the GIL
         return [entry for made in pool.map(one, ops) for entry in made], left

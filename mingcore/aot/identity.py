@@ -1,4 +1,4 @@
-"""What a bundle must agree with beside its sources: the compiler, and the model's shapes."""
+"""Fingerprints that a bundle is checked against beside its sources: the compiler, and the model's shapes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ..config.model_config import MingConfig
 
 
 def compiler() -> str:
-    """Identifies this Triton, its compiler's every file included."""
+    """SHA-256 over Triton's own cache key, which covers every file of its compiler."""
     return hashlib.sha256(triton_key().encode()).hexdigest()
 
 
 def of_model(config: MingConfig) -> str:
-    """Identifies what the shapes of a model follow from."""
+    """SHA-256 over the config that the shapes of a model follow from."""
     return hashlib.sha256(repr(config).encode()).hexdigest()[:32]
 
 
-def why_not() -> str | None:
-    """Why a bundle can be neither made nor served with this Triton, or None."""
+def unsupported_reason() -> str | None:
+    """Why bundles can be neither made nor used with this version of Triton, or None."""
     if hasattr(nvidia_driver, "make_launcher"):
         return (
             f"kernels: Triton {triton.__version__} compiles a C launcher for every kernel when it "

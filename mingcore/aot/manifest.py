@@ -1,4 +1,4 @@
-"""What a bundle says of itself, and the checks that need nothing but its files."""
+"""The manifest of a bundle, and the checks that need nothing but its files."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 import mingcore_kernels
 
 from ..errors import KernelBundleError
+from ..ops._core import launch
 
 FORMAT = 1
 NAME = "manifest.json"
-_SEAL = "sha256"
+_CHECKSUM = "sha256"
 _KERNELS = Path(mingcore_kernels.__file__).parent
 
 
 def sources() -> dict[str, str]:
-    """SHA-256 of every file that a kernel is made of, by its name in a checkout."""
-    from ..ops._core import launch
-
-    cuda = launch.source_folder()
-    named = {f"kernels/{p.name}": p for p in _KERNELS.glob("*.py")}
-    named |= {f"csrc/cuda/{p.relative_to(cuda).as_posix()}": p for p in cuda.glob("*/*.cu*")}
+    """SHA-256 of every source file of a kernel, sub-packages included, by its path in a checkout."""
+    folders = {"kernels/mingcore_kernels": (_KERNELS, "*.py"), "csrc/cuda": (launch.source_folder(), "*.cu*")}
+    named = {
+        f"{prefix}/{path.relative_to(folder).as_posix()}": path
+        for prefix, (folder, pattern) in folders.items()
+        for path in folder.rglob(pattern)
+    }
     return {name: file_digest(named[name]) for name in sorted(named)}
 
 
@@ -33,23 +35,22 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _seal(manifest: Mapping[str, Any]) -> str:
-    rest = {key: value for key, value in manifest.items() if key != _SEAL}
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in manifest.items() if key != _CHECKSUM}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def write(folder: Path, manifest: Mapping[str, Any]) -> Path:
-    """Write the manifest, with a seal over itself: the last file of a bundle to be written."""
-    whole = {"format": FORMAT, **manifest}
-    whole = json.loads(json.dumps(whole))  # as it will be read
+    """Write the manifest, the last file of a bundle, with its own SHA-256 in it."""
+    content = json.loads(json.dumps({"format": FORMAT, **manifest}))  # as `read` will see it
     path, unfinished = folder / NAME, folder / f"{NAME}.tmp"
-    unfinished.write_text(json.dumps({**whole, _SEAL: _seal(whole)}, indent=1) + "\n")
+    unfinished.write_text(json.dumps({**content, _CHECKSUM: _checksum(content)}, indent=1) + "\n")
     unfinished.replace(path)
     return path
 
 
 def read(folder: str | Path) -> dict[str, Any]:
-    """A bundle's manifest. Raises KernelBundleError where there is none, or it was changed."""
+    """A bundle's manifest. Raises KernelBundleError where it is missing, or was edited."""
     path = Path(folder) / NAME
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -60,7 +61,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else None
         raise KernelBundleError(f"kernels: {path} has format {found}, this version of mingcore reads {FORMAT}")
-    if manifest.get(_SEAL) != _seal(manifest):
+    if manifest.get(_CHECKSUM) != _checksum(manifest):
         raise KernelBundleError(f"kernels: {path} was changed after it was written")
     return manifest
 
@@ -80,12 +81,12 @@ def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
                 )
 
 
-def check_sources(manifest: Mapping[str, Any], now: Mapping[str, str]) -> None:
-    """Raises KernelBundleError where the kernels' sources are others than those it was made of."""
-    then = manifest["sources"]
-    other = sorted(name for name in {*now, *then} if now.get(name) != then.get(name))
-    if other:
-        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+def check_sources(manifest: Mapping[str, Any], current: Mapping[str, str]) -> None:
+    """Raises KernelBundleError where the kernels' sources, by `sources`, changed since the bundle was made."""
+    recorded = manifest["sources"]
+    changed = sorted(name for name in {*current, *recorded} if current.get(name) != recorded.get(name))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise KernelBundleError(
-            f"kernels: the bundle is stale: {', '.join(other[:3])}{more} changed since; run mingcore compile again"
+            f"kernels: the bundle is stale: {', '.join(changed[:3])}{more} changed since; run mingcore compile again"
         )

@@ -14,7 +14,7 @@ _FORM = re.compile(r"sm_(\d{2,3})a?(?::(\d{1,3}))?")
 
 @dataclass(frozen=True, order=True)
 class Target:
-    """capability: such as 90; processors: tiles are chosen so that they fill as many."""
+    """capability: such as 90; processors: multiprocessors, on whose number the choice of tiles depends."""
 
     capability: int
     processors: int
@@ -24,7 +24,7 @@ class Target:
 
     @property
     def slug(self) -> str:
-        """As a folder's name."""
+        """The name of its folder in a bundle."""
         return f"sm_{self.capability}-{self.processors}"
 
 

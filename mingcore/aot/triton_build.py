@@ -1,4 +1,4 @@
-"""Triton kernels compiled for GPUs that are not here, from recorded launches, in many processes."""
+"""Compiles recorded launches of Triton kernels for GPUs that are not present, in several processes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from triton.runtime.cache import CacheManager
 from triton.runtime.jit import JITFunction
 
 from .manifest import file_digest
-from .record import Launch, NoDriver, acting_as
 from .targets import Target
+from .trace import Launch, NoDriver, acting_as
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 _EXTENSIONS = (".cubin", ".json")  # of what Triton needs again
 
 
-class Folder(CacheManager):
-    """Triton's cache as folders of the bundle, one for each kernel: `root/<key>/`.
+class BundleCache(CacheManager):
+    """Triton's cache in the bundle, a folder for each kernel: `root/<key>/`.
 
-    Triton makes its cache managers itself, out of a key; so the folder is the class's.
+    Triton constructs its cache managers itself, from a key alone; so `root` is an attribute of the class.
     """
 
     root: Path
@@ -50,20 +50,20 @@ class Folder(CacheManager):
         return None
 
     def put_group(self, filename: str, group: dict[str, str]) -> None:
-        """The folder is the group."""
+        """Nothing to do: the folder is the group."""
 
 
 def kernel_of(launch: Launch) -> JITFunction:
-    """The function in the kernels' sources."""
+    """The kernel's function in its module, such as `mingcore_kernels.activation.silu_mul`."""
     return getattr(import_module(launch.module), launch.name)
 
 
 def compile_one(launch: Launch, target: Target, root: Path) -> dict[str, Any]:
     """Compile one kernel into the bundle -> its entry in the manifest."""
     folder = root / "triton" / target.slug
-    made = type("Made", (Folder,), {"root": folder})
+    cache = type("Cache", (BundleCache,), {"root": folder})
     with acting_as(NoDriver(target.capability)), knobs.cache.scope(), knobs.compilation.scope():
-        knobs.cache.manager_class = made
+        knobs.cache.manager_class = cache
         knobs.compilation.store_binary_only = True
         kernel = kernel_of(launch).preload(launch.specialization)
     paths = sorted(Path(path) for path in kernel.metadata_group.values())
@@ -87,15 +87,15 @@ def compile_one(launch: Launch, target: Target, root: Path) -> dict[str, Any]:
 
 
 def _constants(kernel: JITFunction, values: dict[str, Any]) -> dict[str, Any]:
-    """Name to value of what was fixed at compile time."""
+    """The values of a kernel's constexpr parameters, by name."""
     pairs = zip(values["constant_keys"], values["constant_vals"])
     return {kernel.arg_names[path[0]]: value for path, value in pairs if len(path) == 1}
 
 
 def usage(binary: bytes) -> dict[str, dict[str, int]]:
-    """Kernel to its registers and spilled bytes (stack and local memory), by Triton's cuobjdump.
+    """{kernel: {"registers", "spilled_bytes"}} of a cubin or fatbin, by Triton's cuobjdump.
 
-    The most of all architectures, where the binary is for several.
+    Spilled bytes are stack and local memory. In a binary for several architectures, the largest of them.
     """
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(binary)
@@ -116,22 +116,24 @@ def _task(task: tuple[Launch, Target, Path]) -> dict[str, Any]:
 
 
 def compile_all(
-    tasks: Sequence[tuple[Launch, Target]], root: Path, jobs: int, tick: Callable[[], None] = lambda: None
+    tasks: Sequence[tuple[Launch, Target]], root: Path, jobs: int, on_done: Callable[[], None] = lambda: None
 ) -> list[dict[str, Any]]:
-    """Entries of all kernels, in the order of `tasks`; in `jobs` processes where that is more than
-    one. `tick` is called as each is done."""
-    whole = [(launch, target, root) for launch, target in tasks]
+    """The manifest's entries of all kernels, in the order of `tasks`; in `jobs` processes where that is more than one.
 
-    def told(made: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        entries = []
-        for entry in made:
-            entries.append(entry)
-            tick()
-        return entries
+    `on_done` is called as each kernel is done.
+    """
+    arguments = [(launch, target, root) for launch, target in tasks]
 
-    if jobs == 1 or len(whole) < 2:
-        return told(map(_task, whole))
-    # a process of its own kind: one that was forked would share PyTorch's threads
+    def collect(entries: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+        found = []
+        for entry in entries:
+            found.append(entry)
+            on_done()
+        return found
+
+    if jobs == 1 or len(arguments) < 2:
+        return collect(map(_task, arguments))
+    # spawned, not forked: a forked process would inherit PyTorch's thread pools
     context = multiprocessing.get_context("spawn")
-    with context.Pool(min(jobs, len(whole))) as pool:
-        return told(pool.imap(_task, whole, chunksize=4))
+    with context.Pool(min(jobs, len(arguments))) as pool:
+        return collect(pool.imap(_task, arguments, chunksize=4))

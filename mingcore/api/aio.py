@@ -15,23 +15,24 @@ from ..results import Speech, Transcript, Voice
 from ..runtime.engine import SLOT_SECONDS, Engine
 from ..runtime.params import whole as whole_number
 from ..runtime.worker import Ticket, Worker, once
-from .batch import whole
+from .batch import combine
 from .ming_audio import MingAudio
 
 UNBOUNDED = 1 << 30
 
 
 class AsyncMingAudio:
-    """A MingAudio that serves many requests at once; `async with` it, or `aclose` it.
+    """A MingAudio for many concurrent requests; use it as `async with`, or `aclose` it.
 
-    Speech, recognition and edits of up to `slots` requests run in step, each patch or token for all
-    of them; requests join and leave between two, and more of them wait in order. Each gives what it
-    gives alone (`runtime.engine.Engine` says when bit for bit). The codec, and recordings too long
-    for a slot, run between steps, one piece at a time. `ahead`: chunks made before a stream's
-    consumer takes them; beyond, that request alone pauses. `requests`: how many may be open at
-    once; beyond, a call waits until one is over. `slot_seconds`: speech that fits into a slot at
-    first (memory).
-    Cancelling a task or closing a stream frees its slot; an error ends its own request alone.
+    Continuous batching: up to `slots` requests for speech, recognition and edits share each step, one patch or token
+    of each per step; requests join and leave between steps, further ones wait in order. Each result is that of the
+    request alone (`runtime.engine.Engine` says when bit for bit). The codec, and recordings too long for a slot, run
+    between steps, one piece at a time.
+
+    ahead: chunks that may wait for a stream's consumer; with more, that request alone pauses (backpressure).
+    requests: how many may be open at once; further calls wait until one has ended. slot_seconds: seconds of speech
+    that a slot's caches hold at first (memory). Cancelling a task or closing a stream frees its slot; an error ends
+    its own request alone. Raises InputError for a number out of range.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class AsyncMingAudio:
         self._open = asyncio.Semaphore(whole_number("requests", requests, 1, 1_000_000))
         engine = Engine(ming.model, slots, seconds=slot_seconds, batch_invariant=bool(batch_invariant))
         self._worker = Worker(engine)
-        # what is checked and read before a request starts must not hold up the loop
+        # checks and file reads before a request starts would block the event loop
         self._front = ThreadPoolExecutor(1, "mingcore-front")
 
     @classmethod
@@ -62,26 +63,26 @@ class AsyncMingAudio:
         kernels: str | Path | None = None,
         **options: Any,
     ) -> AsyncMingAudio:
-        """`MingAudio.from_pretrained`, which takes its time; `options` are those of the class."""
+        """`MingAudio.from_pretrained`, which blocks; `options` are those of the class."""
         ming = MingAudio.from_pretrained(name_or_path, device, dtype, weights, kernels)
         return cls(ming, **options)
 
     @property
     def sample_rate(self) -> int:
-        """Of all sound that comes out, in Hz."""
+        """Of all output, in Hz."""
         return self.ming.sample_rate
 
     async def tts(self, text: str, voice: Any = None, **options: Any) -> Speech:
         """`MingAudio.tts`."""
-        return whole(await self._all(lambda: self.ming.speech_request(text, voice, **options)))
+        return combine(await self._all(lambda: self.ming.speech_request(text, voice, **options)))
 
     def tts_stream(self, text: str, voice: Any = None, **options: Any) -> Stream:
-        """`MingAudio.tts_stream`; what is wrong with the request is raised by the first chunk."""
+        """`MingAudio.tts_stream`; an error in the request is raised with the first chunk."""
         return Stream(self, lambda: self.ming.speech_request(text, voice, **options), self.ahead)
 
     async def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
         """`MingAudio.transcribe`."""
-        return whole(await self._all(lambda: self.ming.understand_request(audio, instruction, **options)))
+        return combine(await self._all(lambda: self.ming.understand_request(audio, instruction, **options)))
 
     def transcribe_stream(self, audio: Any, instruction: str | None = None, **options: Any) -> Stream:
         """`MingAudio.transcribe_stream`."""
@@ -89,7 +90,7 @@ class AsyncMingAudio:
 
     async def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`MingAudio.edit`."""
-        return whole(await self._all(lambda: self.ming.edit_request(audio, instruction, **options)))
+        return combine(await self._all(lambda: self.ming.edit_request(audio, instruction, **options)))
 
     def edit_stream(self, audio: Any, instruction: str, **options: Any) -> Stream:
         """`MingAudio.edit_stream`."""
@@ -108,7 +109,7 @@ class AsyncMingAudio:
         return await self._call(lambda: self.ming.decode(latents))
 
     async def aclose(self) -> None:
-        """Ends every request with ClosedError and frees all memory but the model's."""
+        """Ends every request with ClosedError and frees all memory but the model's weights."""
         self._worker.close()
         await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
         self._front.shutdown(wait=False)
@@ -129,14 +130,14 @@ class AsyncMingAudio:
 
 
 class Stream(AsyncIterator[Any]):
-    """The pieces of one request as they come. It starts with the first piece that is asked for.
+    """The pieces of one request as they are made. The request is submitted when the first piece is awaited.
 
-    Closed by `aclose`, by `async with`, or by being forgotten.
+    Closed by `aclose`, by `async with`, or by garbage collection.
     """
 
     def __init__(self, owner: AsyncMingAudio, make: Callable[[], Any], ahead: int):
         self._owner, self._make, self._ahead = owner, make, ahead
-        self._outlet: _Outlet | None = None
+        self._sink: _QueueSink | None = None
         self._ticket: Ticket | None = None
         self._over = False
 
@@ -146,9 +147,9 @@ class Stream(AsyncIterator[Any]):
     async def __anext__(self) -> Any:
         if self._over:
             raise StopAsyncIteration
-        if self._outlet is None:
+        if self._sink is None:
             await self._start()
-        error, piece = await self._outlet.take()
+        error, piece = await self._sink.take()
         if piece is not None:
             self._owner._worker.wake()
             return piece
@@ -158,7 +159,7 @@ class Stream(AsyncIterator[Any]):
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancels what is left; its slot is freed."""
+        """Cancels the rest of the request and frees its slot."""
         self._end()
 
     async def __aenter__(self) -> Stream:
@@ -173,7 +174,7 @@ class Stream(AsyncIterator[Any]):
     async def _start(self) -> None:
         owner, loop = self._owner, asyncio.get_running_loop()
         await owner._open.acquire()
-        outlet = self._outlet = _Outlet(loop, self._ahead, owner._open.release)
+        sink = self._sink = _QueueSink(loop, self._ahead, owner._open.release)
         try:
             if owner._worker.closed:
                 raise ClosedError("the request: AsyncMingAudio is closed")
@@ -182,36 +183,36 @@ class Stream(AsyncIterator[Any]):
             self._end()
             raise
         if not self._over:
-            self._ticket = owner._worker.submit(work, outlet)
+            self._ticket = owner._worker.submit(work, sink)
 
     def _end(self) -> None:
         if self._over:
             return
         self._over = True
-        if self._outlet is not None:
-            self._outlet.close()
+        if self._sink is not None:
+            self._sink.close()
         if self._ticket is not None:
             self._owner._worker.cancel(self._ticket)
 
 
-class _Outlet:
-    """A bounded queue from the engine's thread to the event loop's.
+class _QueueSink:
+    """An output sink: a bounded queue from the engine's thread to the event loop's.
 
-    Each side changes a counter of its own, so that neither waits for the other.
+    Each side writes only its own counter, so no lock is needed.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, bound: int, release: Callable[[], None]):
         self._loop, self._bound, self._release = loop, bound, release
         self._queue: asyncio.Queue[tuple[BaseException | None, Any]] = asyncio.Queue()
-        self._given = self._taken = 0
+        self._put_count = self._taken_count = 0
         self._closed = False
 
     def room(self) -> int:
-        return self._bound - (self._given - self._taken)
+        return self._bound - (self._put_count - self._taken_count)
 
     def put(self, piece: Any) -> None:
-        """Raises RuntimeError when the loop is gone, which ends the request."""
-        self._given += 1
+        """Raises RuntimeError when the event loop is closed, which ends the request."""
+        self._put_count += 1
         self._loop.call_soon_threadsafe(self._queue.put_nowait, (None, piece))
 
     def end(self, error: BaseException | None) -> None:
@@ -219,13 +220,13 @@ class _Outlet:
             self._loop.call_soon_threadsafe(self._queue.put_nowait, (error, None))
 
     async def take(self) -> tuple[BaseException | None, Any]:
-        """The next piece, or (what went wrong or None, None) at the end."""
+        """(None, the next piece), or at the end (the error or None, None)."""
         entry = await self._queue.get()
-        self._taken += 1
+        self._taken_count += 1
         return entry
 
     def close(self) -> None:
-        """The request is over for its consumer: another may be opened."""
+        """The consumer needs no more: another request may be opened."""
         if not self._closed and not self._loop.is_closed():
             self._closed = True
             self._loop.call_soon_threadsafe(self._release)

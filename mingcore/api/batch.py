@@ -1,4 +1,4 @@
-"""Many requests in step, on the caller's thread; `aio.py` does it in the background."""
+"""Batched requests on the caller's thread; `aio.py` runs them in the background."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..runtime.requests import Request
 from ..runtime.slots import check_slots
 
 Piece = Speech | Transcript
-# task -> the argument that is a request's subject, and what makes a request of its arguments
+# task -> the argument that a request must have, and the method that makes a request of its arguments
 TASKS = {
     "tts": ("text", "speech_request"),
     "transcribe": ("audio", "understand_request"),
@@ -23,14 +23,14 @@ TASKS = {
 }
 
 
-class _Outlet:
-    """Puts what a request gives, and at last its error or None, into a common queue."""
+class _SharedSink:
+    """An output sink: a request's pieces, then its error or None, go to a queue that all requests share."""
 
     def __init__(self, index: int, queue: deque[tuple[int, Any]]):
         self._index, self._queue = index, queue
 
     def room(self) -> int:
-        # a round gives each request one piece, and comes only when all are taken
+        # never full: a step makes one piece per request and runs only when the queue is empty
         return 1 << 30
 
     def put(self, piece: Piece) -> None:
@@ -50,14 +50,13 @@ def together(
     errors: str = "raise",
     **options: Any,
 ) -> Iterator[tuple[int, Piece | BaseException | None]]:
-    """Runs `requests` up to `slots` at a time -> (which one, a piece), as they are made.
+    """Runs `requests`, up to `slots` at a time -> (the request's index, a piece), as they are made.
 
-    A request is a text (of "transcribe" and "edit": audio), or a mapping of the arguments of the
-    method that `task` names, which win over `options`. After its last piece each request gives
-    None. errors: "raise" ends everything at the first error, before anything starts where it is an
-    InputError; with "return" the error takes the place of None, and the others go on.
-    batch_invariant: see `runtime.engine.Engine`. Closing the iterator frees all memory. Raises
-    InputError.
+    A request is a text (for "transcribe" and "edit": audio), or a mapping of the arguments of the method that `task`
+    names; they take precedence over `options`. Each request ends with (index, None). errors: "raise" ends everything
+    at the first error, an InputError before anything starts; with "return" the error takes the place of None, and the
+    other requests continue. batch_invariant: see `runtime.engine.Engine`. Closing the iterator frees all memory.
+    Raises InputError.
     """
     if task not in TASKS:
         raise InputError(f"task: must be one of {', '.join(TASKS)}, got {task!r}")
@@ -67,15 +66,15 @@ def together(
         subject = TASKS[task][0]
         raise InputError(f"requests: must be a list, each {subject} or a mapping with it, got {requests!r}")
     slots = check_slots(slots)
-    work: list[Request | InputError] = []
+    checked: list[Request | InputError] = []
     for index, request in enumerate(requests):
         try:
-            work.append(_request(ming, task, index, request, options))
+            checked.append(_request(ming, task, index, request, options))
         except InputError as error:
             if errors == "raise":
                 raise
-            work.append(error)
-    return _made(ming, work, slots, bool(batch_invariant), errors == "raise")
+            checked.append(error)
+    return _run(ming, checked, slots, bool(batch_invariant), errors == "raise")
 
 
 def _request(ming, task: str, index: int, request: Any, options: dict[str, Any]) -> Request:
@@ -90,21 +89,21 @@ def _request(ming, task: str, index: int, request: Any, options: dict[str, Any])
         raise InputError(f"requests[{index}]: {error}") from None
 
 
-def _made(
-    ming, work: list[Request | InputError], slots: int, batch_invariant: bool, strict: bool
+def _run(
+    ming, checked: list[Request | InputError], slots: int, batch_invariant: bool, strict: bool
 ) -> Iterator[tuple[int, Any]]:
     queue: deque[tuple[int, Any]] = deque()
-    right = [(i, request) for i, request in enumerate(work) if not isinstance(request, InputError)]
-    queue.extend((i, error) for i, error in enumerate(work) if isinstance(error, InputError))
-    if not right:
+    valid = [(i, request) for i, request in enumerate(checked) if not isinstance(request, InputError)]
+    queue.extend((i, error) for i, error in enumerate(checked) if isinstance(error, InputError))
+    if not valid:
         yield from queue
         return
-    # in that mode the number of slots is a shape that kernels see: not the batch's to choose
-    slots = slots if batch_invariant else min(slots, len(right))
+    # batch-invariant: the number of slots is a shape of the kernels and must not depend on the batch
+    slots = slots if batch_invariant else min(slots, len(valid))
     engine = Engine(ming.model, slots, batch_invariant=batch_invariant, graphs=False)
     try:
-        for index, request in right:
-            engine.submit(request, _Outlet(index, queue))
+        for index, request in valid:
+            engine.submit(request, _SharedSink(index, queue))
         while queue or engine.tick():
             while queue:
                 index, piece = queue.popleft()
@@ -115,8 +114,8 @@ def _made(
         engine.close()
 
 
-def whole_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
-    """All of `together`, put together: a Speech or Transcript for each request, or its error."""
+def run_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
+    """The results of `together`: a Speech or Transcript for each request, or its error."""
     parts: dict[int, list[Piece]] = {}
     failed: dict[int, BaseException] = {}
     for index, piece in together(ming, requests, **options):
@@ -124,12 +123,12 @@ def whole_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
             failed[index] = piece
         elif piece is not None:
             parts.setdefault(index, []).append(piece)
-    every = sorted({*parts, *failed})
-    return [failed[i] if i in failed else whole(parts[i]) for i in every]
+    indices = sorted({*parts, *failed})
+    return [failed[i] if i in failed else combine(parts[i]) for i in indices]
 
 
-def whole(pieces: Iterable[Any]) -> Any:
-    """The pieces of a stream as one Speech, or one Transcript."""
+def combine(pieces: Iterable[Any]) -> Any:
+    """The pieces of a stream as one Speech or one Transcript."""
     parts = list(pieces)
     texts = [part.text for part in parts if part.text is not None]
     text, last = "".join(texts) if texts else None, parts[-1]

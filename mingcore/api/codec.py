@@ -1,4 +1,4 @@
-"""The half of the public class that needs the AudioVAE alone: sound to latents and back."""
+"""The part of the public class that needs the AudioVAE only: audio to latents and back."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ from ..runtime.work import to_numpy
 
 logger = logging.getLogger(__name__)
 
-# audio in is processed whole; beyond this a log line says so
+# input is processed in one piece; a longer one is logged
 LONG_AUDIO_SECONDS = 600.0
 
 
@@ -33,7 +33,7 @@ class Codec:
 
     @property
     def sample_rate(self) -> int:
-        """Of all sound that comes out, in Hz."""
+        """Of all output, in Hz."""
         return self.model.config.sample_rate
 
     @property
@@ -42,7 +42,10 @@ class Codec:
         return self.model.llm.device
 
     def encode(self, audio: Any, *, sample: bool = False, seed: int | None = None) -> np.ndarray:
-        """Latents [T, 64] float32 of `audio`, 50 a second: the mean, or one draw with `sample`."""
+        """Latents [T, 64] float32 of `audio`, 50 frames per second: the posterior's mean.
+
+        sample: mean + std · noise instead, the noise by `seed`. audio: as in `MingAudio`. Raises InputError.
+        """
         samples = self._read(audio, self.model.config.hop_samples, "one frame")
         with torch.no_grad():
             mean, std = self.model.vae.encode(samples)
@@ -54,13 +57,12 @@ class Codec:
     def encode_stream(
         self, chunks: Iterable[Any], sample_rate: int | None = None, *, sample: bool = False, seed: int | None = None
     ) -> Iterator[np.ndarray]:
-        """Latents [t, 64] float32, t ≥ 1, of consecutive chunks of samples, as they come.
+        """Latents [t, 64] float32, t ≥ 1, of consecutive chunks of samples, as they arrive.
 
-        Chunks are [l] of NumPy or PyTorch, any l ≥ 0, float or integers by their full scale, at
-        `sample_rate` Hz (None: the checkpoint's). All pieces together equal `encode` of the whole;
-        with `sample` the draws come in another order. The last piece is padded to a frame. Memory
-        does not grow. Raises InputError for a chunk that is no such samples, and when none of them
-        holds any.
+        Chunks are [l] of NumPy or PyTorch, any l ≥ 0, float or integer (scaled by full scale), at `sample_rate` Hz
+        (None: the checkpoint's). All pieces concatenated equal `encode` of all chunks; with `sample` the noise is
+        drawn in another order. The end is padded to a frame. Memory is constant. Raises InputError for a chunk of
+        another kind, and when the chunks hold no samples.
         """
         rate = self.sample_rate if sample_rate is None else sample_rate
         pieces = resampled(chunks, rate, self.sample_rate)
@@ -70,7 +72,7 @@ class Codec:
     def _encode_pieces(self, pieces: Iterator[np.ndarray], noise: SeededNoise | None) -> Iterator[np.ndarray]:
         vae, nothing = self.model.vae, np.zeros(0, np.float32)
         state = vae.new_encoder_state(1)
-        # the end is a chunk of its own, so that none waits for the next
+        # the end is an empty chunk of its own, so that no chunk waits for the next one
         for samples, last in chain(zip(pieces, repeat(False)), [(nothing, True)]):
             x = torch.from_numpy(samples).to(self.device)[None]
             with torch.no_grad():
@@ -83,16 +85,19 @@ class Codec:
             raise InputError("audio: the stream held no samples")
 
     def decode(self, latents: Any) -> Speech:
-        """The sound of latents [T, 64] (NumPy or PyTorch): T · 320 samples."""
+        """Audio of latents [T, 64] (NumPy or PyTorch): T · 320 samples.
+
+        Raises InputError for another shape, NaN or infinity.
+        """
         latents = self._latents("latents", latents)
         return next(self._decode_pieces(iter([(latents, True)]), None))
 
     def decode_stream(self, chunks: Iterable[Any]) -> Iterator[Speech]:
-        """The sound of consecutive chunks of latents [t, 64], each t ≥ 1, as they come.
+        """Audio of consecutive chunks of latents [t, 64], each t ≥ 1, as they arrive.
 
-        No chunk waits for the next: the sound that later ones still overlap (60 ms) is held back,
-        and the last piece brings what was. All pieces share one `stats`. Memory does not grow.
-        Raises InputError for a chunk that is no latents, or when there is none.
+        No chunk waits for the next one: the inverse STFT's overlap with later frames (60 ms) is held back until they
+        are there, and the last piece holds the rest. All pieces concatenated equal `decode` of all chunks. All pieces
+        share one `stats`. Memory is constant. Raises InputError for a chunk of another kind, or when there is none.
         """
         latents = (self._latents("latents", chunk) for chunk in chunks)
         nothing = torch.empty(1, 0, self.model.config.latent_dim, device=self.device)
@@ -100,7 +105,7 @@ class Codec:
         return self._decode_pieces(pieces, self.model.vae.new_decoder_state(1))
 
     def roundtrip(self, audio: Any, *, sample: bool = False, seed: int | None = None) -> RoundTrip:
-        """`audio` through `encode` and `decode`, for a look at what the codec keeps of it."""
+        """`audio` through `encode` and `decode`, with the time of each and the distances of `fidelity`."""
         samples = self._read(audio, self.model.config.hop_samples, "one frame")[0].cpu().numpy()
         start = time.perf_counter()
         latents = self.encode((samples, self.sample_rate), sample=sample, seed=seed)
@@ -126,10 +131,10 @@ class Codec:
             if samples.size:
                 yield Speech(samples, self.sample_rate, meter.stats)
 
-    def _read(self, audio: Any, least: int, what: str) -> Tensor:
-        """Samples [1, L] on the device, L at least `least`."""
+    def _read(self, audio: Any, min_samples: int, what: str) -> Tensor:
+        """Samples [1, L] on the device, L ≥ min_samples."""
         samples = read_audio(audio, self.sample_rate)
-        require_samples(samples, least, what)
+        require_samples(samples, min_samples, what)
         seconds = samples.size / self.sample_rate
         if seconds > LONG_AUDIO_SECONDS:
             logger.warning("audio: %.0f s are processed whole; memory grows with them", seconds)

@@ -1,7 +1,7 @@
-"""What a checkpoint is, by reading headers only: no weights are loaded and none downloaded.
+"""Describes a checkpoint by its headers: no weights are loaded or downloaded.
 
-`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info`
-prints as a table or as JSON.
+`describe` takes a folder, a hub id or a bundled name and returns plain data, which `mingcore info` prints as a table
+or as JSON.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import torch
+
+from ..config.devices import as_device, as_dtype
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
-
-if TYPE_CHECKING:
-    from ..model.plan import Plan
+from ..model.headers import DTYPES, read_headers
+from ..model.parts import PARTS, part_of
+from ..model.plan import Plan, make
+from ..model.sources import HeaderTensors
+from ..runtime.locate import bundled, find_folder
+from ..runtime.params import ContextParams
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
 
@@ -37,7 +43,7 @@ class Header(NamedTuple):
 def describe(name_or_path: str) -> dict[str, Any]:
     """The facts of a checkpoint, as JSON-ready data.
 
-    Keys: `name`, `source`, `card` (the checkpoint's own words, {} when it has none), `warning`
+    Keys: `name`, `source`, `card` (of the checkpoint's config.json, {} when it has none), `warning`
     (None or one line), `parameters`, `active_parameters` (per generated token, with the experts
     that one token takes), `bytes`, `files`, `dtypes` {dtype: parameters}, `parts` [{part, tensors,
     parameters, bytes}], `dims` {part: {dim: value}}, `rates`, `tokenizer` and `voices`.
@@ -82,20 +88,13 @@ def plan(
     context_seconds: float | None = None,
     context_format: str | None = None,
 ) -> Plan:
-    """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
+    """The memory that a checkpoint would need, by its headers; see `model.plan`.
 
-    device: None is a GPU if there is one; one that is not here can be planned for as well.
+    device: None is a GPU if there is one; "cuda" is possible without one. batches, minutes: one line of the plan for
+    each pair.
     context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
     InputError for numbers that are not positive.
     """
-    import torch
-
-    from ..config.devices import as_device, as_dtype
-    from ..model.headers import DTYPES
-    from ..model.plan import make
-    from ..model.sources import HeaderTensors
-    from ..runtime.params import ContextParams
-
     for name, values in (("batch", batches), ("minutes", minutes)):
         if not all(0 < value <= 1e6 for value in values):
             raise InputError(f"{name}: must be positive, got {', '.join(map(str, values))}")
@@ -120,7 +119,7 @@ def plan(
 
 
 def card_warning(folder: Path, task: str | None = None) -> str | None:
-    """What a user of this checkpoint, for this task, must know by its own card: a line or None."""
+    """The warning of a checkpoint's card for its users, for a task if one is named: a line, or None."""
     card = _config(folder / "config.json").get("card") or {}
     tasks = card.get("tasks")
     if task is not None and tasks is not None and task not in tasks:
@@ -134,9 +133,7 @@ def _warning(card: Mapping[str, Any]) -> str | None:
 
 
 def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
-    """(where it is, config.json, tensor headers, file names)."""
-    from ..runtime.locate import bundled, find_folder
-
+    """(source, config.json, tensor headers, file names)."""
     folder = find_folder(name_or_path)
     if folder is None:
         return _read_hub(name_or_path)
@@ -149,8 +146,6 @@ def _read_folder(folder: Path, source: str) -> tuple[str, Mapping, dict[str, Hea
 
 
 def _headers(folder: Path) -> dict[str, Header]:
-    from ..model.headers import DTYPES, read_headers
-
     names = {dtype: name for name, dtype in DTYPES.items()}
     return {name: Header(names[info.dtype], info.shape, info.file.name) for name, info in read_headers(folder).items()}
 
@@ -167,12 +162,12 @@ def _config(path: Path) -> Mapping[str, Any]:
 def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
     """config.json, the list of files and each weight file's header, over the network.
 
-    Where the hub cannot be reached, what it left in the cache.
+    When the hub cannot be reached: of an earlier download in its cache.
     """
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    # the bases of the hub's error are those of the HTTP client that this version of it uses
+    # the bases of HfHubHTTPError: the errors of the HTTP client that this version of the hub uses
     unreachable = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         api = hub.HfApi()
@@ -202,8 +197,6 @@ def _cached(repo: str) -> Path | None:
 
 
 def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:
-    from ..model.parts import PARTS, part_of
-
     rows = {part: {"part": part, "tensors": 0, "parameters": 0, "bytes": 0} for part in PARTS}
     rows["other"] = {"part": "other", "tensors": 0, "parameters": 0, "bytes": 0}
     for name, header in headers.items():

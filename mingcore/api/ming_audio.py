@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..aot import install_bundle
 from ..config.devices import as_device, as_dtype
 from ..errors import CheckpointError, InputError
 from ..fidelity import RoundTrip
@@ -24,20 +25,21 @@ from ..runtime.speaking import SpeechRequest
 from ..runtime.understanding import UnderstandRequest
 from ..runtime.work import Progress, to_numpy
 from ..text import normalize as norm
-from .batch import whole, whole_batch
+from .batch import combine, run_batch
 from .codec import Codec
 
 __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
 
 
 class MingAudio(Codec):
-    """A checkpoint, ready to use. Requests run one at a time, those of `tts_batch` and its like in
-    step; `AsyncMingAudio` serves many at once.
+    """A loaded checkpoint: speech, transcription, edits, and the codec.
 
-    Every method that makes sound or text takes `seed` (drawn and recorded in `.stats` when not
-    given): the same seed gives the same bits on one device. What the caller got wrong raises
-    InputError before anything expensive starts. Audio in is a path, "-" (standard input), bytes,
-    a binary file object, or (samples, rate).
+    Requests run one at a time, those of `tts_batch`, `transcribe_batch` and `edit_batch` as a batch;
+    `AsyncMingAudio` runs many concurrently.
+
+    Every method that makes audio or text takes `seed` (drawn at random and recorded in `.stats` when not given): the
+    same seed gives the same bits on one device. Wrong arguments raise InputError before anything expensive starts.
+    Input audio is a path, "-" (standard input), bytes, a binary file object, or (samples, rate).
     """
 
     def __init__(self, model: Any, folder: Path | None = None):
@@ -56,14 +58,14 @@ class MingAudio(Codec):
     ) -> "MingAudio":
         """Loads a folder, a hub id ("owner/name") or a bundled checkpoint ("tiny").
 
-        `device`: by default a GPU if there is one. `weights`: the format of the large matrices,
-        "fp32", "fp16", "bf16", or quantised while they are read, "int8", "int8_dyn" (activations
-        too: the fastest on a CPU) or "fp8"; by default that of `dtype`. `dtype`, of weights that
-        are not quantised: by default float32 on a CPU, bfloat16 on a GPU and beside quantised ones.
-        `kernels`: a bundle that `mingcore compile` made for this checkpoint and GPU; nothing is
-        compiled then, and `stats.kernels` of every request says so.
-        Raises InputError when there is no such checkpoint or device, CheckpointError when its files
-        are damaged, KernelBundleError, with the reason, when the bundle does not fit.
+        device: by default a GPU if there is one. weights: the format of the large matrices: "fp32", "fp16", "bf16",
+        or quantised while they are read: "int8", "int8_dyn" (activations too; the fastest on a CPU) or "fp8"; by
+        default that of `dtype`. dtype: of weights that are not quantised; by default float32 on a CPU, bfloat16 on a
+        GPU and beside quantised ones. kernels: a bundle that `mingcore compile` made for this checkpoint and GPU;
+        then nothing is compiled, and `stats.kernels` of every request says so.
+
+        Raises InputError when there is no such checkpoint or device, CheckpointError when its files are damaged,
+        NotEnoughMemory when it does not fit, KernelBundleError, with the reason, when the bundle does not fit.
         """
         device, dtype = as_device(device), as_dtype(dtype)
         folder = locate(name_or_path)
@@ -71,15 +73,13 @@ class MingAudio(Codec):
             raise InputError(f"kernels: a bundle holds kernels of a GPU, the device is {device}")
         model = load(folder, device=device, dtype=dtype, weights=weights)
         if kernels is not None:
-            from ..aot.serve import serve
-
-            serve(kernels, model)
+            install_bundle(kernels, model)
         return cls(model, folder)
 
     def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:
-        """Encodes a recording of someone saying `transcript`, for `tts` to speak like it.
+        """A reference voice for `tts`: a recording, encoded, and its transcript.
 
-        The latents are sampled, as in training; `seed` fixes them.
+        The latents are sampled from the posterior, as in training, with the noise of `seed`. Raises InputError.
         """
         if not isinstance(transcript, str):
             raise InputError(f"transcript: must be a string, got {type(transcript).__name__}")
@@ -90,16 +90,16 @@ class MingAudio(Codec):
 
     @property
     def voices(self) -> list[str]:
-        """Names of the voices that come with the checkpoint."""
+        """Names of the voices in the checkpoint's folder."""
         folder = self.folder
         return [] if folder is None else sorted(p.stem for p in folder.glob("voices/*.safetensors"))
 
     def tts(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Speech:
-        """Speaks `text`: everything that `tts_stream` gives, in one; the same options."""
-        return whole(self.tts_stream(text, voice, **options))
+        """Speaks `text`: the chunks of `tts_stream`, concatenated; the same options."""
+        return combine(self.tts_stream(text, voice, **options))
 
     def tts_stream(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Iterator[Speech]:
-        """Speaks `text` in chunks of about 100 ms, each as soon as it is made.
+        """Speaks `text` in chunks of about 100 ms, each as soon as it is decoded.
 
         The options are those of `speech_request`. All chunks share one `stats`. Closing the
         iterator frees the request's memory.
@@ -107,12 +107,12 @@ class MingAudio(Codec):
         return results(self.model, self.speech_request(text, voice, **options))
 
     def tts_batch(self, requests: Sequence[str | Mapping[str, Any]], *, slots: int = 8, **options: Any) -> list[Speech]:
-        """Speaks many texts, up to `slots` at a time in step: each as `tts` alone would.
+        """Speaks many texts, up to `slots` at a time as a batch; each result is that of `tts`.
 
-        A request is a text, or a mapping of the arguments of `tts`; `options` are those of all,
-        and of `batch.together` (`batch_invariant`, `errors`).
+        A request is a text, or a mapping of the arguments of `tts`; `options` apply to all requests, or are those of
+        `batch.together` (`batch_invariant`, `errors`).
         """
-        return whole_batch(self, requests, slots=slots, **options)
+        return run_batch(self, requests, slots=slots, **options)
 
     def speech_request(
         self,
@@ -135,21 +135,20 @@ class MingAudio(Codec):
         context_format: str | None = None,
         progress: Progress | None = None,
     ) -> SpeechRequest:
-        """What `tts` and its kin speak, with everything checked.
+        """The checked request of `tts`, `tts_stream` and `tts_batch`.
 
-        `voice`: a Voice, a voice file, a name in `voices`; None is the checkpoint's default.
-        `steps`, `guidance`, `temperature`, `sigma`: the flow sampler's. `noise`: the order of its
-        draws, the reference's or "per_request", which does not depend on device or batch.
-        `min_seconds`: not to end before (None: 1.8 s, as trained). `max_seconds`: of the whole
-        (None: several times what the text should take). `normalize`: numbers, dates and units
-        in words, in `language` ("zh", "en", None: detected by sentence). Long texts are spoken in
-        segments cut at sentence ends, `pause_seconds` apart, each of which starts anew at the
-        voice: memory is bounded by the longest. Three options depart from the reference
-        (`mingcore.precision.measure_context` says what they cost): `keep_context` lets the model go
-        on hearing what it said over segments, and memory grows; `context_seconds` bounds what it
-        hears; `context_format` "int8" keeps that in 8 bits. With any of them a request does not
-        share a batch, but runs beside it. `progress` is told the seconds made so far. Raises
-        InputError.
+        voice: a Voice, a voice file, or a name in `voices`; None is the checkpoint's default. steps, guidance,
+        temperature, sigma: of the flow sampler. noise: the order in which its noise is drawn, "reference" or
+        "per_request", which does not depend on device or batch. min_seconds: the earliest end (None: 1.8 s, as
+        trained). max_seconds: the latest end (None: several times the expected duration). normalize: numbers, dates
+        and units in words, in `language` ("zh", "en", None: detected by sentence). progress: called with the seconds
+        made so far.
+
+        Long texts are spoken in segments cut at sentence ends, with pauses of `pause_seconds`; each starts again from
+        the voice alone, so memory is bounded by the longest segment. Three options depart from the reference
+        (`mingcore.precision.measure_context` gives their error): keep_context keeps the semantic module's cache
+        over segments, and memory grows; context_seconds bounds it to a sliding window; context_format "int8" quantises
+        it. A request with any of them runs unbatched. Raises InputError.
         """
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)
@@ -171,10 +170,10 @@ class MingAudio(Codec):
 
     def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
         """What `audio` says, or the answer to `instruction`; the options of `transcribe_stream`."""
-        return whole(self.transcribe_stream(audio, instruction, **options))
+        return combine(self.transcribe_stream(audio, instruction, **options))
 
     def transcribe_stream(self, audio: Any, instruction: str | None = None, **options: Any) -> Iterator[Transcript]:
-        """Text about `audio` in pieces, none with half a character; the last one may be empty.
+        """Text about `audio` in pieces of complete characters; the last piece may be empty.
 
         The options are those of `understand_request`. Closing the iterator frees the request's
         memory.
@@ -182,12 +181,12 @@ class MingAudio(Codec):
         return results(self.model, self.understand_request(audio, instruction, **options))
 
     def transcribe_batch(self, requests: Sequence[Any], *, slots: int = 8, **options: Any) -> list[Transcript]:
-        """Text about many recordings, up to `slots` at a time in step: each as `transcribe` alone.
+        """Text about many recordings, up to `slots` at a time as a batch; each result is that of `transcribe`.
 
         A request is audio, or a mapping of the arguments of `transcribe`; `options` as in
         `tts_batch`.
         """
-        return whole_batch(self, requests, task="transcribe", slots=slots, **options)
+        return run_batch(self, requests, task="transcribe", slots=slots, **options)
 
     def understand_request(
         self,
@@ -199,11 +198,11 @@ class MingAudio(Codec):
         temperature: float = 0.0,
         seed: int | None = None,
     ) -> UnderstandRequest:
-        """What `transcribe` and its kin hear, with everything checked.
+        """The checked request of `transcribe`, `transcribe_stream` and `transcribe_batch`.
 
-        `instruction`: None recognises the language and transcribes; a question is answered.
-        `language`, when known ("zh", "en" or a name): the answer is in it. `temperature` 0 takes
-        the likeliest token. The audio is processed whole: memory grows with its length.
+        instruction: None recognises the language and transcribes; a question is answered. language: of the answer, if
+        known ("zh", "en" or a name). temperature: 0 takes the likeliest token. The audio is processed in one piece:
+        memory grows with its length. Raises InputError.
         """
         params = TextParams(max_new_tokens, temperature)
         if instruction is not None:
@@ -216,23 +215,23 @@ class MingAudio(Codec):
         return UnderstandRequest(samples, instruction, language, params, seed)
 
     def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
-        """`audio` changed as `instruction` says: everything that `edit_stream` gives, in one."""
-        return whole(self.edit_stream(audio, instruction, **options))
+        """`audio` changed as `instruction` says: the pieces of `edit_stream`, concatenated."""
+        return combine(self.edit_stream(audio, instruction, **options))
 
     def edit_stream(self, audio: Any, instruction: str, **options: Any) -> Iterator[Speech]:
-        """First pieces of text (`.text`, no samples), then sound in chunks of about 100 ms.
+        """First pieces of text (`.text`, no samples), then audio in chunks of about 100 ms.
 
         The options are those of `edit_request`. Closing the iterator frees the request's memory.
         """
         return results(self.model, self.edit_request(audio, instruction, **options))
 
     def edit_batch(self, requests: Sequence[Any], *, slots: int = 8, **options: Any) -> list[Speech]:
-        """Many edits, up to `slots` at a time in step: each as `edit` alone would.
+        """Many edits, up to `slots` at a time as a batch; each result is that of `edit`.
 
-        A request is a mapping of the arguments of `edit`, or audio, with `instruction` among the
-        `options`, which are else as in `tts_batch`.
+        A request is a mapping of the arguments of `edit`, or audio with `instruction` among the `options`, which are
+        otherwise as in `tts_batch`.
         """
-        return whole_batch(self, requests, task="edit", slots=slots, **options)
+        return run_batch(self, requests, task="edit", slots=slots, **options)
 
     def edit_request(
         self,
@@ -253,13 +252,12 @@ class MingAudio(Codec):
         context_format: str | None = None,
         progress: Progress | None = None,
     ) -> EditRequest:
-        """What `edit` and its kin make, with everything checked.
+        """The checked request of `edit`, `edit_stream` and `edit_batch`.
 
-        `instruction`: such as "insert 'really' before the third word". `reasoning`: the model
-        first writes what it will say. `max_seconds`: None allows twice the input and ten more;
-        `min_seconds`: None is 1.7 s, as trained. When the model's text ends, or reaches
-        `max_new_tokens`, without asking for sound, that is logged and sound follows anyway.
-        `context_seconds`, `context_format`: as in `speech_request`.
+        instruction: such as "insert 'really' before the third word". reasoning: the model first writes the new text.
+        max_seconds: None is twice the input's duration plus 10 s. min_seconds: None is 1.7 s, as trained. When the
+        model's text ends, or reaches `max_new_tokens`, without the token that starts audio, that is logged and audio
+        is generated anyway. context_seconds, context_format: as in `speech_request`. Raises InputError.
         """
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         params = TextParams(max_new_tokens)
@@ -280,7 +278,7 @@ class MingAudio(Codec):
             raise CheckpointError(f"checkpoint {self.folder}: has no tokenizer.json")
 
     def _voice_latents(self, voice: Voice | str | Path | None) -> tuple[Tensor, str]:
-        """([1, n·P, 64] on the device, transcript) of a Voice, a voice file or a known name."""
+        """(latents [1, n·P, 64] on the device, transcript) of a Voice, a voice file or a known name."""
         voice = self._resolve_voice(voice)
         if voice.checkpoint and self._fingerprint and voice.checkpoint != self._fingerprint:
             raise InputError(
@@ -307,7 +305,7 @@ class MingAudio(Codec):
         return Voice.load(voice)
 
     def no_voice(self, name: str | Path, what: str) -> InputError:
-        """What to raise for a voice that is not known; it says which there are."""
+        """The error for an unknown voice; it lists the known ones."""
         known = f"its voices are {', '.join(self.voices)}" if self.voices else "it has none"
         return InputError(
             f"voice {str(name)!r}: {what}, and no voice of this checkpoint ({known}); give one of "
@@ -316,7 +314,7 @@ class MingAudio(Codec):
         )
 
 
-# the streams take what the requests take
+# the signatures of the streams are those of the requests
 for _stream, _request, _piece in (
     (MingAudio.tts_stream, MingAudio.speech_request, Speech),
     (MingAudio.transcribe_stream, MingAudio.understand_request, Transcript),

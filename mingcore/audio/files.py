@@ -1,6 +1,6 @@
-"""Sound in and out: files, streams and arrays to 16 kHz mono float32, and back.
+"""Audio files, streams and arrays to mono float32 samples, and back.
 
-libsndfile (soundfile) is imported when a file is touched, soxr when a rate differs.
+soundfile (libsndfile) is imported when a file is read or written, soxr when a rate differs.
 """
 
 import logging
@@ -18,8 +18,7 @@ logger = logging.getLogger(__name__)
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
-# this many neighbouring samples at full scale are a clipped peak, not a loud one
-CLIP_RUN = 4
+CLIP_RUN = 4  # consecutive samples at full scale from which a peak counts as clipped
 _BLOCK_FRAMES = 1 << 18
 # suffix → container; "pcm" and "raw" are headerless little-endian samples
 SUFFIXES = {".wav": "wav", ".flac": "flac", ".pcm": "pcm", ".raw": "pcm"}
@@ -30,11 +29,10 @@ SUBTYPES = ("int16", "float32")
 def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") -> np.ndarray:
     """Reads `source` as mono samples [L] float32 at `sample_rate` Hz.
 
-    `source`: a path, "-" (standard input), bytes, a binary file object, or a pair
-    (samples, rate) with samples [L], [L, channels] or [channels, L] of NumPy or PyTorch
-    (integers are full scale, floats are taken as they are). Channels are averaged; another
-    rate is resampled by soxr at its quality HQ. Raises InputError, naming `name`, for what is
-    no audio, is empty, or holds NaN or infinity.
+    `source`: a path, "-" (standard input), bytes, a binary file object, or a pair (samples, rate) with samples [L],
+    [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are unchanged).
+    Channels are averaged; another rate is resampled by soxr at quality HQ. Raises InputError, naming `name`, when the
+    source is no audio, is empty, or holds NaN or infinity.
     """
     if isinstance(source, tuple):
         samples, rate = _from_pair(source, name)
@@ -47,7 +45,7 @@ def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") ->
     if not np.isfinite(samples).all():
         bad = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise InputError(f"{name}: sample {bad} of {samples.size} is {samples[bad]}, not a number")
-    _note_clipping(samples, name)
+    _warn_of_clipping(samples, name)
     return resample(samples, rate, sample_rate)
 
 
@@ -60,11 +58,11 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return soxr.resample(samples, rate, new_rate, quality="HQ").astype(np.float32, copy=False)
 
 
-def require_samples(samples: np.ndarray, least: int, what: str, *, name: str = "audio") -> None:
-    """Raises InputError unless `samples` [L] at 16 kHz holds at least `least` of them."""
-    if samples.size < least:
+def require_samples(samples: np.ndarray, min_samples: int, what: str, *, name: str = "audio") -> None:
+    """Raises InputError unless `samples` [L] at 16 kHz holds at least `min_samples`."""
+    if samples.size < min_samples:
         raise InputError(
-            f"{name}: must last at least {what} ({least} samples, {least / 16:.0f} ms at 16 kHz), "
+            f"{name}: must last at least {what} ({min_samples} samples, {min_samples / 16:.0f} ms at 16 kHz), "
             f"got {samples.size} samples"
         )
 
@@ -87,7 +85,7 @@ def _from_pair(pair: tuple, name: str) -> tuple[np.ndarray, int]:
 
 
 def to_float(samples: np.ndarray, name: str) -> np.ndarray:
-    """Samples as float32: integers by their full scale, unsigned 8 bits around 128 as in wav files.
+    """Samples as float32: integers divided by full scale, unsigned 8-bit ones centred at 128 as in wav files.
 
     Raises InputError, naming `name`, for another type.
     """
@@ -141,7 +139,7 @@ def _from_file(source: Any, name: str) -> tuple[np.ndarray, int]:
 
 
 def _open(source: Any, name: str) -> tuple[BinaryIO, str]:
-    """A seekable binary file, and what to call it in an error."""
+    """(a seekable binary file, its name in error messages)."""
     if isinstance(source, str) and source == "-":
         return BytesIO(sys.stdin.buffer.read()), f"{name} (standard input)"
     if isinstance(source, str | os.PathLike):
@@ -177,7 +175,7 @@ def _check_rate(rate: int, name: str) -> None:
         raise InputError(f"{name}: the rate must be {MIN_RATE} to {MAX_RATE} Hz, got {rate}")
 
 
-def _note_clipping(samples: np.ndarray, name: str) -> None:
+def _warn_of_clipping(samples: np.ndarray, name: str) -> None:
     """Logs a warning for peaks cut flat at full scale and for floats beyond it."""
     peak = float(np.abs(samples).max())
     if peak > 1.0:
@@ -193,14 +191,14 @@ def _note_clipping(samples: np.ndarray, name: str) -> None:
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Float samples in [−1, 1) → int16, rounded to nearest and held at full scale."""
+    """Float samples in [−1, 1) → int16: x · 32768, rounded to nearest even and clamped."""
     return np.clip(np.rint(samples * 32768.0), -32768, 32767).astype(np.int16)
 
 
 def output_format(target: Any, format: str | None = None) -> str:
     """The container of `target`: `format` if given, else by its suffix, else wav.
 
-    Raises InputError for a format or suffix that is not known.
+    Raises InputError for an unknown format or suffix.
     """
     if format is not None:
         if format not in FORMATS:
@@ -215,7 +213,7 @@ def output_format(target: Any, format: str | None = None) -> str:
 
 
 def check_writable(target: Any, format: str | None = None, subtype: str = "int16") -> None:
-    """Raises InputError now, before the expensive work, if `target` cannot be written later."""
+    """Raises InputError if `target` cannot be written: a check before expensive work."""
     _check_subtype(output_format(target, format), subtype)
     if not isinstance(target, str | os.PathLike) or str(target) == "-":
         return
@@ -228,7 +226,7 @@ def check_writable(target: Any, format: str | None = None, subtype: str = "int16
 
 
 def _real(target: str | os.PathLike) -> Path:
-    """`target` without symbolic links, so that renaming replaces what a link points to."""
+    """`target` with symbolic links resolved, so that renaming replaces the file that a link points to."""
     try:
         path = Path(os.path.realpath(target))
         path.exists()
@@ -246,7 +244,7 @@ def _check_subtype(container: str, subtype: str) -> None:
 
 
 def _create_partial(path: Path) -> tuple[BinaryIO, Path]:
-    """A new file beside `path`, with the permissions that `path` itself would get."""
+    """A new temporary file beside `path`, with the permissions that `path` would get."""
     if path.is_dir():
         raise InputError(f"output {str(path)!r}: is a folder")
     if path.exists() and not os.access(path, os.W_OK):
@@ -261,9 +259,9 @@ def _create_partial(path: Path) -> tuple[BinaryIO, Path]:
 class AudioWriter:
     """Writes mono samples chunk by chunk to a file, "-" (standard output) or a file object.
 
-    A path is written beside itself and renamed at the end, so it never holds half a file;
-    leaving the `with` block by an exception removes what was written. Headerless pcm goes to
-    a stream as it comes; wav and flac need their length in the header and go at the end.
+    A path is written to a temporary file beside it, which is renamed at the end; leaving the `with` block by an
+    exception removes it. A stream gets headerless pcm chunk by chunk, but wav and flac at the end, because their
+    headers hold the length.
     """
 
     def __init__(self, target: Any, sample_rate: int = 16000, *, format: str | None = None, subtype: str = "int16"):
@@ -306,7 +304,7 @@ class AudioWriter:
             self._file, self._partial = _create_partial(path)
 
     def write(self, samples: Any) -> None:
-        """Appends samples [L], float, NumPy or PyTorch. Raises InputError for NaN or infinity."""
+        """Appends float samples [L] of NumPy or PyTorch. Raises InputError for another shape, NaN or infinity."""
         if hasattr(samples, "detach"):
             samples = samples.detach().cpu().float().numpy()
         samples = np.asarray(samples, dtype=np.float32)
@@ -324,7 +322,7 @@ class AudioWriter:
             self._stream.flush()
 
     def close(self) -> None:
-        """Finishes the header and puts the file in place."""
+        """Finishes the header and renames the file to its path."""
         if self._sound is not None:
             self._sound.close()
         if self._buffer is not None:
@@ -338,7 +336,7 @@ class AudioWriter:
             self._device.close()
 
     def abort(self) -> None:
-        """Drops what was written to a path; a stream keeps what it got."""
+        """Removes what was written to a path; what a stream got remains."""
         if self._sound is not None:
             self._sound.close()
         if self._partial is not None:

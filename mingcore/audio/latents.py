@@ -1,9 +1,8 @@
-"""Latents in a file or a pipe: what `mingcore encode` writes and `mingcore decode` reads.
+"""Latents in a file or a stream: what `mingcore encode` writes and `mingcore decode` reads.
 
-A file is safetensors with one tensor, `latents` [T, C] float32. A stream is such files one after
-the other, for each says how long it is: `more` in its metadata is "yes" in all but the last. So a
-file is a stream of one piece, and a stream that was cut off is known as such. The last piece of a
-stream may hold no frames.
+A file is safetensors with one tensor, `latents` [T, C] float32. A stream is a sequence of such files, each of which
+holds its own length; `more` in the metadata is "yes" in all but the last. So a file is a stream of one piece, and a
+truncated stream is recognised. The last piece of a stream may hold no frames.
 """
 
 from __future__ import annotations
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from ..errors import InputError
 from .pcm import exactly
@@ -26,8 +27,6 @@ MAX_HEADER, MAX_PIECE = 1 << 20, 1 << 32
 
 def latents_to_bytes(latents: np.ndarray, *, more: bool = False) -> bytes:
     """Latents [T, C] float32 as a safetensors file; `more`: another piece of a stream follows."""
-    from safetensors.numpy import save
-
     metadata = {"format": FORMAT} | ({"more": "yes"} if more else {})
     return save({"latents": np.ascontiguousarray(latents)}, metadata)
 
@@ -51,13 +50,10 @@ def load_latents(source: str) -> np.ndarray:
 
 
 def read_latents(pipe: BinaryIO, label: str = "latents (standard input)") -> Iterator[np.ndarray]:
-    """The pieces [t, C] of a stream of latents as they come; nothing waits for its end.
+    """The pieces [t, C] of a stream of latents as they arrive.
 
-    Raises InputError for anything else, also for a stream that is cut off, after what came.
+    Raises InputError for other content, and for a truncated stream after its complete pieces.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     more, first, channels = True, True, []
     while more:
         data, header = _one(pipe, label, first)

@@ -1,7 +1,7 @@
-"""Sound in a pipe: samples of a binary stream as they come, and a WAV header without a length.
+"""Audio in a pipe: samples of a binary stream as they arrive, and a WAV header without a length.
 
-Nothing waits for the end of a stream. A WAV header is read as it comes (libsndfile wants to seek);
-without one the bytes are headerless little-endian samples of a kind that the caller names.
+Nothing waits for the end of a stream. WAV headers are parsed here, because libsndfile needs to seek; without a header
+the bytes are little-endian samples of a format that the caller names.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 from ..errors import InputError
 from .files import MAX_CHANNELS, MAX_RATE, MIN_RATE
 
-PIECE = 1 << 15  # bytes asked for at once; a pipe gives what it has
-# recorders that write to a pipe name the most that a header can hold, or nothing
-UNKNOWN_FROM = 0x7F000000
+PIECE = 1 << 15  # bytes per read, at most
+UNKNOWN_FROM = 0x7F000000  # a length from here on, or 0, is unknown: a recorder that writes to a pipe does not know it
 MAX_HEADER = 1 << 20
-# the names that ffmpeg gives them
+# ffmpeg's names -> NumPy types
 RAW = {"s16le": "<i2", "f32le": "<f4"}
 NAME = "audio (standard input)"
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
@@ -36,7 +35,7 @@ _KINDS = {
 
 @dataclass
 class Layout:
-    """How the bytes of a stream are samples; `kind` is a NumPy type or "i3" for 24 bits."""
+    """The sample format of a stream; `kind` is a NumPy type, or "i3" for 24 bits."""
 
     rate: int
     channels: int
@@ -44,7 +43,7 @@ class Layout:
 
     @property
     def frame_bytes(self) -> int:
-        """Of one sample of every channel."""
+        """Bytes of one sample of every channel."""
         return self.channels * (3 if self.kind == "i3" else np.dtype(self.kind).itemsize)
 
     def mono(self, data: bytes) -> np.ndarray:
@@ -64,11 +63,11 @@ class Layout:
 
 
 def read_raw(pipe: BinaryIO, format: str, rate: int, channels: int = 1, name: str = NAME) -> Iterator[np.ndarray]:
-    """Mono samples [l] float32, as they come, of headerless interleaved ones.
+    """Mono samples [l] float32 of headerless interleaved samples, as they arrive.
 
-    `format`: "s16le" or "f32le"; `rate` in Hz. Raises InputError for another format, rate or number
-    of channels at once; when the stream ends within a sample, or at NaN or infinity, after
-    everything before that was given; and at the end of a stream that held nothing.
+    `format`: "s16le" or "f32le"; `rate` in Hz. Raises InputError at once for another format, rate or number of
+    channels; when the stream ends within a sample, or at NaN or infinity, after everything before it was yielded; and
+    at the end of an empty stream.
     """
     if format not in RAW:
         raise InputError(f"format: must be one of {', '.join(RAW)}, got {format!r}")
@@ -76,11 +75,11 @@ def read_raw(pipe: BinaryIO, format: str, rate: int, channels: int = 1, name: st
 
 
 def read_wav(pipe: BinaryIO, name: str = NAME) -> tuple[Iterator[np.ndarray], int]:
-    """(mono samples [l] float32 as they come, their rate in Hz) of a WAV stream; see `read_raw`.
+    """(mono samples [l] float32 as they arrive, their rate in Hz) of a WAV stream; see `read_raw`.
 
-    8 to 32 bits and float; RF64 too. A length of 0, or of 2 GB and more but in RF64, is taken for
-    unknown. Raises InputError for what is no WAV, at once; when less comes than the header says,
-    after what came.
+    8 to 32 bits and float; RF64 too. A length of 0, or of 2 GB and more outside RF64, is unknown: to the end of the
+    stream. Raises InputError at once for other content, and for a stream shorter than its header says after its
+    samples.
     """
     if exactly(pipe, 4) not in (b"RIFF", b"RF64") or exactly(pipe, 8)[4:] != b"WAVE":
         raise InputError(f"{name}: is no WAV stream")
@@ -110,7 +109,7 @@ def read_wav(pipe: BinaryIO, name: str = NAME) -> tuple[Iterator[np.ndarray], in
 
 
 def wav_header(rate: int, subtype: str) -> bytes:
-    """The header of a mono WAV stream whose length nobody knows yet: 0xFFFFFFFF, as ffmpeg says.
+    """The header of a mono WAV stream of unknown length: 0xFFFFFFFF, as ffmpeg writes it.
 
     `subtype`: "int16" or "float32". Players and libsndfile then read to the end of the stream.
     """
@@ -121,7 +120,7 @@ def wav_header(rate: int, subtype: str) -> bytes:
 
 
 def exactly(pipe: BinaryIO, count: int) -> bytes:
-    """`count` bytes, fewer only at the end of the stream."""
+    """`count` bytes; fewer only at the end of the stream."""
     data = bytearray()
     while len(data) < count:
         more = some(pipe, count - len(data))
@@ -131,34 +130,34 @@ def exactly(pipe: BinaryIO, count: int) -> bytes:
     return bytes(data)
 
 
-def some(pipe: BinaryIO, most: int) -> bytes:
-    """What there is, at least one byte unless the stream is over."""
-    return pipe.read1(most) if hasattr(pipe, "read1") else pipe.read(most)
+def some(pipe: BinaryIO, max_bytes: int) -> bytes:
+    """The bytes that are available, up to `max_bytes`; none only at the end of the stream."""
+    return pipe.read1(max_bytes) if hasattr(pipe, "read1") else pipe.read(max_bytes)
 
 
 def _samples(pipe: BinaryIO, layout: Layout, left: int | None, name: str) -> Iterator[np.ndarray]:
-    """`left`: bytes of sound to come (None: all there are)."""
-    size, held, given = layout.frame_bytes, b"", 0
+    """`left`: bytes of samples to read (None: to the end of the stream)."""
+    size, buffer, given = layout.frame_bytes, b"", 0
     while left != 0:
         data = some(pipe, PIECE if left is None else min(PIECE, left))
         if not data:
             break
         left = None if left is None else left - len(data)
-        held += data
-        whole = len(held) // size * size
-        if whole:
-            samples = layout.mono(held[:whole])
-            held = held[whole:]
-            good = np.isfinite(samples)
-            if not good.all():
-                bad = int(good.argmin())
+        buffer += data
+        complete = len(buffer) // size * size
+        if complete:
+            samples = layout.mono(buffer[:complete])
+            buffer = buffer[complete:]
+            finite = np.isfinite(samples)
+            if not finite.all():
+                bad = int(finite.argmin())
                 if bad:
                     yield samples[:bad]
                 raise InputError(f"{name}: sample {given + bad} is {samples[bad]}, not a number")
             given += samples.size
             yield samples
-    if held:
-        raise InputError(f"{name}: ends within a sample, {len(held)} of {size} bytes")
+    if buffer:
+        raise InputError(f"{name}: ends within a sample, {len(buffer)} of {size} bytes")
     if left:
         raise InputError(f"{name}: is cut off, {left} bytes before the end that its header says")
     if not given:

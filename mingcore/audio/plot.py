@@ -1,4 +1,4 @@
-"""The spectrograms of a sound and of its reconstruction, as a picture. Needs matplotlib."""
+"""A picture of the spectrograms of audio and its reconstruction. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from ..errors import InputError
 from ..fidelity import FLOOR_DB, RoundTrip, power_db
 
-COLUMNS = 2000  # of a picture; longer sounds are drawn by the loudest of neighbouring spectra
+COLUMNS = 2000  # of a picture, at most; of longer audio neighbouring spectra are merged by their maximum
 
 
 def require_matplotlib() -> None:

@@ -1,4 +1,4 @@
-"""Streams that are still being made: resampled and regrouped as they come, ended by Ctrl-C."""
+"""Live streams: resampled and regrouped as they arrive, ended by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ from .files import MAX_RATE, MIN_RATE, to_float
 def resampled(chunks: Iterable[Any], rate: int, new_rate: int) -> Iterator[np.ndarray]:
     """Chunks of samples [l], NumPy or PyTorch, float or integer -> [l'] float32 at `new_rate` Hz.
 
-    Each piece comes as soon as its chunk; with another rate (soxr HQ) it is later by the filter,
-    and the rest comes at the end. Raises InputError for a bad rate at once, for a bad chunk when
-    it comes.
+    Each piece follows its chunk at once; with another rate (soxr HQ) it is delayed by the filter, and the rest comes
+    at the end. Raises InputError at once for a rate out of range, and for an invalid chunk when it arrives.
     """
     if isinstance(rate, bool) or not isinstance(rate, int) or not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"sample_rate: must be {MIN_RATE} to {MAX_RATE} Hz, got {rate!r}")
-    filtering = None
+    resampler = None
     if rate != new_rate:
         import soxr
 
-        filtering = soxr.ResampleStream(rate, new_rate, 1, dtype="float32", quality="HQ")
-    return _pieces(chunks, filtering)
+        resampler = soxr.ResampleStream(rate, new_rate, 1, dtype="float32", quality="HQ")
+    return _pieces(chunks, resampler)
 
 
-def _pieces(chunks: Iterable[Any], filtering: Any) -> Iterator[np.ndarray]:
+def _pieces(chunks: Iterable[Any], resampler: Any) -> Iterator[np.ndarray]:
     for index, chunk in enumerate(chunks):
         samples = _checked(chunk, index)
-        yield samples if filtering is None else filtering.resample_chunk(samples)
-    if filtering is not None:
-        yield filtering.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield samples if resampler is None else resampler.resample_chunk(samples)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
 def _checked(chunk: Any, index: int) -> np.ndarray:
@@ -55,72 +54,71 @@ def _checked(chunk: Any, index: int) -> np.ndarray:
     return np.ascontiguousarray(samples)
 
 
-def regrouped(chunks: Iterable[np.ndarray], least: int, most: int) -> Iterator[np.ndarray]:
-    """The same rows in pieces of a multiple of `least`, at most `most`; the last may be shorter.
+def regrouped(chunks: Iterable[np.ndarray], multiple: int, max_rows: int) -> Iterator[np.ndarray]:
+    """The rows of `chunks` in pieces of a multiple of `multiple`, up to `max_rows`; the last may be shorter.
 
-    A piece goes out as soon as its rows are there. A model then takes whole steps, however the
-    rows dribble in.
+    A piece is yielded as soon as its rows have arrived. So a model takes full steps, whatever the chunks' sizes.
     """
-    held: list[np.ndarray] = []
+    buffered: list[np.ndarray] = []
     count = 0
     for chunk in chunks:
-        held.append(chunk)
+        buffered.append(chunk)
         count += len(chunk)
-        if count >= least:
-            rows = np.concatenate(held)
-            due = count // least * least
-            yield from (rows[i : min(i + most, due)] for i in range(0, due, most))
-            held, count = [rows[due:]], count - due
+        if count >= multiple:
+            rows = np.concatenate(buffered)
+            ready = count // multiple * multiple
+            yield from (rows[i : min(i + max_rows, ready)] for i in range(0, ready, max_rows))
+            buffered, count = [rows[ready:]], count - ready
     if count:
-        yield np.concatenate(held)
+        yield np.concatenate(buffered)
 
 
-class Background:
-    """A file descriptor that is read ahead by a thread of its own, up to `most` bytes.
+class ReadAhead:
+    """A file descriptor, read by a thread of its own into a buffer of up to `max_bytes`.
 
-    A microphone does not wait: what comes while a model loads or computes is kept here, not in a
-    pipe of 64 KB. Beyond `most` the writer waits. Raises OSError where the descriptor does.
+    A microphone does not wait: what arrives while a model loads or computes is buffered here, beyond the 64 KB of a
+    pipe. When the buffer is full the writer blocks. Reads raise OSError when reading the descriptor does.
     """
 
     PIECE = 1 << 15
 
-    def __init__(self, descriptor: int, most: int = 64 << 20):
+    def __init__(self, descriptor: int, max_bytes: int = 64 << 20):
         self._queue: queue.SimpleQueue[bytes | OSError] = queue.SimpleQueue()
-        self._room, self._held, self._over = threading.Condition(), 0, False
-        self._most, self._start = most, b""
-        # os.read and not a buffered file: a daemon thread must hold no lock when Python ends
+        self._not_full, self._buffered, self._over = threading.Condition(), 0, False
+        self._max_bytes, self._start = max_bytes, b""
+        # os.read, not a buffered file: a daemon thread must not hold its lock when the interpreter exits
         threading.Thread(target=self._read, args=(descriptor,), daemon=True).start()
 
     def _read(self, descriptor: int) -> None:
         while True:
-            with self._room:
-                self._room.wait_for(lambda: self._held < self._most)
+            with self._not_full:
+                self._not_full.wait_for(lambda: self._buffered < self._max_bytes)
             try:
                 data: bytes | OSError = os.read(descriptor, self.PIECE)
             except OSError as error:
                 data = error
-            with self._room:
-                self._held += 0 if isinstance(data, OSError) else len(data)
+            with self._not_full:
+                self._buffered += 0 if isinstance(data, OSError) else len(data)
             self._queue.put(data)
             if isinstance(data, OSError) or not data:
                 return
 
-    def read1(self, most: int) -> bytes:
-        """At least one byte, at most `most`; none at the end."""
+    def read1(self, max_bytes: int) -> bytes:
+        """1 to `max_bytes` bytes; none at the end of the stream."""
         if not self._start and not self._over:
             data = self._queue.get()
             if isinstance(data, OSError):
                 self._over = True
                 raise data
             self._start, self._over = data, not data
-            with self._room:
-                self._held -= len(data)
-                self._room.notify()
-        data, self._start = self._start[:most], self._start[most:]
+            with self._not_full:
+                self._buffered -= len(data)
+                self._not_full.notify()
+        data, self._start = self._start[:max_bytes], self._start[max_bytes:]
         return data
 
     def peek(self, count: int) -> bytes:
-        """The next `count` bytes, fewer only at the end; they stay."""
+        """The next `count` bytes, fewer only at the end, without consuming them."""
         ahead = b""
         while len(ahead) < count and (more := self.read1(count - len(ahead))):
             ahead += more
@@ -128,15 +126,15 @@ class Background:
         return ahead
 
     def read(self) -> bytes:
-        """All that is left."""
+        """The rest of the stream."""
         return b"".join(iter(lambda: self.read1(self.PIECE), b""))
 
 
-class Ending:
-    """Chunks of a live source until it ends, turns out to be damaged, or Ctrl-C ends it.
+class DeferredEnd:
+    """Yields the chunks of a live source until it ends, raises InputError, or Ctrl-C is pressed.
 
-    What came before is then finished properly by whoever reads the chunks; `settle` raises what
-    ended them. A second Ctrl-C is an ordinary one. To be used as a context, around everything.
+    The consumer of the chunks then finishes its output as at a regular end; `reraise` raises the error afterwards.
+    A second Ctrl-C interrupts at once. A context manager, to be entered around the whole command.
     """
 
     def __init__(self) -> None:
@@ -162,7 +160,7 @@ class Ending:
                 return
             yield chunk
 
-    def settle(self) -> None:
+    def reraise(self) -> None:
         """Raises the InputError or KeyboardInterrupt that ended the chunks, if one did."""
         if self._error is not None:
             raise self._error
@@ -171,12 +169,12 @@ class Ending:
 
     def _handle(self, number: int, frame: Any) -> None:
         again, self._interrupted = self._interrupted, True
-        # in the middle of a computation it only asks for the end
+        # during a computation the first Ctrl-C only ends the source
         if self._waiting or again:
             raise KeyboardInterrupt
 
-    def __enter__(self) -> Ending:
-        # a command started with `&` in a script ignores Ctrl-C, and shall go on doing so
+    def __enter__(self) -> DeferredEnd:
+        # a background command of a script (`&`) ignores SIGINT: leave that as it is
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             if threading.current_thread() is threading.main_thread():
                 self._previous = signal.signal(signal.SIGINT, self._handle)

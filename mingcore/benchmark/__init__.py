@@ -1,1 +1,1 @@
-"""`mingcore bench`: how fast a checkpoint speaks here, from the first chunk to a full batch."""
+"""`mingcore bench`: latency, throughput and memory of a checkpoint on this machine, by stage and by batch size."""

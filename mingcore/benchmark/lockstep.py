@@ -1,8 +1,8 @@
-"""One patch by its stages, ours and the eager baseline's, in turns on the same inputs.
+"""Times one patch by its stages, ours and the eager baseline's, interleaved on the same inputs.
 
-Both speak the same prompts with the same noise. Their first patches are compared, so nothing that
-is wrong is timed; then they take turns patch by patch, so a busy machine slows both. On a GPU our
-stages are a CUDA graph each, and every stage is waited for.
+Both speak the same prompts with the same noise. The first patches are compared, so that nothing wrong is timed; then
+the sides alternate patch by patch, so that a busy machine slows both. On a GPU each of our stages is a CUDA graph, and
+the device is synchronised after every stage.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from ..testing.timing import Spread
 from .serving import new_request
 
 STAGES = ("flow", "decode", "semantic", "llm")
-COMPARED = 2  # patches; later ones drift apart by rounding alone
-# of latents and samples of those; what 16-bit activations of the eager model allow
+COMPARED = 2  # patches; later ones diverge by rounding
+# of the relative error of their latents and samples; 16-bit activations of the eager model need the wider ones
 LIMITS = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.2, "int8": 0.5, "int8_dyn": 0.5, "fp8": 0.5}
 
 Mark = Callable[[], None]
 
 
 class Differs(MingError, AssertionError):
-    """Ours and the baseline do not compute the same; nothing was timed."""
+    """Ours and the baseline differ by more than the limit; nothing was timed."""
 
 
 class Ours:
-    """The static step of `batch` rows, stage by stage; as CUDA graphs where there are such."""
+    """Our captured step of `batch` sequences, stage by stage; as CUDA graphs on a GPU."""
 
     def __init__(self, model, batch: int, patches: int, *, graphs: bool = True):
         self.model, self.batch, self._patches = model, batch, patches
@@ -57,22 +57,22 @@ class Ours:
         packed, schedule = model.flow.packed, flow.schedule
         view = self.slots.view(batch)
         groups = [Group(schedule, True, self._noise)]
-        # constants that the head keeps for a while only
-        keep = (packed.times(schedule), packed.steps(schedule), packed.rope(11))
-        self._made: dict[str, Any] = {}
+        # constants of the head's caches; the graphs need them to stay alive
+        keep_alive = (packed.times(schedule), packed.steps(schedule), packed.rope(11))
+        self._outputs: dict[str, Any] = {}
         self._stages = {
             "flow": lambda: draw(model, view, groups),
-            "decode": lambda: sound(model, view, self._made["flow"], full=self.full),
+            "decode": lambda: sound(model, view, self._outputs["flow"], full=self.full),
             "semantic": lambda: hear(model, view, full=self.full),
-            "llm": lambda: think(model, view, self._made["semantic"], full=self.full),
+            "llm": lambda: think(model, view, self._outputs["semantic"], full=self.full),
         }
         if self.graphs.used:
-            for name, stage in self._stages.items():  # no row takes part, so no trace
-                self.graphs.add(name, stage, keep)
-                self._made[name] = self.graphs.run(name, stage)
+            for name, stage in self._stages.items():  # no sequence is active, so no state changes
+                self.graphs.add(name, stage, keep_alive)
+                self._outputs[name] = self.graphs.run(name, stage)
 
     def start(self) -> None:
-        """Voice and prompt of every row, one after the other."""
+        """Prefills voice and prompt of every sequence, one after the other."""
         for row in range(self.batch):
             request = new_request(self.model, row, self._patches)
             speaking = Speaking(self.model, request)
@@ -83,24 +83,24 @@ class Ours:
 
     def patch(self, noise: Tensor, mark: Mark) -> None:
         self._noise.copy_(noise)
-        self.slots.view(self.batch)  # whose bounds move on
+        self.slots.view(self.batch)  # updates the bounds of its caches
         for name, stage in self._stages.items():
-            self._made[name] = self.graphs.run(name, stage)
+            self._outputs[name] = self.graphs.run(name, stage)
             mark()
         self.slots.rows.counted([True] * self.batch)
 
     @property
     def latents(self) -> Tensor:
-        return self._made["flow"].latents
+        return self._outputs["flow"].latents
 
     @property
     def samples(self) -> Tensor:
-        samples, counts = self._made["decode"]
+        samples, counts = self._outputs["decode"]
         return samples[:, : int(counts[0])]
 
 
 class Baseline:
-    """The eager model's stages; the time of its text head, which nobody needs, is kept apart."""
+    """The eager model, stage by stage."""
 
     def __init__(self, eager: EagerMing, model, batch: int, patches: int):
         self.eager, self.model, self.batch = eager, model, batch
@@ -135,8 +135,8 @@ class Baseline:
 
 
 @dataclass
-class Run:
-    """One side, and what it took, in seconds."""
+class TimedSide:
+    """One side and its times, in seconds."""
 
     side: Any
     start: float = 0.0
@@ -156,9 +156,9 @@ class Run:
             self.first_audio = self.start + marks[2] - marks[0]
 
     def as_dict(self, warm: int, seconds: float) -> dict[str, Any]:
-        kept = self.stages[warm:]
-        patch = Spread.of([sum(stages) for stages in kept])
-        stages = {name: Spread.of(values).scaled(1e3).as_dict() for name, values in zip(STAGES, zip(*kept))}
+        timed = self.stages[warm:]
+        patch = Spread.of([sum(stages) for stages in timed])
+        stages = {name: Spread.of(values).scaled(1e3).as_dict() for name, values in zip(STAGES, zip(*timed))}
         return {
             "stages_ms": stages,
             "patch_ms": patch.scaled(1e3).as_dict(),
@@ -179,17 +179,17 @@ def compare(
     limit: float = LIMITS["fp32"],
     budget_s: float = float("inf"),
 ) -> dict[str, Any]:
-    """Both sides, or ours alone, for `warm` + `patches` patches; those of the first are dropped.
+    """Times both sides, or ours alone (eager None), for `warm` + `patches` patches without the first `warm`.
 
-    It ends early once `budget_s` is over, but for two patches. limit: of the relative error
-    between the sides. Raises Differs.
+    Ends early after `budget_s` seconds, with two patches at least. limit: of the relative error between the sides.
+    Raises Differs.
     """
     device, config = model.llm.device, model.config
     sync = partial(torch.cuda.synchronize, device) if device.type == "cuda" else _nothing
     total = warm + patches
-    runs = {"ours": Run(Ours(model, batch, total + 2))}
+    runs = {"ours": TimedSide(Ours(model, batch, total + 2))}
     if eager is not None:
-        runs["eager"] = Run(Baseline(eager, model, batch, total + 2))
+        runs["eager"] = TimedSide(Baseline(eager, model, batch, total + 2))
     for run in runs.values():
         if eager is not None or device.type == "cuda":
             run.side.start()  # warms up
@@ -203,7 +203,7 @@ def compare(
     begun = time.perf_counter()
     for i in range(total):
         noise = torch.randn(shape, generator=generator).to(device)
-        order: Sequence[Run] = list(runs.values())
+        order: Sequence[TimedSide] = list(runs.values())
         for run in reversed(order) if i % 2 else order:
             run.patch(noise, sync)
         if eager is not None and i < COMPARED:
@@ -221,7 +221,7 @@ def compare(
 
 
 def _nothing() -> None:
-    """A CPU has done its work when the call is over."""
+    """The synchronisation of a CPU: its calls are not asynchronous."""
 
 
 def _check(ours: Ours, eager: Baseline, patch: int, limit: float) -> None:

@@ -1,7 +1,7 @@
-"""Requests through the engine as it serves them: first audio, patches, gaps, throughput, memory.
+"""Runs requests through the engine: first audio, time per patch, gaps, throughput, memory.
 
-Playback is thought to begin with a request's first chunk; a chunk that comes after all the sound
-before it has been played is an underrun, and what follows is heard that much later.
+Playback is assumed to begin with a request's first chunk. A chunk that arrives after the audio before it has been
+played is an underrun; later audio is delayed by that silence.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ TEXT = (
     "The morning train was late again, and nobody on the platform knew whether to wait or to "
     "walk the two miles into town."
 )
-STEADY = 8  # patches with everybody there, at the least
+MIN_STEADY = 8  # patches of the full batch
 
 
 @dataclass
-class Listener:
-    """An outlet that takes everything and notes when it came."""
+class TimingSink:
+    """An output sink without a bound that records when each piece arrived."""
 
     submitted: float
     times: list[float] = field(default_factory=list)
@@ -53,14 +53,14 @@ class Listener:
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and the largest, by the next rank up; and how many there were."""
+    """p50 (the median), p95 and p99 (nearest rank), the maximum, and the number of values."""
     ordered = sorted(values)
     at = {q: ordered[max(0, math.ceil(q / 100 * len(ordered)) - 1)] for q in (95, 99)}
     return {"p50": median(ordered), "p95": at[95], "p99": at[99], "max": ordered[-1], "count": len(ordered)}
 
 
 def new_request(model, seed: int, patches: int) -> SpeechRequest:
-    """Exactly so many patches, after 3 s of a voice of its own."""
+    """A request for exactly `patches` patches, after 3 s of a random voice."""
     config = model.config
     frames = round(VOICE_SECONDS / patch_seconds(config)) * config.patch_frames
     generator = torch.Generator().manual_seed(seed)
@@ -72,47 +72,47 @@ def new_request(model, seed: int, patches: int) -> SpeechRequest:
 
 
 def first_audio(model, rounds: int) -> dict[str, Any]:
-    """One request at a time, from its submission to its first chunk, in ms."""
+    """ms from submission to first chunk, one request at a time."""
     engine = _engine(model, 1, 1)
-    _run(engine, [new_request(model, 1000, 1)])  # what the first request ever does
+    _run(engine, [new_request(model, 1000, 1)])  # warm-up
     waits = []
     for i in range(rounds):
-        (listener,) = _run(engine, [new_request(model, i, 1)])
-        waits.append(1e3 * (listener.times[0] - listener.submitted))
+        (sink,) = _run(engine, [new_request(model, i, 1)])
+        waits.append(1e3 * (sink.times[0] - sink.submitted))
     engine.close()
     return percentiles(waits)
 
 
 def serve(model, batch: int, seconds: float) -> dict[str, Any]:
-    """`batch` requests at once, submitted together, each of `seconds` of sound or a bit more.
+    """`batch` concurrent requests, submitted together, each of `seconds` of audio or slightly more.
 
-    patch_ms: between two chunks of a request while all speak and nobody joins. throughput: sound
-    per second of the whole, prompts included; steady: of the former part.
+    patch_ms: between two chunks of a request while all requests are generating and none joins. throughput: seconds of
+    audio per second of the run, prompts included; steady_throughput: of the part with the full batch.
     """
     check_slots(batch)
     config = model.config
-    # one joins a round: the first must still speak when the last has joined
-    patches = max(math.ceil(seconds / patch_seconds(config)), batch + STEADY)
+    # one request joins per step: the first must still be active when the last has joined
+    patches = max(math.ceil(seconds / patch_seconds(config)), batch + MIN_STEADY)
     with Peak(model.llm.device) as peak:
         engine = _engine(model, batch, patches)
         _run(engine, [new_request(model, 1000 + i, 2) for i in range(batch)])
-        listeners = _run(engine, [new_request(model, i, patches) for i in range(batch)])
+        sinks = _run(engine, [new_request(model, i, patches) for i in range(batch)])
         engine.close()
         del engine
     rate = config.sample_rate
-    begun = max(one.times[0] for one in listeners)
-    done = min(one.times[-1] for one in listeners)
-    steady = [t for t in listeners[0].times if begun <= t <= done]
+    begun = max(sink.times[0] for sink in sinks)
+    done = min(sink.times[-1] for sink in sinks)
+    steady = [t for t in sinks[0].times if begun <= t <= done]
     between = [1e3 * (b - a) for a, b in pairwise(steady)]
-    played = [playback(one, rate) for one in listeners]
-    gaps = [1e3 * (b - a) for one in listeners for a, b in pairwise(one.times)]
+    played = [playback(sink, rate) for sink in sinks]
+    gaps = [1e3 * (b - a) for sink in sinks for a, b in pairwise(sink.times)]
     steady_sound = batch * len(between) * patch_seconds(config)
-    wall = max(one.times[-1] for one in listeners) - listeners[0].submitted
-    sound = sum(sum(one.samples) for one in listeners) / rate
+    wall = max(sink.times[-1] for sink in sinks) - sinks[0].submitted
+    sound = sum(sum(sink.samples) for sink in sinks) / rate
     patch = percentiles(between)
     return {
         "patches": patches,
-        "first_audio_ms": percentiles([1e3 * (x.times[0] - x.submitted) for x in listeners]),
+        "first_audio_ms": percentiles([1e3 * (x.times[0] - x.submitted) for x in sinks]),
         "patch_ms": patch,
         "real_time_factor": 1e-3 * patch["p50"] / patch_seconds(config),
         "gap_ms": percentiles(gaps),
@@ -124,11 +124,11 @@ def serve(model, batch: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def playback(listener: Listener, rate: int) -> tuple[int, float]:
+def playback(sink: TimingSink, rate: int) -> tuple[int, float]:
     """(underruns, seconds of silence they caused) of one request's playback."""
     count, silence = 0, 0.0
-    due = listener.times[0]
-    for arrived, samples in zip(listener.times, listener.samples):
+    due = sink.times[0]
+    for arrived, samples in zip(sink.times, sink.samples):
         if arrived > due:
             count, silence = count + 1, silence + arrived - due
             due = arrived
@@ -140,24 +140,24 @@ def _engine(model, slots: int, patches: int) -> Engine:
     return Engine(model, slots, seconds=patches * patch_seconds(model.config))
 
 
-def _run(engine: Engine, requests: Sequence[SpeechRequest]) -> list[Listener]:
-    listeners = []
+def _run(engine: Engine, requests: Sequence[SpeechRequest]) -> list[TimingSink]:
+    sinks = []
     begun = time.perf_counter()
     for request in requests:
-        listeners.append(Listener(begun))
-        engine.submit(request, listeners[-1])
+        sinks.append(TimingSink(begun))
+        engine.submit(request, sinks[-1])
     while engine.tick():
         pass
-    for listener in listeners:
-        if listener.error is not None:
-            raise listener.error
-    return listeners
+    for sink in sinks:
+        if sink.error is not None:
+            raise sink.error
+    return sinks
 
 
 class Peak:
-    """A block's peak of memory: the allocator's on a GPU, of the process on a CPU.
+    """The peak memory of a block: of the allocator on a GPU, of the process on a CPU.
 
-    `bytes` None where the system cannot forget earlier peaks: only Linux can.
+    `bytes` is None where the process's peak cannot be reset: only Linux can (/proc/self/clear_refs).
     """
 
     def __init__(self, device: torch.device):

@@ -1,8 +1,8 @@
-"""What is measured: a checkpoint's folder, or random weights of a named shape made on the device.
+"""What is measured: a checkpoint's folder, or random weights of a named shape that are generated on the device.
 
-Random weights are never written and never on the host where the device is a GPU: each tensor is
-drawn on the device when the model asks for it, and goes straight into its place and format. The
-baseline draws the same ones again, so both compute the same.
+Random weights are never written to a file, nor to host memory where the device is a GPU: each tensor is generated on
+the device when the model reads it, and copied to its place and format. The baseline generates the same values again,
+so both compute the same.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from ..text.prompts import Tokenizer
 
 # --random-weights NAME -> the shape in testing/synthetic.py
 SHAPES = {"tiny": "tiny", "mid": "mid", "ming-uniaudio-16b": "real"}
-SPARE = 1 << 30  # bytes that the baseline's caches and activations may take
+SPARE = 1 << 30  # bytes for the baseline's caches and activations
 
 
 class RandomTensors(HeaderTensors):
-    """A source whose values are drawn on the device that they are asked for on."""
+    """A source of tensors whose values are generated on the device of their destination."""
 
     def __init__(self, name: str, dtype: torch.dtype):
         shapes = tensor_shapes(model_config(SHAPES[name]))
@@ -43,14 +43,14 @@ class RandomTensors(HeaderTensors):
         return True
 
     def tensor(self, name: str, device: torch.device) -> Tensor:
-        """One tensor by itself: the same values as `fill` gives."""
+        """One tensor, with the same values as `fill` gives."""
         dtype, shape = self.headers[name]
         return random_tensor(name, shape, 0, dtype, device)
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`name`: for the result. folder None: random weights. dtype: of the baseline, and stored."""
+    """name: for the result. folder: None is random weights. dtype: of the baseline, and of random weights."""
 
     name: str
     device: torch.device
@@ -61,7 +61,7 @@ class Subject:
     def of(
         cls, checkpoint: str | None, random_weights: str | None, device: torch.device, dtype: torch.dtype | None
     ) -> Subject:
-        """Raises InputError for names that nobody knows."""
+        """Raises InputError for unknown names."""
         if dtype is None:
             dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         if random_weights is None:
@@ -78,10 +78,9 @@ class Subject:
         return self.folder is None
 
     def load(self, weights: str | None) -> MingModel:
-        """mingcore's model. Raises NotEnoughMemory, before anything is made, where it cannot fit.
+        """mingcore's model. Raises NotEnoughMemory, before anything is allocated, when it does not fit.
 
-        With random weights the text is cut into tokens by the bundled tokenizer, whose ids every
-        vocabulary has.
+        With random weights the tokenizer is the bundled one, whose ids are within every vocabulary.
         """
         if self.folder is not None:
             return load(self.folder, self.device, self.dtype, weights=weights)
@@ -96,7 +95,7 @@ class Subject:
         )
 
     def load_baseline(self) -> EagerMing:
-        """`testing/eager`, beside what is in memory already. Raises NotEnoughMemory."""
+        """`testing/eager`, beside the models that are loaded already. Raises NotEnoughMemory."""
         need, memory = self._parameters() * self.dtype.itemsize + SPARE, device_memory(self.device)
         if memory is not None and need > memory.available:
             raise NotEnoughMemory(

@@ -1,5 +1,5 @@
 """The command line: `mingcore tts`, `asr`, `edit`, `encode`, `decode` and the tools beside them."""
 
-from .main import app, main
+from .commands import app, main, run
 
-__all__ = ["app", "main"]
+__all__ = ["app", "main", "run"]

@@ -39,7 +39,7 @@ def bench(
     from contextlib import nullcontext
 
     from ..audio.plot import require_matplotlib
-    from ..benchmark.run import Settings, measure
+    from ..benchmark.measure import Settings, measure
     from ..benchmark.subject import Subject
     from ..config.devices import as_device, as_dtype
     from ..ops import use_backend

@@ -1,4 +1,4 @@
-"""A result as tables for a person, and its stages as a picture."""
+"""The result of `mingcore bench` as tables, and its stages as a chart."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ COLOURS = {"flow": "#2f6fb0", "decode": "#c2571a", "semantic": "#3c8a4e", "llm":
 
 
 def tables(result: Mapping[str, Any]) -> list[Any]:
-    """rich tables: what requests see; where a patch's time goes."""
-    return [_served(result), *([_stages(result)] if _sides(result) else [])]
+    """rich tables: latency and throughput of requests; the stages of a patch."""
+    return [_requests(result), *([_stages(result)] if _sides(result) else [])]
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """What the tables do not hold; what it was comes first."""
+    """What the tables do not show; the first line names the measurement."""
     first, where = result["first_audio_ms"], result["machine"]
     gpu = where["gpu"]
-    said = [
+    found = [
         f"{result['size']}{', random weights' * result['random_weights']}, {result['weights']}, on "
         f"{gpu['name'] if gpu and result['device'] != 'cpu' else where['cpu']}; "
         f"prompt: {result['prompt']}",
@@ -30,17 +30,17 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     ]
     if "speedup" in result:
         ratio = result["speedup"]
-        said.append(
+        found.append(
             f"{ratio['median']:.2f} times as fast as the eager baseline in {result['dtype']} "
             f"({ratio['p10']:.2f} to {ratio['p90']:.2f}, {ratio['rounds']} patches in turns)"
         )
     if result.get("floors", {}).get("times"):
-        said.append(_floors(result))
-    return said + [f"left out: {line}" for line in result["left_out"]]
+        found.append(_floors(result))
+    return found + [f"left out: {line}" for line in result["left_out"]]
 
 
 def _floors(result: Mapping[str, Any]) -> str:
-    """What the stages must cost at least, and what that is made of."""
+    """The floors of the stages, and the rates and bytes that they follow from."""
     found = result["floors"]
     rates = ", ".join(
         f"{kind} {product['tflops']:.2f} TFLOP/s ({product['way']})" for kind, product in found["products"].items()
@@ -63,14 +63,14 @@ def _floors(result: Mapping[str, Any]) -> str:
 
 
 def console() -> Any:
-    """Where tables go; wide enough for them where it is no terminal."""
+    """The console of the tables; 120 columns wide where standard output is no terminal."""
     from rich.console import Console
 
     made = Console(highlight=False, soft_wrap=True)
     return made if made.is_terminal else Console(highlight=False, soft_wrap=True, width=120)
 
 
-def _served(result: Mapping[str, Any]) -> Any:
+def _requests(result: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     names = (
@@ -115,12 +115,12 @@ def _stages(result: Mapping[str, Any]) -> Any:
             f"{ratio['median']:.2f}" if ratio and side == "ours" else "",
         )
         if side == "ours" and "floors" in found:
-            least = found["floors"]
+            floors = found["floors"]
             table.add_row(
                 "",
                 "floor",
-                *(f"{least['stages'][stage]['floor_ms']:.2f}" for stage in STAGES),
-                f"{least['patch_ms']:.1f}",
+                *(f"{floors['stages'][stage]['floor_ms']:.2f}" for stage in STAGES),
+                f"{floors['patch_ms']:.1f}",
                 "",
             )
     return table
@@ -143,8 +143,7 @@ def _sides(result: Mapping[str, Any]) -> list[tuple[int, str, Mapping[str, Any]]
 
 
 def chart(result: Mapping[str, Any]) -> bytes:
-    """A PNG: per number of requests a bar of each side, its stages one after the other, and of the
-    floors of ours.
+    """A PNG: for each number of requests a stacked bar of the stages of each side, and of the floors of ours.
 
     Raises InputError, naming the extra, where matplotlib is missing.
     """
@@ -157,18 +156,18 @@ def chart(result: Mapping[str, Any]) -> bytes:
     count = len(sides) + sum(side == "ours" and "floors" in found for _, side, found in sides)
     figure = Figure(figsize=(9, 1.6 + 0.42 * max(count, 1)), layout="constrained")
     axes = figure.subplots()
-    bars = []
+    stacks = []
     for batch, side, found in sides:
         took = {stage: found[side]["stages_ms"][stage]["median"] for stage in STAGES}
-        bars.append((f"{side}, {batch} at once", took))
+        stacks.append((f"{side}, {batch} at once", took))
         if side == "ours" and "floors" in found:
-            least = found["floors"]["stages"]
-            floor = {stage: least[stage]["floor_ms"] for stage in STAGES}
-            bars.append((f"floor, {batch} at once", floor))
-    labels = [label for label, _ in bars]
-    starts = [0.0] * len(bars)
+            floors = found["floors"]["stages"]
+            floor = {stage: floors[stage]["floor_ms"] for stage in STAGES}
+            stacks.append((f"floor, {batch} at once", floor))
+    labels = [label for label, _ in stacks]
+    starts = [0.0] * len(stacks)
     for stage in STAGES:
-        widths = [took[stage] for _, took in bars]
+        widths = [took[stage] for _, took in stacks]
         axes.barh(labels, widths, left=starts, color=COLOURS[stage], label=stage, height=0.7)
         starts = [start + width for start, width in zip(starts, widths)]
     for label, end in zip(labels, starts):

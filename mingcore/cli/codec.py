@@ -51,11 +51,11 @@ def encode(
 
     A WAV stream or headerless samples on standard input are encoded as they come.
     """
-    from . import pipes as piping
+    from . import pipes
 
-    target = piping.output(audio, out, "latents.safetensors")
+    target = pipes.output(audio, out, "latents.safetensors")
     with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights) as ming:
-        frames = piping.encode(
+        frames = pipes.encode(
             ming, audio, target, format=format, rate=rate, channels=channels, sample=sample, seed=seed
         )
         width = ming.model.config.latent_dim
@@ -84,15 +84,15 @@ def decode(
     From standard input they are decoded as they come; wav and pcm go to standard output at once.
     """
     from ..audio.latents import load_latents
-    from . import pipes as piping
+    from . import pipes
 
-    target = piping.output(latents, out, "decoded.wav")
+    target = pipes.output(latents, out, "decoded.wav")
     frames = None if latents == "-" else load_latents(latents)
     with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights) as ming:
         if frames is not None:
             result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
         else:
-            result = piping.decode(ming, target, format, subtype)
+            result = pipes.decode(ming, target, format, subtype)
     report(result, target, as_json, quiet)
 
 
@@ -112,7 +112,7 @@ def roundtrip(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Encode and decode AUDIO and report what is left of it, in dB."""
+    """Encode and decode AUDIO and report the distances of the result from it, in dB."""
     from ..audio.files import check_writable, write_audio
     from ..audio.plot import require_matplotlib, spectrograms
     from .tables import show_roundtrip

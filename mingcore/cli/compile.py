@@ -47,12 +47,12 @@ def compile_kernels(
         from ..aot.build import build
     except ImportError as error:
         raise InputError(f"compile needs Triton and cuda-python (mingcore[gpu]): {error}") from None
-    from ..aot.rehearse import Limits, Subject
+    from ..aot.dry_run import Limits, ModelSpec
 
     path = Path(model)
-    subject = Subject.of(path if path.suffix == ".json" else locate(model))
+    spec = ModelSpec.of(path if path.suffix == ".json" else locate(model))
     made = build(
-        subject,
+        spec,
         targets,
         out,
         limits=Limits(rows, tokens, tuple(map(int, counts))),
@@ -60,7 +60,7 @@ def compile_kernels(
         weights=weights,
         jobs=jobs,
         cuda_compiler=cuda_compiler,
-        told=_teller(quiet or as_json),
+        progress=_progress(quiet or as_json),
     )
     if as_json:
         terminal.emit(made.as_dict())
@@ -77,14 +77,14 @@ def compile_kernels(
     )
 
 
-def _teller(quiet: bool):
-    """What is being done, on one line of a terminal."""
+def _progress(quiet: bool):
+    """Shows the stage and how much of it is done, on one line of a terminal."""
     if quiet or not sys.stderr.isatty():
-        return lambda stage, done, of: None
+        return lambda stage, done, total: None
 
-    def told(stage: str, done: int, of: int) -> None:
-        print(f"\r\x1b[K{stage}: {done} of {of}", end="", file=sys.stderr, flush=True)
-        if done >= of:
+    def show(stage: str, done: int, total: int) -> None:
+        print(f"\r\x1b[K{stage}: {done} of {total}", end="", file=sys.stderr, flush=True)
+        if done >= total:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
-    return told
+    return show

@@ -1,4 +1,4 @@
-"""What this machine offers and which kernels would run on it: the facts of `mingcore doctor`."""
+"""The facts of `mingcore doctor`: this machine, its packages, and which kernels run on it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def examine() -> dict[str, Any]:
 
     Keys: `mingcore`, `python`, `platform`, `packages` {name: version or None}, `cpu`, `gpus`,
     `nvcc`, `backends` {backend: None or why it cannot be loaded}, `ops` {op: {backend: None or why
-    it would not be taken here}}, `cache`, `environment` and `advice` [one line each].
+    it is not selected automatically here}}, `cache`, `environment` and `advice` [one line each].
     """
     from ..ops._core import registry
 
@@ -105,9 +105,9 @@ def _gpus() -> list[dict[str, Any]]:
 
 
 def _ops() -> dict[str, dict[str, str | None]]:
-    """op -> {backend: None when the automatic choice may take it on this machine, else why not}.
+    """op -> {backend: None when the automatic selection may choose it on this machine, else the reason}.
 
-    Backends whose entry depends on the arguments of a call count as taken.
+    Limits that depend on the arguments of a call are not checked.
     """
     import torch
 
@@ -150,7 +150,7 @@ def _advice(packages: dict, cpu: dict, gpus: list, ops: dict) -> list[str]:
 
 
 def is_unproven(reason: str | None) -> bool:
-    """Whether all that keeps a kernel from being taken is that no record vouches for it."""
+    """Whether a kernel is not selected only because it has no verification record."""
     from ..ops._core.records import NOT_VERIFIED
 
     return reason is not None and reason.startswith(NOT_VERIFIED.partition("(")[0])

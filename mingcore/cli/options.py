@@ -1,4 +1,4 @@
-"""What commands share: their options, a loaded checkpoint, and how results are kept and told."""
+"""Shared by the commands: options, loading a checkpoint, saving and reporting results."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ Kernels = Annotated[str | None, typer.Option(help="a bundle that `compile` made 
 Backend = Annotated[
     str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order")
 ]
-ContextSeconds = Annotated[float | None, typer.Option(help="of sound that the model hears of itself at most; else all")]
-ContextFormat = Annotated[str | None, typer.Option(help="int8: what it hears is kept in 8 bits")]
+ContextSeconds = Annotated[float | None, typer.Option(help="sliding window of the audio context; by default all of it")]
+ContextFormat = Annotated[str | None, typer.Option(help="int8: cache the audio context in 8 bits")]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="no progress, no remarks")]
 
@@ -63,10 +63,10 @@ def loaded(
     kernels: str | None = None,
     task: str | None = None,
 ) -> Iterator[MingAudio]:
-    """The checkpoint, within the chosen backend; `target` is checked before anything is loaded.
+    """The loaded checkpoint, with the chosen backend; `target` is checked before anything is loaded.
 
-    A container is looked for in the suffix of `target` unless one is named. Afterwards the user
-    is told what the checkpoint's card says of itself, or of `task`.
+    container: of `target`; None: by its suffix. At the end the warning of the checkpoint's card, if there is one for
+    `task`, is printed.
     """
     from ..api import info as facts
     from ..api.ming_audio import MingAudio
@@ -92,7 +92,7 @@ def measured(
     dtype: str | None,
     backend: str | None,
 ) -> Precision:
-    """`precision.measure` by what a command line names."""
+    """`precision.measure` with the arguments of the command line."""
     from ..audio.files import read_audio
     from ..config.devices import as_device, as_dtype
     from ..config.model_config import MingConfig
@@ -110,7 +110,7 @@ def measured(
 
 
 def save(chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str) -> dict[str, Any]:
-    """Writes chunks of speech as they come; {"out", "seconds", "text", "stats"}."""
+    """Writes chunks of speech as they are made -> {"out", "sample_rate", "seconds", "text", "stats"}."""
     from ..audio.files import AudioWriter
 
     samples, text, last = 0, [], None
@@ -130,7 +130,7 @@ def save(chunks: Iterable[Any], rate: int, target: str, container: str | None, s
 
 
 def report(result: dict[str, Any], target: str, as_json: bool, quiet: bool) -> None:
-    """Says what was made; as JSON on standard output unless that carries the sound."""
+    """Prints the result of `save`; JSON goes to standard output unless that carries the audio."""
     stats = result["stats"]
     if as_json:
         data = result | {"stats": stats.as_dict() if stats is not None else None}

@@ -43,7 +43,7 @@ def profile(
 
     The request runs three times: counting bytes, as it is, and under torch.profiler.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler talks on stderr
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # PyTorch's profiler would log to standard error
     from ..profiling import perfetto
     from ..profiling import profile as run
     from ..runtime.params import draw_seed
@@ -59,10 +59,10 @@ def profile(
         if task == "tts":
             text = SENTENCE if request is None else terminal.read_text(request)
             options = {"steps": steps, "guidance": guidance, "max_seconds": max_seconds}
-            make = _made(ming.tts_stream, text, seed=seed, **options)
+            make = _request(ming.tts_stream, text, seed=seed, **options)
         else:
             sound = _read(ming, request)
-            make = _made(ming.transcribe_stream, sound, seed=seed, max_new_tokens=max_tokens)
+            make = _request(ming.transcribe_stream, sound, seed=seed, max_new_tokens=max_tokens)
         found = run(ming, make)
     facts = {"task": task, "model": model, "weights": ming.model.weights, "seed": seed}
     facts["machine"] = describe()
@@ -74,14 +74,14 @@ def profile(
     terminal.say(f"{out}: open it in https://ui.perfetto.dev", quiet)
 
 
-def _made(method: Any, what: Any, **options: Any) -> Callable[[MingAudio], Iterable[Any]]:
-    """The request as a function of who serves it. Wrong options raise here, once."""
+def _request(method: Any, what: Any, **options: Any) -> Callable[[MingAudio], Iterable[Any]]:
+    """The request as a function of the MingAudio that runs it. Wrong options raise here, once."""
     method(what, **options)
     return lambda ming: getattr(ming, method.__name__)(what, **options)
 
 
 def _read(ming: MingAudio, audio: str) -> tuple[Any, int]:
-    """Samples and their rate: standard input can be read only once."""
+    """Samples and their rate, read once: the request runs three times, standard input cannot."""
     from ..audio.files import read_audio
 
     rate = ming.model.config.sample_rate

@@ -1,4 +1,4 @@
-"""`mingcore info`, `doctor` and `roundtrip` as tables for a person."""
+"""Tables of `mingcore info`, `doctor`, `roundtrip` and `precision`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def show_info(facts: Mapping[str, Any]) -> None:
-    """Prints what `info.describe` found."""
+    """Prints the result of `info.describe`."""
     console = Console(highlight=False)
     console.print(f"[bold]{facts['name']}[/]  ({facts['source']})")
     if facts["warning"]:
@@ -32,7 +32,7 @@ def show_info(facts: Mapping[str, Any]) -> None:
     table = table_of("part", "parameters", "bytes", "dimensions")
     dims = dict(facts["dims"])
     for row in facts["parts"]:
-        # the LLM's dimensions stand once, at its first row
+        # the LLM's dimensions are shown once, in its first row
         own = dims.pop("LLM" if row["part"].startswith("LLM") else row["part"], {})
         table.add_row(
             row["part"],
@@ -56,7 +56,7 @@ def show_info(facts: Mapping[str, Any]) -> None:
 
 
 def show_doctor(facts: Mapping[str, Any]) -> None:
-    """Prints what `doctor.examine` found."""
+    """Prints the result of `doctor.examine`."""
     console = Console(highlight=False)
     cpu = facts["cpu"]
     console.print(f"[bold]mingcore {facts['mingcore']}[/], Python {facts['python']}, {facts['platform']}")
@@ -84,7 +84,7 @@ def show_doctor(facts: Mapping[str, Any]) -> None:
 
 
 def show_roundtrip(trip: RoundTrip) -> None:
-    """Prints what the codec kept of a sound."""
+    """Prints the distances and times of a round trip."""
     table = table_of("", "", "")
     rows = (
         ("sound", f"{trip.seconds:.2f} s", f"{trip.sample_rate} Hz, {trip.frames} frames"),
@@ -100,11 +100,11 @@ def show_roundtrip(trip: RoundTrip) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """Prints what a model would take of memory."""
+    """Prints a memory plan."""
     console = Console(highlight=False)
     table = table_of("weights", "format", "bytes")
-    for kept in plan.weights:
-        table.add_row(kept.part, kept.format, size(kept.bytes))
+    for row in plan.weights:
+        table.add_row(row.part, row.format, size(row.bytes))
     table.add_row("all weights", plan.formats.weights, size(plan.weights_bytes))
     console.print(table)
     names = ("requests", "minutes", "LLM cache", "semantic cache", "decoder", "workspace", "in all")
@@ -126,7 +126,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def show_precision(found: Precision) -> None:
-    """Prints what a weight format costs."""
+    """Prints the errors of a weight format."""
     table = table_of(f"{found.weights} against {found.reference}", "error", "")
     rows = (
         ("encoder: mean of the latents", found.encoding, ""),
@@ -165,7 +165,7 @@ def _cell(reason: str | None) -> str:
 
 
 def table_of(*columns: str) -> Table:
-    """An empty one in the style of all."""
+    """An empty table in the common style."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,6 +1,6 @@
-"""What the command line shows: a progress bar on a terminal, JSON, one line per error.
+"""Output of the command line: a progress bar on a terminal, JSON, one line per error.
 
-Standard output carries results only; everything said to a person goes to standard error.
+Standard output carries results only; messages go to standard error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Progress = Callable[[float], None]
 
 @contextmanager
 def progress(what: str, quiet: bool, total: float | None = None) -> Iterator[Progress | None]:
-    """A bar over seconds of audio on a terminal; None where nobody would see it.
+    """A progress bar over seconds of audio; None if quiet or standard error is no terminal.
 
     The callable takes the seconds done so far; `total` is their upper bound, if there is one.
     """
@@ -44,19 +44,19 @@ def progress(what: str, quiet: bool, total: float | None = None) -> Iterator[Pro
 
 
 def say(line: str, quiet: bool = False) -> None:
-    """One line for a person, on standard error."""
+    """Prints a message on standard error."""
     if not quiet:
         print(line, file=sys.stderr)
 
 
 def emit(data: Mapping[str, Any], *, stdout_taken: bool = False) -> None:
-    """One JSON object; on standard error when standard output carries the sound itself."""
+    """Prints one JSON object; on standard error when standard output carries the audio."""
     text = json.dumps(data, ensure_ascii=False, default=_plain)
     print(text, file=sys.stderr if stdout_taken else sys.stdout)
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of NumPy and PyTorch, and paths, for JSON."""
+    """Numbers of NumPy and PyTorch, and paths, as JSON values."""
     if hasattr(value, "item"):
         return value.item()
     if isinstance(value, Path):
@@ -88,7 +88,7 @@ def write_bytes(target: str, data: bytes) -> None:
 
 
 def silence_stdout() -> None:
-    """After a broken pipe: let the interpreter's last flush go nowhere."""
+    """After a broken pipe: redirect to os.devnull, so that the flush at exit does not raise."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -1,4 +1,4 @@
-"""The ops inside other people's models, one package per library.
+"""The ops inside models of other projects, one package per library.
 
-They import `mingcore.ops` only, and their library not before a function of theirs is called.
+They import `mingcore.ops` only, and the other library when one of their functions is called.
 """

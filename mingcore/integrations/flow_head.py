@@ -1,9 +1,9 @@
-"""Other people's flow heads on `ops.flow_sample` (docs/flow_head.md).
+"""Flow heads of other projects on `ops.flow_sample` (docs/flow_head.md).
 
-A flow head that the sampler can run is a stack of pre-norm transformer blocks over the tokens
-[time + condition; history; current frames]: RMSNorm, attention without a mask, an MLP with tanh
-GELU, a final RMSNorm and projection. Where its tensors are, is a mapping of names; what tensors do
-not show is a `FlowHeadConfig`; and `deviation` holds the result against the head's own velocity.
+The sampler can run a head that is a stack of pre-norm transformer blocks over the tokens [time + condition; history;
+current frames]: RMSNorm, attention without a mask, an MLP with tanh GELU, a final RMSNorm and projection. A mapping of
+names says where its tensors are, a `FlowHeadConfig` what the tensors do not show, and `deviation` compares the packed
+head with the head's own velocity.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _NORMS = ("norm1", "norm2", "final_norm")
 _HEAD_NORMS = ("q_norm", "k_norm")
 _TIME = ("time1", "time2")
 _IN_BLOCKS = ("qkv", "out", "up", "down", "norm1", "norm2", *_HEAD_NORMS)
-_SHOWN = 6
+_MAX_LISTED = 6
 
 
 @dataclass(frozen=True)
 class FlowHeadConfig:
     """What a head's tensors do not show.
 
-    heads: of attention. rope: how pairs of a head's elements are turned, "interleaved" (0,1),
+    heads: of attention. rope: which pairs of a head's elements are rotated, "interleaved" (0,1),
     (2,3), ... or "half" (0,D/2), (1,D/2+1), ..., or "none"; on the first rope_heads (None: all); by
     angles position * theta^(-2i/D), positions from 0. transposed: matrices are stored [K, N].
     zero_centred_norms: norms multiply by 1 + weight. embed: times t [M] float32 in 0..1 -> [M, H],
@@ -70,10 +70,10 @@ def pack(
     backend: as in `ops.pack_flow_head`.
 
     Raises CheckpointError with the names of tensors that are missing, misshapen or left over;
-    InputError for a mapping or config that cannot be.
+    InputError for an invalid mapping or config.
     """
     _check_names(names, config)
-    read = _Reader(tensors, config)
+    read = _TensorReader(tensors, config)
     depth = _depth(tensors, names)
     blocks = range(depth)
     matrices, biases = zip(*(_stacked(read, part, names[part], blocks) for part in _MATRICES))
@@ -114,8 +114,8 @@ def deviation(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> float:
-    """How far a packed head's velocities are from the head's own, on random inputs: max |a - b| /
-    max |b|, the worst of three times. About 1e-6 in float32 when the mapping is right.
+    """The error of a packed head's velocities against the head's own, on random inputs: max |a - b| / max |b|, the
+    worst of three times. About 1e-6 in float32 when the mapping is right.
 
     velocity(x [B,P,C], t [B], condition [B,Hc], history [B,N,C]) -> [B,P,C]: the head's own.
     """
@@ -179,8 +179,8 @@ def _depth(tensors: Mapping[str, Tensor], names: Names) -> int:
     return depth
 
 
-class _Reader:
-    """Tensors by their names, and which of them were read."""
+class _TensorReader:
+    """Reads tensors by name, and records which were read."""
 
     def __init__(self, tensors: Mapping[str, Tensor], config: FlowHeadConfig):
         self.tensors, self.config = tensors, config
@@ -216,7 +216,7 @@ class _Reader:
         return weights[0] if blocks is None else torch.stack(weights)
 
     def _equal(self, names: Sequence[str], found: Sequence[Tensor]) -> None:
-        """All blocks alike; what is missing is told by `finish`."""
+        """Raises CheckpointError when the blocks' shapes differ, or a tensor is missing (`finish`)."""
         if self.missing:
             self.finish(())
         for name, tensor in zip(names, found):
@@ -247,11 +247,11 @@ class _Reader:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return ", ".join(names[:_MAX_LISTED]) + more
 
 
-def _stacked(read: _Reader, part: str, name: str | Sequence[str], blocks: range) -> tuple[Tensor, Tensor]:
+def _stacked(read: _TensorReader, part: str, name: str | Sequence[str], blocks: range) -> tuple[Tensor, Tensor]:
     """A part's matrix and bias, with a leading L where it is the blocks'."""
     if part not in _IN_BLOCKS:
         return read.linear(name if isinstance(name, str) else name[0])
@@ -261,7 +261,7 @@ def _stacked(read: _Reader, part: str, name: str | Sequence[str], blocks: range)
 
 
 def _check_shapes(names: Names, config: FlowHeadConfig, matrices, norms, time) -> None:
-    """Names the user's tensor, where `ops.pack_flow_head` would name the part."""
+    """Raises CheckpointError with the user's name of the tensor; `ops.pack_flow_head` would name the part."""
     (L, H), D = norms[0].shape, norms[2].shape[0] // config.heads
     W, Hc, C = matrices[4].shape[1], matrices[0].shape[-1], matrices[1].shape[-1]
     blocks = (L, 3 * H, H), (L, H, H), (L, W, H), (L, H, W)
@@ -279,15 +279,15 @@ def _check_shapes(names: Names, config: FlowHeadConfig, matrices, norms, time) -
 
 
 def _interleaved(matrices, biases, norms, heads: int):
-    """Rows of q and k with the pairs (i, i + D/2) side by side: the products are the same."""
+    """Rows of q and k permuted so that the pairs (i, i + D/2) are adjacent; their dot products do not change."""
     D = norms[2].shape[0] // heads
     order = torch.arange(D).view(2, -1).T.flatten()  # 0, D/2, 1, D/2 + 1, ...
 
-    def turned(t: Tensor) -> Tensor:
+    def permuted(t: Tensor) -> Tensor:
         """[L, 3H, ...]"""
         parts = t.unflatten(1, (3, heads, D))
         return torch.cat((parts[:, :2].index_select(3, order.to(t.device)), parts[:, 2:]), 1)
 
-    qkv, bias = (turned(t[2]).flatten(1, 3) for t in (matrices, biases))
+    qkv, bias = (permuted(t[2]).flatten(1, 3) for t in (matrices, biases))
     norms = [*norms[:3], *(norm[:, order.to(norm.device)] for norm in norms[3:])]
     return (*matrices[:2], qkv, *matrices[3:]), (*biases[:2], bias, *biases[3:]), norms

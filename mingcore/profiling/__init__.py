@@ -1,12 +1,11 @@
-"""Where a request's time goes, by stage: under torch.profiler, as a table and as a Perfetto trace.
+"""Profiles a request by stage under torch.profiler: a table, and a Perfetto trace.
 
-`profile` runs a request three times with one seed: once to warm up and to count every op's bytes,
-once as it is, for its real time, and once under the profiler. The stages are wrapped around a copy
-of the model and around `mingcore.ops`, for as long as that takes; the runtime knows nothing of it,
-so a request that is not profiled pays nothing, not even a branch.
+`profile` runs a request three times with one seed: a warm-up that counts the bytes of every op, an unprofiled run for
+the real time, and a run under the profiler. For that long a copy of the model and the functions of `mingcore.ops` are
+wrapped; the runtime has no hooks, so a request that is not profiled pays nothing.
 """
 
-from .record import Profile, profile
+from .profiler import Profile, profile
 from .stages import OTHER, STAGES
 from .timeline import Stage
 

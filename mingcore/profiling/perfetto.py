@@ -1,4 +1,4 @@
-"""A profile as a trace for https://ui.perfetto.dev and chrome://tracing: one track per stage."""
+"""Writes a profile as a Chrome trace for https://ui.perfetto.dev: one track per stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .record import Profile
+from .profiler import Profile
 from .stages import OTHER, STAGES
 from .timeline import Slice
 
@@ -18,7 +18,7 @@ _ORDER = (OTHER, *STAGES)
 
 
 def check_writable(path: str) -> Path:
-    """The path, when a file can be made there. Raises InputError."""
+    """The path. Raises InputError when no file can be made there."""
     target = Path(path)
     if target.is_dir() or not target.absolute().parent.is_dir():
         what = "is a folder" if target.is_dir() else "there is no such folder"
@@ -27,7 +27,7 @@ def check_writable(path: str) -> Path:
 
 
 def write(profile: Profile, path: str | Path, about: Mapping[str, Any] | None = None) -> None:
-    """Writes JSON, compressed where the path ends in .gz. about: goes into the trace's own facts.
+    """Writes JSON, compressed if the path ends in .gz. about: more entries of the trace's `otherData`.
     Raises InputError, naming the path."""
     content = {
         "displayTimeUnit": "ms",
@@ -42,7 +42,7 @@ def write(profile: Profile, path: str | Path, about: Mapping[str, Any] | None = 
 
 
 def _names(profile: Profile) -> list[dict[str, Any]]:
-    """What processes and tracks are called, and their order."""
+    """Metadata events: names of processes and tracks, and their order."""
     named: list[dict[str, Any]] = []
     for pid, process in _PROCESSES.items():
         stages = {s.stage for s in profile.slices if _process(s) == pid}

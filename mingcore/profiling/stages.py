@@ -1,7 +1,6 @@
-"""The stages of a request, around a copy of a model, and the ops, wrapped while one watches.
+"""Wraps a copy of a model and the functions of `mingcore.ops`, so that an observer sees stages and op calls.
 
-A watcher is told of both: `stage(stage, name)` opens a range, `op(name, function, args, kwargs)`
-calls an op.
+The observer's `stage(stage, name)` opens a range around a stage, its `op(name, function, args, kwargs)` calls an op.
 """
 
 from __future__ import annotations
@@ -16,29 +15,29 @@ from .. import ops
 from ..ops._core.library import SCHEMAS
 
 STAGES = ("llm", "flow", "stop head", "semantic", "pooling", "vae decode", "vae encode")
-OTHER = "host/other"  # what lies between them
+OTHER = "host/other"  # between stages
 
 Name = str | Callable[..., str]
 
 
-class Watcher(Protocol):
-    """Who is told of stages and ops."""
+class Observer(Protocol):
+    """Is called for every stage and op."""
 
     def stage(self, stage: str, name: str) -> AbstractContextManager:
-        """Around a part of the model; `name`: what it does there, such as "prefill"."""
+        """A context around a call of a part of the model; `name`: of the call, such as "prefill of 30"."""
 
     def op(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
         """Calls the op and returns its result."""
 
 
 class Part:
-    """A part of a model, some of whose methods are stages; everything else is the part's own."""
+    """A proxy for a part of a model, some of whose methods are stages; other attributes are the part's own."""
 
-    def __init__(self, target: Any, watcher: Watcher, stages: dict[str, tuple[str, Name]]):
-        """stages: method -> (stage, name of the range, or what gives it for the arguments)."""
+    def __init__(self, target: Any, observer: Observer, stages: dict[str, tuple[str, Name]]):
+        """stages: method -> (stage, name of the range, or a function of the arguments that gives it)."""
         self._target = target
         for method, (stage, name) in stages.items():
-            setattr(self, method, _told(watcher, stage, name, getattr(target, method)))
+            setattr(self, method, _observed(observer, stage, name, getattr(target, method)))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         call = self.__dict__.get("__call__", self._target)
@@ -48,9 +47,9 @@ class Part:
         return getattr(self._target, name)
 
 
-def _told(watcher: Watcher, stage: str, name: Name, function: Callable) -> Callable:
+def _observed(observer: Observer, stage: str, name: Name, function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
-        with watcher.stage(stage, name if isinstance(name, str) else name(*args)):
+        with observer.stage(stage, name if isinstance(name, str) else name(*args)):
             return function(*args, **kwargs)
 
     return call
@@ -60,10 +59,9 @@ def _tokens(embeds: Any, *_: Any) -> str:
     return "step" if embeds.shape[1] == 1 else f"prefill of {embeds.shape[1]}"
 
 
-def staged(model: Any, watcher: Watcher) -> Any:
-    """A model over the same weights whose parts tell a watcher when they run. Flow is told of by
-    its op (`watched_ops`): nothing but it is called there."""
-    part = partial(Part, watcher=watcher)
+def staged(model: Any, observer: Observer) -> Any:
+    """A model over the same weights whose parts call the observer. The flow stage is its op alone (`observed_ops`)."""
+    part = partial(Part, observer=observer)
     llm = {"__call__": ("llm", _tokens), "forward": ("llm", _tokens)}
     llm |= {"embed": ("llm", "embed"), "logits": ("llm", "logits")}
     vae = {"encode": ("vae encode", "encode"), "decode": ("vae decode", "decode")}
@@ -79,24 +77,24 @@ def staged(model: Any, watcher: Watcher) -> Any:
 
 
 @contextmanager
-def watched_ops(watcher: Watcher) -> Iterator[None]:
-    """Within the block every public op of `mingcore.ops` is called by the watcher, in the whole
-    process: do not profile beside other work."""
-    kept = {name: getattr(ops, name) for name in SCHEMAS if hasattr(ops, name)}
+def observed_ops(observer: Observer) -> Iterator[None]:
+    """Within the block the observer calls every public op of `mingcore.ops`, in the whole process: nothing else
+    should run in it."""
+    originals = {name: getattr(ops, name) for name in SCHEMAS if hasattr(ops, name)}
     try:
-        for name, function in kept.items():
-            setattr(ops, name, _op(watcher, name, function))
+        for name, function in originals.items():
+            setattr(ops, name, _op(observer, name, function))
         yield
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(ops, name, function)
 
 
-def _op(watcher: Watcher, name: str, function: Callable) -> Callable:
+def _op(observer: Observer, name: str, function: Callable) -> Callable:
     def call(*args: Any, **kwargs: Any) -> Any:
         if name != "flow_sample":
-            return watcher.op(name, function, args, kwargs)
-        with watcher.stage("flow", "sample"):
-            return watcher.op(name, function, args, kwargs)
+            return observer.op(name, function, args, kwargs)
+        with observer.stage("flow", "sample"):
+            return observer.op(name, function, args, kwargs)
 
     return call

@@ -1,9 +1,9 @@
-"""A profiler's events as slices of stages, and their sums.
+"""The events of a profile as slices of stages, and their sums.
 
-On the host a stage's time is ours (our ops), PyTorch's (its operators beside ours), or neither:
-Python. The time that is not ours is the stage's gap. What lies between stages is a stage too, so
-times add up to the request's. On a GPU a kernel belongs to the stage that launched it, and the
-device's idle time before it is that stage's gap there.
+On the host a stage's time is that of our ops, of PyTorch's operators outside our ops, and the rest: Python. Time
+outside our ops is the stage's gap. The time between stages is a stage of its own, so that the times add up to the
+request's. On a GPU a kernel belongs to the stage that launched it, and the device's idle time before it is that
+stage's device gap.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ _KERNELS = ("kernel", "gpu_memcpy", "gpu_memset")
 
 @dataclass(frozen=True)
 class Slice:
-    """Something that ran: kind "stage", "op" (ours), "torch" (an operator of PyTorch's) or
-    "kernel" (on the GPU). Microseconds since the request began. top: directly in its stage; ours:
-    of a kernel, launched by an op of ours.
+    """An interval: kind "stage", "op" (ours), "torch" (an operator of PyTorch) or "kernel" (on the GPU).
+
+    Times in microseconds since the start of the request. top: directly in its stage; ours: of a kernel, launched by
+    one of our ops; call: the op's cost and backend.
     """
 
     stage: str
@@ -47,9 +48,9 @@ class Slice:
 class Stage:
     """The sums of one stage. ms = ours_ms + gap_ms; torch_ms is a part of the gap.
 
-    launches: kernels on a GPU; on a CPU calls of our ops and of PyTorch's beside them. nbytes,
-    flops: the least that its ops can do with (testing/cost.py), gbs: those bytes over the time.
-    device_ms, device_gap_ms: kernels, and the idle time before them; None without a GPU.
+    launches: kernels on a GPU; on a CPU calls of our ops and of PyTorch's operators outside them. nbytes, flops: the
+    minimum of its ops (testing/cost.py); gbs: those bytes over the time, in 1e9 bytes per second. device_ms,
+    device_gap_ms: time of kernels, and idle time before them; None without a GPU.
     """
 
     stage: str
@@ -76,7 +77,7 @@ class Timeline:
 
     @classmethod
     def of(cls, events: Iterable[dict[str, Any]]) -> Timeline:
-        """From the events of a Chrome trace in which one REQUEST ran."""
+        """From the events of a Chrome trace of one REQUEST."""
         events = [event for event in events if event.get("ph") == "X"]
         request = next(e for e in events if e["name"] == REQUEST and e.get("cat") == _HOST[0])
         thread, begin = (request["pid"], request["tid"]), request["ts"]
@@ -90,7 +91,7 @@ class Timeline:
         return cls(request["dur"] / 1e6, host, tuple(_kernels(events, host, begin)))
 
     def slices(self, calls: Sequence[dict[str, Any]]) -> tuple[Slice, ...]:
-        """All of it, with what `calls`, in order, say of our ops, and the time between stages."""
+        """All slices, our ops with their entries of `calls` (in order), and the time between stages."""
         ops = [s.name for s in self.host if s.kind == "op"]
         if ops != [call["op"] for call in calls]:
             raise MingError("profile: the request was not the same in two runs; give it a seed")
@@ -113,7 +114,7 @@ class Timeline:
 
 
 def _nested(events: Iterable[dict[str, Any]], begin: float, limit: float) -> Iterator[Slice]:
-    """Slices of sorted events; no child outlasts what it is in, as rounding may say."""
+    """Slices of sorted events; a child is cut at the end of its parent, which rounding may move."""
     above: list[tuple[float, str, str]] = []  # end, kind, stage
     for event in events:
         start = event["ts"]
@@ -136,7 +137,7 @@ def _nested(events: Iterable[dict[str, Any]], begin: float, limit: float) -> Ite
 
 
 def _kernels(events: Sequence[dict[str, Any]], host: Sequence[Slice], begin: float) -> Iterator[Slice]:
-    """Kernels in the order in which they ran, each of the stage that launched it."""
+    """Kernels in the order of execution, each in the stage that launched it."""
     launched = {
         e["args"]["correlation"]: e["ts"] - begin
         for e in events
@@ -152,7 +153,7 @@ def _kernels(events: Sequence[dict[str, Any]], host: Sequence[Slice], begin: flo
 
 
 def _around(slices: Sequence[Slice], at: float | None) -> Slice | None:
-    """The one of slices, which are apart and in order, that spans a time."""
+    """The slice that spans a time, of sorted slices that do not overlap, or None."""
     if at is None:
         return None
     index = bisect_right(slices, at, key=lambda s: s.start_us) - 1

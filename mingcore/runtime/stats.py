@@ -5,64 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
+from ..results import Stats
+
 # by type of device: what a bundle of kernels says of itself; set by who serves one
 served_kernels: dict[str, Callable[[], dict]] = {}
-
-
-@dataclass
-class Stats:
-    """Figures of one request; None where they do not apply.
-
-    `compute_seconds` counts only the engine's time, not what a stream's consumer takes; of a
-    request in a batch the time in its slot, while all requests there advance, from when it got it.
-    `peak_memory_bytes`: of the device's allocator on a GPU, of the process on a CPU.
-    `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running
-    or when cancelled. `kernels`: with a bundle of compiled kernels, which one, how many it gave,
-    and how many were compiled nevertheless (`aot.serve.Served`).
-    """
-
-    seed: int | None = None
-    audio_seconds: float = 0.0
-    compute_seconds: float = 0.0
-    time_to_first_audio: float | None = None
-    patches: int = 0
-    segments: int = 0
-    prompt_tokens: int = 0
-    text_tokens: int = 0
-    peak_memory_bytes: int = 0
-    ended_by: str | None = None
-    kernels: dict | None = None
-
-    @property
-    def real_time_factor(self) -> float | None:
-        """Seconds of computing per second of audio; under 1 is faster than it plays."""
-        return self.compute_seconds / self.audio_seconds if self.audio_seconds else None
-
-    def as_dict(self) -> dict:
-        """All figures, for JSON."""
-        return asdict(self) | {"real_time_factor": self.real_time_factor}
-
-    def __str__(self) -> str:
-        parts = [f"{self.audio_seconds:.2f} s of audio in {self.compute_seconds:.2f} s"]
-        if self.real_time_factor is not None:
-            parts.append(f"real-time factor {self.real_time_factor:.3f}")
-        if self.time_to_first_audio is not None:
-            parts.append(f"first audio after {1000 * self.time_to_first_audio:.0f} ms")
-        if self.patches:
-            parts.append(f"{self.patches} patches")
-        if self.text_tokens:
-            parts.append(f"{self.text_tokens} text tokens")
-        if self.kernels:
-            given = f"{self.kernels['triton']} of Triton, {self.kernels['cuda']} ops of CUDA"
-            parts.append(f"kernels from a bundle ({given}; {self.kernels['compiled']} compiled)")
-        parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
-        if self.seed is not None:
-            parts.append(f"seed {self.seed}")
-        return ", ".join(parts)
 
 
 @dataclass

@@ -1,12 +1,12 @@
-"""How far two results are apart, and how far they may be.
+"""Errors between results, and their tolerances.
 
-The oracle of an op is its reference run in float64 on the same (already quantised) operands. A
-result passes when its error against the oracle is at most twice the error of plain PyTorch in the
-same dtype, plus 1e-5 of the oracle's root mean square; so the tolerance follows from the dtype and
-the shape, and no number is tuned per test. Results that are not floating point must be equal.
+The oracle of an op is its reference in float64 on the same (already quantised) operands. A result passes when its
+error against the oracle is at most twice the error of plain PyTorch in the same dtype, plus 1e-5 of the oracle's root
+mean square; so the tolerance follows from the dtype and the shape, and no number is tuned per test. Results that are
+not floating point must be equal.
 
-Where activations are quantised ("int8_dyn"), a hidden value next to a rounding tie goes one way or
-the other by the order of a sum; one such value per row counts as plain PyTorch's error too.
+Where activations are quantised ("int8_dyn"), a hidden value next to a rounding tie is rounded up or down depending on
+the order of a sum; the error of one such value per row is added to plain PyTorch's error.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from .. import ops
+from ..ops._core import reference as common
 from ..ops._core.layouts import map_tensors, tensors_in
+from ..ops._core.packing import quantise_activations
 
 FACTOR = 2.0
 FLOOR = 1e-5  # of the oracle's root mean square
 LARGE_BYTES = 64 << 20
-TIE = 127 * 2.0**-18  # of a step: what the order of a float32 sum moves a value near the largest
-TIE_OF_MANY = 127 * 2.0**-14  # the same behind many layers
+TIE = 127 * 2.0**-18  # quantisation steps: how far the order of a float32 sum moves a value near the largest
+TIE_OF_MANY = 127 * 2.0**-14  # the same after many layers
 
 
 def max_relative(a: Tensor, b: Tensor) -> float:
-    """max |a - b| / max |b| in float64; NaN or infinity in either gives NaN or infinity."""
+    """max |a - b| / max |b| in float64; NaN or infinity in a or b gives NaN or infinity."""
     a, b = _pair(a, b)
     if a.numel() == 0:
         return 0.0
@@ -69,30 +72,32 @@ class Error:
         return Error(difference.abs().max().item(), difference.square().mean().sqrt().item())
 
     def within(self, limit: Error) -> bool:
-        """NaN is never within."""
+        """Whether both errors are at most the limit's; NaN never is."""
         return self.largest <= limit.largest and self.rms <= limit.rms
 
 
 NO_ERROR = Error(0.0, 0.0)
 
 
-def tolerance(plain: Tensor, oracle: Tensor, least: Error = NO_ERROR) -> Error:
-    """What a result in the dtype of `plain` (plain PyTorch's result) may differ from `oracle`.
+def tolerance(plain: Tensor, oracle: Tensor, min_error: Error = NO_ERROR) -> Error:
+    """FACTOR · max(error of `plain`, rounding of the oracle, min_error) + FLOOR · rms(oracle), for both errors.
 
-    Rounding the oracle itself to that dtype counts as plain PyTorch's error where it is larger:
-    on few elements plain PyTorch may be right by luck. So does `least`.
+    `plain` is plain PyTorch's result, in the dtype of the result that is compared. The error of rounding the oracle to
+    that dtype counts too, because on few elements plain PyTorch may be exact by chance.
     """
     error = Error.between(plain, oracle)
     rounding = Error.between(oracle.to(plain.dtype), oracle)
     scale = oracle.detach().double().square().mean().sqrt().item() if oracle.numel() else 0.0
     return Error(
-        FACTOR * max(error.largest, rounding.largest, least.largest) + FLOOR * scale,
-        FACTOR * max(error.rms, rounding.rms, least.rms) + FLOOR * scale,
+        FACTOR * max(error.largest, rounding.largest, min_error.largest) + FLOOR * scale,
+        FACTOR * max(error.rms, rounding.rms, min_error.rms) + FLOOR * scale,
     )
 
 
-def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "result", least: Error = NO_ERROR) -> None:
-    """Raise AssertionError, naming the error and the limit, when `got` is too far from `oracle`."""
+def assert_within(
+    got: Tensor, plain: Tensor, oracle: Tensor, what: str = "result", min_error: Error = NO_ERROR
+) -> None:
+    """Raise AssertionError, with the error and the limit, when `got` is not within `tolerance` of `oracle`."""
     if got.dtype != plain.dtype:
         raise AssertionError(f"{what}: dtype must be {plain.dtype}, got {got.dtype}")
     if got.shape != oracle.shape:
@@ -101,7 +106,7 @@ def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "resul
         if not torch.equal(got.cpu(), oracle.to(got.dtype).cpu()):
             raise AssertionError(f"{what}: {(got.cpu() != oracle.cpu()).sum()} values differ")
         return
-    error, limit = Error.between(got, oracle), tolerance(plain, oracle, least)
+    error, limit = Error.between(got, oracle), tolerance(plain, oracle, min_error)
     if not error.within(limit):
         raise AssertionError(
             f"{what}: error {error.largest:.3e} (rms {error.rms:.3e}) against the oracle, "
@@ -112,9 +117,9 @@ def assert_within(got: Tensor, plain: Tensor, oracle: Tensor, what: str = "resul
 def widened(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same arguments with every floating-point tensor in float64, on the CPU.
 
-    On a GPU, arguments of at most 16 bits and more than 64 MB become float32 where they are: the
-    CPU would take too long. Routing weights stay float32, which is what the ops' contract asks for.
-    Quantised experts stay so: their values and scales are the operands.
+    On a GPU, arguments of at most 16 bits per element and more than 64 MB in all become float32 on the GPU, because
+    float64 on the CPU would take too long. Routing weights stay float32, as the ops require. Quantised experts stay
+    quantised: their values and scales are the operands.
     """
     kwargs = _unpacked(kwargs)
     found = list(tensors_in(kwargs))
@@ -134,7 +139,7 @@ def _to_float32(x: Tensor) -> Tensor:
 
 
 def _unpacked(value: Any) -> Any:
-    """Packed weights as the plain matrices that they hold, in their format."""
+    """The arguments with packed weights unpacked to plain matrices of the same format."""
     if isinstance(value, dict):
         return {key: _unpacked(part) for key, part in value.items()}
     if hasattr(value, "as_rows"):
@@ -145,12 +150,10 @@ def _unpacked(value: Any) -> Any:
 
 
 def run(op: str, kwargs: dict[str, Any], backend: str | None = None) -> tuple[Tensor, ...]:
-    """Call the public op and return its tensors; for an in-place op the tensors it changed.
+    """Call the public op and return its results; of an in-place op the tensors that it wrote.
 
-    The arguments are left as they were: tensors that the op writes are copied first.
+    The arguments are not modified: tensors that the op writes are copied first.
     """
-    import mingcore.ops as ops
-
     kwargs = dict(kwargs)
     written = _WRITTEN.get(op, ())
     kwargs.update({name: kwargs[name].clone() for name in written})
@@ -181,7 +184,7 @@ def oracle(op: str, kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
 def check_op(
     op: str, kwargs: dict[str, Any], got: tuple[Tensor, ...] | None = None, *, backend: str | None = None
 ) -> None:
-    """Hold an op on `backend` (or results `got` of it) to the oracle's tolerance.
+    """Check an op on `backend` (or its results `got`) against the oracle.
 
     Raises AssertionError with the error and the limit.
     """
@@ -191,22 +194,19 @@ def check_op(
     exact = oracle(op, kwargs)
     if len(got) != len(exact):
         raise AssertionError(f"{op}: expected {len(exact)} results, got {len(got)}")
-    least = _rounded_the_other_way(op, kwargs, exact)
+    min_error = _tie_error(op, kwargs, exact)
     for i, (a, b, c) in enumerate(zip(got, plain, exact, strict=True)):
-        assert_within(a, b, c, what=op if len(exact) == 1 else f"{op}[{i}]", least=least)
+        assert_within(a, b, c, what=op if len(exact) == 1 else f"{op}[{i}]", min_error=min_error)
 
 
-def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor, ...]) -> Error:
-    """The error when in every hidden row the value next to a tie is rounded the other way.
+def _tie_error(op: str, kwargs: dict[str, Any], exact: tuple[Tensor, ...]) -> Error:
+    """The error when in every hidden row the value nearest to a rounding tie is rounded the other way; "int8_dyn" only.
 
-    Rows of x are not hidden ones: how they are quantised is given to the bit.
+    Rows of x are excluded: their quantisation is specified bit for bit.
     """
     packed = kwargs.get("experts", kwargs.get("head"))
     if getattr(packed, "format", None) != "int8_dyn":
         return NO_ERROR
-    from mingcore.ops._core import reference as common
-    from mingcore.ops._core.packing import quantise_activations
-
     tie, given = (TIE_OF_MANY, None) if op == "flow_sample" else (TIE, packed.hidden)
 
     def other_way(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,23 +224,21 @@ def _rounded_the_other_way(op: str, kwargs: dict[str, Any], exact: tuple[Tensor,
 
 
 def quantisation_error(kwargs: dict[str, Any], format: str) -> tuple[float, float]:
-    """What quantisation itself costs: `max_relative` and `relative_l2` of `moe_mlp`.
+    """The error of quantising `moe_mlp` to `format`: `max_relative` and `relative_l2`.
 
-    kwargs: arguments of `ops.moe_mlp` with the raw pair of weights, which are the yardstick; both
-    sides are the reference in float64, so that nothing but the format differs.
+    kwargs: arguments of `ops.moe_mlp` with the pair of unquantised weights. Both sides are the reference in float64,
+    so that only the format differs.
     """
-    from mingcore.ops import pack_experts
-
     shared, rest = kwargs.get("shared"), {k: v for k, v in kwargs.items() if k != "shared"}
-    packed = pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
+    packed = ops.pack_experts(*kwargs["experts"], shared=shared, format=format, backend="reference")
     (got,), (exact,) = (oracle("moe_mlp", kw) for kw in ({**rest, "experts": packed}, kwargs))
     return max_relative(got, exact), relative_l2(got, exact)
 
 
-def edit_distance(wanted: Sequence[Any], got: Sequence[Any]) -> int:
-    """The fewest entries that must be put in, left out or replaced (Levenshtein)."""
+def edit_distance(expected: Sequence[Any], got: Sequence[Any]) -> int:
+    """The Levenshtein distance: the minimum number of insertions, deletions and substitutions."""
     row = list(range(len(got) + 1))
-    for i, a in enumerate(wanted, 1):
+    for i, a in enumerate(expected, 1):
         before, row[0] = row[0], i
         for j, b in enumerate(got, 1):
             before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (a != b))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
-# small, but with every kind of layer: odd and even rates, dense and depthwise
+# small, with every kind of layer: odd and even rates, dense and depthwise
 VOXCPM = {
     "encoder_dim": 8,
     "encoder_rates": [2, 3],
@@ -85,7 +85,7 @@ def vibevoice_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, Ten
 
 
 def _random(shapes: list[tuple[str, tuple[int, ...]]], seed: int) -> dict[str, Tensor]:
-    """Every branch counts, and what flows neither grows nor fades: alphas, norms, gammas near 1."""
+    """Random values that keep activations at unit scale and every branch significant: alphas, norms, gammas near 1."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in shapes:

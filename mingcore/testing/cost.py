@@ -1,7 +1,7 @@
-"""What an op must do: the fewest bytes it can move and the operations it must make.
+"""The cost of an op: the minimum of bytes it must move, and the operations it must make.
 
-Every input is read once and every output written once; weights that no token chose, and keys that
-no query sees, do not count. A multiply-add is two operations.
+Every input is read once and every output written once; weights that no token selects, and keys that no query attends
+to, do not count. A multiply-add is two operations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..ops._core.layouts import tensors_in
 
 @dataclass(frozen=True)
 class Cost:
-    """Bytes moved and floating-point operations made, at least."""
+    """Minimum of bytes moved and of operations made."""
 
     nbytes: int
     flops: int
@@ -30,8 +30,8 @@ class Cost:
 
 
 def cost(op: str, kwargs: dict[str, Any], outputs: tuple[Tensor, ...]) -> Cost:
-    """The cost of a call: its keyword arguments and the tensors that came out. An op in place costs
-    what the other one does; where it writes to is not read."""
+    """The cost of a call, by its keyword arguments and the tensors it returned or wrote. An in-place op costs what the
+    allocating one does; its output is not read."""
     if op.endswith("_") and op not in _SPECIAL:
         op, kwargs = op[:-1], {name: t for name, t in kwargs.items() if name != "out"}
     count = _SPECIAL.get(op, _everything_once)
@@ -135,9 +135,9 @@ def _flow_sample(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ..
     guided = kwargs.get("guided", bool((g != 0).any()) if isinstance(g, Tensor) else g != 0)
     R, E = B * (2 if guided else 1), len(schedule.evaluations)
     per_token = 4 * H * H + 2 * H * W
-    whole = R * T * (per_token + 2 * H * T)  # multiply-adds of a block
+    full = R * T * (per_token + 2 * H * T)  # multiply-adds of a block
     last = R * (T * 2 * H * H + P * (per_token - 2 * H * H + 2 * H * T))
-    each = (L - 1) * whole + last + B * P * C * H + R * P * C * H
+    each = (L - 1) * full + last + B * P * C * H + R * P * C * H
     once = B * (head.cond_size + N * C) * H
     blocks = (*head.matrices[1:], *head.scales, *head.biases[1:], *head.norms)
     weights = E * sum(t.nbytes for t in blocks) + head.matrices[0].nbytes

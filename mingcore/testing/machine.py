@@ -1,4 +1,4 @@
-"""What a result was measured on: machine, versions and commit, for every file that is kept."""
+"""Describes what a result was measured on: machine, versions and commit, for every result file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    from .. import _cpu as native
+except ImportError:  # the CPU kernels are not built
+    native = None
 
 _PACKAGES = ("mingcore", "torch", "triton", "numpy", "cuda-bindings", "safetensors")
 
@@ -45,13 +50,11 @@ def cpu_name() -> str:
 
 
 def isa() -> str:
-    """The instruction set that the native kernels take here, and what of it matters to them, such
-    as "avx512 vnni bf16"; "no native kernels" without them."""
-    try:
-        from mingcore import _cpu
-    except ImportError:
+    """The instruction set that the CPU kernels use here and its relevant extensions, such as "avx512 vnni bf16"; "no
+    native kernels" if they are not built."""
+    if native is None:
         return "no native kernels"
-    return " ".join([_cpu.isa(), *["vnni"] * _cpu.vnni(), *["bf16"] * _cpu.bf16()])
+    return " ".join([native.isa(), *["vnni"] * native.vnni(), *["bf16"] * native.bf16()])
 
 
 def slug() -> str:
@@ -62,7 +65,7 @@ def slug() -> str:
 
 
 def last_level_cache_bytes(default: int = 32 << 20) -> int:
-    """Size of the largest data cache of the first processor; `default` where it is not told."""
+    """Size of the largest data cache of the first processor; `default` where the system does not report it."""
     largest = 0
     for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
         try:
@@ -102,8 +105,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit of the source tree, with "+" when files differ from it; None outside git. Kept
-    results do not count: the parts of one run renew them one by one."""
+    """The commit of the source tree, with "+" when tracked files differ from it; None outside git. Files of
+    bench/results are ignored, because the parts of one run rewrite them one after the other."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

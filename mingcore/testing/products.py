@@ -1,6 +1,6 @@
-"""The rate of one large matrix product on the CPU, each way to it: the ceiling of operations.
+"""The rate of one large matrix product on the CPU by several implementations: the ceiling of operations.
 
-`torch.mm` is not always the fastest way, and a ceiling that something exceeds says nothing.
+`torch.mm` is not always the fastest implementation, and a ceiling that something exceeds is no ceiling.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ from .timing import Spread, interleaved
 
 KINDS = ("fp32", "bf16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-AGREE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}  # relative L2, of ways of one product
+AGREE = {"fp32": 1e-5, "bf16": 2e-2, "int8": 5e-2}  # relative L2 between implementations of one product
 Calls = dict[str, Callable[[], Any]]
 
 
-def ways(kind: str, n: int) -> Calls:
-    """The ways to x Wᵀ of n x n matrices: "fp32", "bf16", or "int8" (int8_dyn and torch's own)."""
+def implementations(kind: str, n: int) -> Calls:
+    """Implementations of x Wᵀ of n x n matrices, by name: "fp32", "bf16", or "int8" (int8_dyn and torch's own)."""
     generator = torch.Generator().manual_seed(0)
     x, w = (torch.randn(n, n, generator=generator) for _ in range(2))
     if kind == "int8":
         packed = ops.pack_linear(w, format="int8_dyn")
         a = (x * (127 / x.abs().amax(1, keepdim=True))).round().to(torch.int8)
         b = (w * (127 / w.abs().amax(1, keepdim=True))).round().to(torch.int8).t()
-        ours = lambda: ops.linear(x, packed)  # noqa: E731
-        return {"ours, int8_dyn": ours, "torch._int_mm": lambda: torch._int_mm(a, b)}
+        return {"ours, int8_dyn": lambda: ops.linear(x, packed), "torch._int_mm": lambda: torch._int_mm(a, b)}
     x, w = x.to(DTYPES[kind]), w.to(DTYPES[kind])
     found = {"torch.mm": lambda: x @ w.t()}
     if torch.backends.mkldnn.is_available():
@@ -42,15 +41,15 @@ def ways(kind: str, n: int) -> Calls:
 
 
 def products(n: int, budget_s: float, kinds: Sequence[str] = KINDS) -> dict[str, dict[str, dict[str, float]]]:
-    """kind -> way -> 1e12 operations per second: the spread of its rounds, in turns.
+    """kind -> implementation -> 1e12 operations per second: the spread over its rounds, interleaved, and the best.
 
-    Raises AssertionError where the ways do not agree.
+    Raises AssertionError where the implementations do not agree.
     """
     rates: dict[str, dict[str, dict[str, float]]] = {}
     for kind in kinds:
-        calls = ways(kind, n)
+        calls = implementations(kind, n)
         results = {name: call() for name, call in calls.items()}
-        if kind != "int8":  # there, torch's is a product of integers without scales
+        if kind != "int8":  # torch's int8 product is of integers without scales
             first, *rest = results.items()
             for name, got in rest:
                 error = relative_l2(got, first[1])
@@ -64,7 +63,7 @@ def products(n: int, budget_s: float, kinds: Sequence[str] = KINDS) -> dict[str,
     return rates
 
 
-def fastest(by_way: dict[str, dict[str, float]]) -> dict[str, Any]:
-    """Of one kind: the best rate that any way reached, and the way."""
-    way, rate = max(by_way.items(), key=lambda item: item[1]["best"])
-    return {"tflops": rate["best"], "way": way}
+def fastest(rates: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Of one kind: the best rate (`tflops`) and the implementation that reached it (`way`)."""
+    name, rate = max(rates.items(), key=lambda item: item[1]["best"])
+    return {"tflops": rate["best"], "way": name}

@@ -1,9 +1,9 @@
-"""The machine's measured ceilings: what 100 % means in every benchmark.
+"""The machine's measured ceilings, the 100 % of every benchmark.
 
-CPU: one multi-threaded streaming read of bfloat16 with FMA over a buffer of several times the
-last-level cache (`mingcore._cpu.read_probe`, the fastest of several patterns and of small and huge
-pages), a copy, and a large matrix product per dtype. GPU: read, copy and matrix products through
-PyTorch, inputs random, buffers many times the L2.
+CPU: a multi-threaded streaming read of bfloat16 with FMA over a buffer of several times the last-level cache
+(`mingcore._cpu.read_probe`, the fastest of several access patterns, with small and huge pages), a copy, and a large
+matrix product per dtype. GPU: read, copy and matrix products through PyTorch, on random inputs and buffers of many
+times the L2 cache.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .machine import last_level_cache_bytes
+from .machine import last_level_cache_bytes, native
 from .timing import event_s, interleaved, threads
 
-# streams per thread, bytes ahead by prefetch instructions (0: the hardware's own)
+# (streams per thread, bytes of software prefetch distance; 0: hardware prefetch only)
 READ_PATTERNS = ((1, 0), (1, 8192), (2, 0), (2, 4096), (4, 1024), (4, 2048), (8, 1024))
 _NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,13 +43,13 @@ class Ceilings:
         return asdict(self)
 
     def floor_s(self, nbytes: int, flops: int = 0, dtype: str = "fp32") -> float:
-        """The least time for this many bytes read and operations done."""
+        """The minimum time to read `nbytes` and do `flops` operations, the longer of both."""
         return max(nbytes / (self.read_gbs * 1e9), flops / (self.gemm_tflops[dtype] * 1e12))
 
 
 @lru_cache(maxsize=8)
 def ceilings(device: str = "cpu", num_threads: int | None = None, quick: bool = False) -> Ceilings:
-    """Measure once per process. `quick` takes smaller buffers, for dry runs and tests."""
+    """Measures once per process. quick: smaller buffers, for dry runs and tests."""
     if torch.device(device).type == "cuda":
         return _gpu(quick)
     with threads(num_threads) as n:
@@ -66,7 +66,7 @@ def ceilings(device: str = "cpu", num_threads: int | None = None, quick: bool = 
 
 
 def read_gbs(nbytes: int, rounds: int = 9) -> float:
-    """The read probe: 1e9 bytes per second, the best round (a ceiling, not a mean)."""
+    """The read probe in 1e9 bytes per second: the best round, because it is a ceiling."""
     x = torch.randn(nbytes // 2, dtype=torch.bfloat16)
     calls = _reads(x)
     huge = _on_huge_pages(x)
@@ -76,8 +76,8 @@ def read_gbs(nbytes: int, rounds: int = 9) -> float:
 
 
 def fastest_read(x: Tensor) -> Callable[[], Any]:
-    """A call that reads the bfloat16 tensor x, in the pattern that is the fastest here and now: for
-    benchmarks in which the probe takes turns with what it is compared to."""
+    """A call that reads the bfloat16 tensor x in the fastest access pattern of this moment: for benchmarks that
+    interleave the probe with what it is compared to."""
     calls = _reads(x)
     samples = interleaved(calls, rounds=5, sample_s=1e-3).samples
     return calls[min(samples, key=lambda pattern: min(samples[pattern]))]
@@ -87,18 +87,16 @@ def _reads(x: Tensor) -> dict[tuple, Callable[[], Any]]:
     return {pattern: partial(_read, x, *pattern) for pattern in READ_PATTERNS}
 
 
-def _read(x: Tensor, streams: int, ahead: int) -> None:
-    """x itself is an argument, so that a call that is kept keeps its memory."""
-    from mingcore import _cpu
-
-    _cpu.read_probe(x.data_ptr(), x.nbytes, torch.get_num_threads(), streams, ahead)
+def _read(x: Tensor, streams: int, prefetch_bytes: int) -> None:
+    """x is an argument, not its address, so that a stored call keeps the memory alive."""
+    native.read_probe(x.data_ptr(), x.nbytes, torch.get_num_threads(), streams, prefetch_bytes)
 
 
 def _on_huge_pages(x: Tensor) -> Tensor:
-    """A copy of x on huge pages, where the system gives them when asked."""
-    from mingcore.ops._core.cpu import on_huge_pages
-
-    return on_huge_pages(torch.empty_like(x)).copy_(x)
+    """A copy of x on huge pages, where the system provides them (madvise)."""
+    copy = torch.empty_like(x)
+    native.ask_for_huge_pages(copy.data_ptr(), copy.nbytes)
+    return copy.copy_(x)
 
 
 def _copy_gbs(nbytes: int, rounds: int) -> float:
@@ -149,7 +147,7 @@ def _gpu(quick: bool) -> Ceilings:
 def _gpu_read_and_copy_s(nbytes: int) -> tuple[float, float]:
     source = torch.empty(nbytes // 2, dtype=torch.bfloat16, device="cuda").normal_()
     target = torch.empty_like(source)
-    words = source.view(torch.float32)  # their sum has no meaning: the read is what counts
+    words = source.view(torch.float32)  # their sum is meaningless; only the read is timed
     read = min(event_s(words.sum) for _ in range(8))
     copy = min(event_s(lambda: target.copy_(source)) for _ in range(8))
     return read, copy

@@ -1,7 +1,7 @@
-"""What every op with a stream's state must hold, on any backend: checks for tests.
+"""Checks for tests of ops with a stream's state, on any backend: chunked equals one-shot.
 
-An op's call is a mapping of keyword arguments without `state`, `valid` and `last`; its input is cut
-along time, whatever comes out is put together again, row by row by `state.emitted`.
+A call of an op is a mapping of its keyword arguments without `state`, `valid` and `last`. Its input is split along
+time and the outputs are concatenated, row by row by `state.emitted`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import ops
+
 INPUT = {
     "causal_conv1d": ("x", 2),
     "causal_conv_transpose1d": ("x", 2),
@@ -23,7 +25,7 @@ LIMIT = 1e-6  # chunked against one-shot: max |a - b| / max |b|
 
 
 def once(op: str, call: dict[str, Any], backend: str | None = None) -> Tensor:
-    """One-shot, to the end."""
+    """The one-shot result, end of the stream included."""
     return _run(op, call, backend, None, True)[0]
 
 
@@ -40,15 +42,13 @@ def chunked(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | 
 
 
 def in_place(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str | None = None) -> Tensor:
-    """`chunked` by the in-place form, whose outputs start as NaN."""
-    import mingcore.ops as ops
-
+    """`chunked` by the in-place op, into outputs filled with NaN."""
     name, dim = INPUT[op]
     state, shape, out = None, None, []
     for i, chunk in enumerate(call[name].split(list(sizes), dim)):
         last = i == len(sizes) - 1
         rest = {key: value for key, value in call.items() if key != name}
-        # the shapes of output and state are those of the pure form
+        # output and state have the shapes of the allocating op's
         shape, fresh = _run(op, {**call, name: chunk}, backend, state, last)
         if state is None:
             state = fresh.clone()
@@ -60,15 +60,15 @@ def in_place(op: str, call: dict[str, Any], sizes: Sequence[int], backend: str |
 
 
 def by_rows(op: str, call: dict[str, Any], seed: int, backend: str | None = None) -> tuple[list[Tensor], list[Tensor]]:
-    """Every row at its own pace: what each row's streams gave, and the one-shot of the same.
+    """Rows that advance independently (`valid`, `last` per row): the outputs of each row, and the one-shot results.
 
-    Rows get random numbers of inputs in each call, none in some, and end at random places; inputs
-    that are not a row's own are NaN.
+    Each call gives every row a random number of inputs, possibly none, and streams end at random positions; inputs
+    beyond a row's own are NaN.
     """
     name, dim = INPUT[op]
     x, pick = call[name], random.Random(seed)
     B, L = x.shape[0], x.shape[dim]
-    at, begun, state = [0] * B, [0] * B, None
+    at, starts, state = [0] * B, [0] * B, None
     got: list[list[Tensor]] = [[] for _ in range(B)]
     streams: list[list[tuple[int, int]]] = [[] for _ in range(B)]
     while min(at) < L:
@@ -85,8 +85,8 @@ def by_rows(op: str, call: dict[str, Any], seed: int, backend: str | None = None
             assert (piece[b, ..., n:] == 0).all(), "beyond emitted there must be zeros"
             at[b] += valid[b]
             if ends[b]:
-                streams[b].append((begun[b], at[b]))
-                begun[b] = at[b]
+                streams[b].append((starts[b], at[b]))
+                starts[b] = at[b]
     expected = []
     for b in range(B):
         pieces = [x[b : b + 1].narrow(dim, start, end - start) for start, end in streams[b]]
@@ -96,11 +96,11 @@ def by_rows(op: str, call: dict[str, Any], seed: int, backend: str | None = None
 
 
 def split(total: int, seed: int) -> list[int]:
-    """Random chunk lengths >= 1 (and now and then 0) that sum to `total`."""
+    """Random chunk lengths >= 0 that sum to `total`."""
     pick, sizes = random.Random(seed), []
-    most = pick.choice((1, 3, 8, max(total, 1)))
+    max_size = pick.choice((1, 3, 8, max(total, 1)))
     while total > 0:
-        sizes.append(0 if pick.random() < 0.1 else min(total, pick.randint(1, most)))
+        sizes.append(0 if pick.random() < 0.1 else min(total, pick.randint(1, max_size)))
         total -= sizes[-1]
     return sizes or [0]
 
@@ -114,7 +114,5 @@ def assert_same(got: Tensor, expected: Tensor, what: str) -> None:
 
 
 def _run(op, call, backend, state, last, valid=None):
-    import mingcore.ops as ops
-
     rows = {} if valid is None else {"valid": valid}
     return getattr(ops, op)(**call, state=state, last=last, **rows, backend=backend)

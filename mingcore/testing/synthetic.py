@@ -1,7 +1,7 @@
-"""Synthetic whole models: a config in the official layout and random weights to go with it.
+"""Synthetic models: a config in the official layout, and random weights for it.
 
-Used by tests and benchmarks that need a complete checkpoint of a chosen size. The sound is noise;
-the shapes, names and numerics are those of a released model (docs/model.md, "Checkpoint names").
+For tests and benchmarks that need a complete checkpoint of a chosen size. Its audio is noise; shapes, names and
+numerics are those of a released model (docs/model.md, "Checkpoint names").
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class _Stack(NamedTuple):
     layers: int
 
 
-# name -> language model, audio backbones, semantic module, flow head. `mid` is the middle size that
-# the end-to-end figures on a CPU refer to; `real` has the dims of the released model.
+# name -> language model, audio backbones, semantic module, flow head. `mid` is the size of the
+# end-to-end figures on a CPU; `real` has the dimensions of the released model.
 _SIZES: dict[str, tuple[_LLM, _Audio, _Stack, _Stack]] = {
     "tiny": (_LLM(512, 256, 2, 4, 2, 8, 2, 96, 1), _Audio(64, 2, 4, 2, 160, 8), _Stack(64, 2, 2), _Stack(64, 2, 2)),
     "mid": (

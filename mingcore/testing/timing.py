@@ -1,9 +1,9 @@
-"""Timing that survives a shared machine.
+"""Timing on a machine that is shared with other work.
 
-CPU: candidates take turns within a round, so that whatever slows the machine down slows all of
-them; a comparison is the median of the per-round ratios, with its spread. GPU: calls are captured
-in one CUDA graph, whose replays are timed by events, again in turns. Rotating among enough input
-sets to exceed the last cache makes a measurement cold; one set makes it warm.
+CPU: candidates are interleaved within a round, so that whatever slows the machine slows all of them; a comparison is
+the median of the per-round ratios, with its spread. GPU: calls are captured in CUDA graphs, whose replays are timed by
+events, interleaved too. Rotating through enough sets of inputs to exceed the last-level cache makes a measurement
+cold; one set makes it warm.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-CACHE_MULTIPLE = 4  # a cold rotation covers this many times the cache
+CACHE_MULTIPLE = 4  # the inputs of a cold rotation are this many times the cache
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ def _bound(function: Callable[..., Any], arguments: Any) -> Callable[[], Any]:
 
 
 def sets_for(set_bytes: int, cache_bytes: int, limit_bytes: int = 4 << 30) -> int:
-    """How many sets of `set_bytes` make a rotation cold; 1 set already exceeding it is enough.
+    """The number of sets of `set_bytes` that make a rotation cold; 1 if one set is large enough.
 
-    Never more than fit in `limit_bytes`, and never more than 512.
+    At most as many as fit in `limit_bytes`, and at most 512.
     """
     wanted = -(-CACHE_MULTIPLE * cache_bytes // max(set_bytes, 1)) + 1
     if set_bytes >= CACHE_MULTIPLE * cache_bytes:
@@ -100,7 +100,7 @@ def sets_for(set_bytes: int, cache_bytes: int, limit_bytes: int = 4 << 30) -> in
 
 @contextmanager
 def threads(n: int | None) -> Iterator[int]:
-    """Within the block PyTorch (and mingcore with it) uses `n` threads; None leaves it alone."""
+    """Within the block PyTorch, and mingcore with it, uses `n` threads; None changes nothing. Yields the number."""
     before = torch.get_num_threads()
     if n is not None:
         torch.set_num_threads(n)
@@ -119,7 +119,7 @@ def interleaved(
     budget_s: float | None = None,
     num_threads: int | None = None,
 ) -> Comparison:
-    """Time callables on the CPU in turns.
+    """Time callables on the CPU, interleaved.
 
     Each sample repeats its call until about `sample_s` has passed (at least once, and at least
     once around a rotation); the order is reversed in every other round. At least three rounds are
@@ -162,7 +162,7 @@ def graph_interleaved(
     warmup: int = 3,
     budget_s: float | None = None,
 ) -> Comparison:
-    """Time callables on the current GPU by replaying CUDA graphs in turns.
+    """Time callables on the current GPU by replaying CUDA graphs, interleaved.
 
     Each candidate is captured once: as many calls as fill `sample_s`, in whole rotations, one
     after the other in one graph. Samples are event times around one replay. Candidates must be

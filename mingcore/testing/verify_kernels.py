@@ -1,10 +1,9 @@
-"""Run the cases of GPU kernels on this machine's GPU: `python -m ... linear:triton moe_mlp:cuda`.
+"""Runs the cases of GPU kernels on this machine's GPU: `python -m ... linear:triton moe_mlp:cuda`.
 
-One line of JSON per kernel on standard output, behind a mark. `mingcore.ops.verify` starts this in
-a process of its own and keeps a record for every kernel that passes. A kernel passes when, on every
-case that it does not decline and in every type, with outputs poisoned by NaN, its result is within
-the oracle's tolerance, two runs give the same bits, and so does the replay of a CUDA graph. Of an
-op with cases tagged "verify" those are the cases, for there are too many others.
+Prints one line of JSON per kernel, after a mark. `mingcore.ops.verify` starts this in a process of its own and writes
+a record for every kernel that passes. A kernel passes when, for every case that it supports and every dtype, with
+outputs poisoned by NaN, its result is within the oracle's tolerance, two runs give the same bits, and so does the
+replay of a CUDA graph. Of an op with cases tagged "verify" only those run, for the others are too many.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def check_kernel(op: str, backend: str, device: str = "cuda") -> dict[str, Any]:
                 skipped += 1
                 continue
             done += 1
-            reason = _fault(op, backend, kwargs, got)
+            reason = _failure(op, backend, kwargs, got)
             if reason:
                 reason = f"{case.name} {str(dtype).removeprefix('torch.')}: {reason}"
                 break
@@ -53,8 +52,8 @@ def check_kernel(op: str, backend: str, device: str = "cuda") -> dict[str, Any]:
     return {"reason": reason, "cases": done, "skipped": skipped, "seconds": seconds}
 
 
-def _fault(op: str, backend: str, kwargs: dict[str, Any], got: tuple[Tensor, ...]) -> str:
-    """What is wrong with the result `got`, or ""."""
+def _failure(op: str, backend: str, kwargs: dict[str, Any], got: tuple[Tensor, ...]) -> str:
+    """Why the result `got` fails, or ""."""
     try:
         compare.check_op(op, kwargs, got)
     except AssertionError as error:

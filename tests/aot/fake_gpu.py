@@ -1,8 +1,8 @@
-"""A GPU for Triton that only takes down what is started on it."""
+"""A Triton driver that records launches and runs nothing."""
 
 from dataclasses import dataclass, field
 
-from mingcore.aot.record import NoDriver
+from mingcore.aot.trace import NoDriver
 
 
 @dataclass

@@ -1,5 +1,7 @@
-"""Bundles of compiled kernels without a GPU: made, served to a Triton whose compiler raises, and
-refused. Never run on a GPU here: tests/aot/test_gpu_bundle.py does that where there is one."""
+"""Bundles of compiled kernels without a GPU: built, installed in a Triton whose compiler raises, and rejected.
+
+On a GPU: tests/aot/test_gpu_bundle.py.
+"""
 
 import gc
 import json
@@ -14,7 +16,7 @@ pytest.importorskip("cuda.bindings")
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from mingcore.aot import build, cuda_build, identity, manifest, record, rehearse, serve, targets
+from mingcore.aot import build, cuda_build, dry_run, identity, install, manifest, targets, trace
 from mingcore.errors import BackendError, InputError, KernelBundleError
 from mingcore.ops._core import launch
 from mingcore.runtime.stats import Meter
@@ -22,17 +24,18 @@ from mingcore_kernels.activation import silu_mul
 from tests.aot.fake_gpu import FakeGPU
 
 HOPPER = targets.parse("sm_90a")[0]
+SILU_MUL = "kernels/mingcore_kernels/activation/silu_mul.py"
 TINY = "mingcore/checkpoints/tiny"
-pytestmark = pytest.mark.skipif(identity.why_not() is not None, reason=str(identity.why_not()))
+pytestmark = pytest.mark.skipif(identity.unsupported_reason() is not None, reason=str(identity.unsupported_reason()))
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def few_launches(subject, target, limits, **_) -> record.Recording:
+def few_launches(spec, target, limits, **_) -> trace.Trace:
     """Two kernels in place of a model's."""
-    with record.recording(target) as found:
+    with trace.tracing(target) as found:
         silu_mul.silu_mul(meta(3, 64), meta(3, 32))
         silu_mul.silu_mul(meta(3, 34), meta(3, 17))
     return found
@@ -42,32 +45,32 @@ def few_launches(subject, target, limits, **_) -> record.Recording:
 def made(tmp_path_factory, request):
     patch = pytest.MonkeyPatch()
     request.addfinalizer(patch.undo)
-    patch.setattr(rehearse, "launches", few_launches)
+    patch.setattr(dry_run, "launches", few_launches)
     patch.setattr(launch, "ops", lambda: ["flow_step"])
     folder = tmp_path_factory.mktemp("bundle") / "of two"
-    subject = rehearse.Subject.of(TINY)
+    spec = dry_run.ModelSpec.of(TINY)
     two = (HOPPER, *targets.parse("sm_80"))
-    result = build.build(subject, two, folder, jobs=1, cuda_compiler="nvrtc")
+    result = build.build(spec, two, folder, jobs=1, cuda_compiler="nvrtc")
     patch.undo()
     return result
 
 
 @pytest.fixture
 def bundle(made, tmp_path):
-    """A copy of the bundle, for a test to spoil."""
+    """A copy of the bundle that a test may damage."""
     return shutil.copytree(made.folder, tmp_path / "bundle")
 
 
 @pytest.fixture
 def gpu():
-    """Triton's driver: a GPU that runs nothing; and nothing compiled before."""
+    """A fake GPU as Triton's driver, and an empty cache of compiled kernels."""
     silu_mul._silu_mul_kernel.device_caches.clear()
     fake = FakeGPU()
-    with record.acting_as(fake):
+    with trace.acting_as(fake):
         yield fake
-        serve.stop()
+        install.uninstall()
         silu_mul._silu_mul_kernel.device_caches.clear()
-        gc.collect()  # what was "loaded" is "unloaded" by this driver
+        gc.collect()  # binaries that this driver "loaded" must be "unloaded" by it
 
 
 @pytest.fixture
@@ -80,13 +83,13 @@ def no_compiler(monkeypatch):
 
 
 def fit(**changed) -> dict:
-    model = rehearse.build(rehearse.Subject.of(TINY), dtype=None, weights=None)
+    model = dry_run.build(dry_run.ModelSpec.of(TINY), dtype=None, weights=None)
     found = {"model_fingerprint": identity.of_model(model.config)}
     return found | {"weights": "bf16", "dtype": torch.bfloat16} | changed
 
 
 def change(bundle, **values) -> None:
-    """Write other values into the manifest, sealed anew."""
+    """Write other values into the manifest, with a new checksum."""
     whole = json.loads((bundle / manifest.NAME).read_text()) | values
     manifest.write(bundle, whole)
 
@@ -106,13 +109,13 @@ def test_the_manifest_says_what_is_in_it(made):
     assert all(k["registers"] > 0 for e in found["cuda"] for k in e["kernels"].values())
     assert not found["not_made"]
     assert found["sources"] == manifest.sources()
-    assert {"kernels/silu_mul.py", "csrc/cuda/flow/flow_step.cu"} <= set(found["sources"])
+    assert {SILU_MUL, "csrc/cuda/flow/flow_step.cu"} <= set(found["sources"])
     manifest.check_files(made.folder, found)
 
 
 def test_kernels_come_from_the_bundle_and_nothing_is_compiled(bundle, gpu, no_compiler):
-    found = serve.check(bundle, HOPPER, **fit())
-    use = serve.install(bundle, found, HOPPER)
+    found = install.check(bundle, HOPPER, **fit())
+    use = install.install_checked(bundle, found, HOPPER)
     for width in (32, 17):
         silu_mul.silu_mul(torch.zeros(3, 2 * width), torch.zeros(3, width))
     assert [s.grid for s in gpu.started] == [(3, 1, 1)] * 2
@@ -134,8 +137,8 @@ def test_kernels_come_from_the_bundle_and_nothing_is_compiled(bundle, gpu, no_co
         silu_mul.silu_mul(torch.zeros(3, 64, dtype=half), torch.zeros(3, 32, dtype=half))
     assert use.refused == ["_silu_mul_kernel"] and len(gpu.started) == 2
     with pytest.raises(KernelBundleError, match="this process uses"):
-        serve.install(bundle.parent, found, HOPPER)
-    assert serve.install(bundle, found, HOPPER) is use
+        install.install_checked(bundle.parent, found, HOPPER)
+    assert install.install_checked(bundle, found, HOPPER) is use
 
 
 def test_without_the_bundle_the_compiler_would_be_asked(gpu, no_compiler, monkeypatch, tmp_path):
@@ -145,7 +148,7 @@ def test_without_the_bundle_the_compiler_would_be_asked(gpu, no_compiler, monkey
 
 
 def test_an_op_without_a_binary_is_refused(bundle, gpu):
-    serve.install(bundle, manifest.read(bundle), HOPPER)
+    install.install_checked(bundle, manifest.read(bundle), HOPPER)
     with pytest.raises(BackendError, match="flow_sample: the bundle of kernels has no binary"):
         launch._library("flow_sample", 0)
 
@@ -173,8 +176,8 @@ def test_a_changed_variable_of_triton_is_noticed(bundle, gpu, monkeypatch):
     monkeypatch.setenv("TRITON_DISABLE_LINE_INFO", "1")
     monkeypatch.setenv("DISABLE_LLVM_OPT", "1")
     with pytest.raises(KernelBundleError, match=r"variables differ"):
-        serve.install(bundle, manifest.read(bundle), HOPPER)
-    assert serve.served() is None
+        install.install_checked(bundle, manifest.read(bundle), HOPPER)
+    assert install.installed() is None
 
 
 @pytest.mark.parametrize(
@@ -187,10 +190,10 @@ def test_a_changed_variable_of_triton_is_noticed(bundle, gpu, monkeypatch):
             lambda b: (b / manifest.NAME).write_text((b / manifest.NAME).read_text().replace('"bf16"', '"int8"')),
             r"was changed after it was written",
         ),
-        (lambda b: change(b, sources={"kernels/silu_mul.py": "0"}), r"stale: csrc/cuda/"),
+        (lambda b: change(b, sources={SILU_MUL: "0"}), r"stale: csrc/cuda/"),
         (
-            lambda b: change(b, sources=manifest.sources() | {"kernels/silu_mul.py": "0"}),
-            r"stale: kernels/silu_mul\.py changed since; run mingcore compile",
+            lambda b: change(b, sources=manifest.sources() | {SILU_MUL: "0"}),
+            r"stale: kernels/mingcore_kernels/activation/silu_mul\.py changed since; run mingcore compile",
         ),
         (lambda b: change(b, triton_compiler="0", triton_version="3.5.1"), r"made by Triton 3\.5\.1, here is "),
         (lambda b: change(b, triton_compiler="0"), r"same version but another build"),
@@ -202,7 +205,7 @@ def test_a_changed_variable_of_triton_is_noticed(bundle, gpu, monkeypatch):
 def test_a_stale_foreign_or_damaged_bundle_is_refused(bundle, spoil, said):
     spoil(bundle)
     with pytest.raises(KernelBundleError, match=said):
-        serve.check(bundle, HOPPER, **fit())
+        install.check(bundle, HOPPER, **fit())
 
 
 @pytest.mark.parametrize(
@@ -217,7 +220,7 @@ def test_a_stale_foreign_or_damaged_bundle_is_refused(bundle, spoil, said):
 )
 def test_another_gpu_or_model_is_refused(made, target, changed, said):
     with pytest.raises(KernelBundleError, match=said):
-        serve.check(made.folder, targets.parse(target)[0], **fit(**changed))
+        install.check(made.folder, targets.parse(target)[0], **fit(**changed))
 
 
 def test_a_bundle_is_for_a_gpu(made):
@@ -248,7 +251,7 @@ def test_bad_architectures(text, said):
         targets.parse(text)
 
 
-def test_recording_leaves_triton_as_it_was():
+def test_tracing_leaves_triton_as_it_was():
     before = JITFunction.run
     few_launches(None, HOPPER, None)
     assert JITFunction.run is before

@@ -1,6 +1,6 @@
-"""A bundle made on this machine for this GPU, served: two kernels, and (slow) a whole model.
+"""A bundle built on this machine for its GPU, installed: two kernels, and (slow) those of a model.
 
-In processes of their own: a bundle is taken for the whole process, and for good.
+Each in a process of its own, because a bundle is installed for the process.
 """
 
 import json
@@ -15,13 +15,13 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
 
-from mingcore.aot import identity, serve
+from mingcore.aot import identity, install
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"),
-    pytest.mark.skipif(identity.why_not() is not None, reason=str(identity.why_not())),
+    pytest.mark.skipif(identity.unsupported_reason() is not None, reason=str(identity.unsupported_reason())),
 ]
 SPEAK = """
 import json, sys
@@ -42,22 +42,22 @@ print(json.dumps({"seconds": speech.samples.size / 16000, "kernels": speech.stat
 TWO = """
 import sys, torch
 from pathlib import Path
-from mingcore.aot import build, manifest, record, rehearse, serve
+from mingcore.aot import build, dry_run, install, manifest, trace
 from mingcore.errors import KernelBundleError
-from mingcore.ops import launch
-from mingcore_kernels import silu_mul
+from mingcore.ops._core import launch
+from mingcore_kernels.activation import silu_mul
 
-def few(subject, target, limits, **_):
-    with record.recording(target) as found:
+def few(spec, target, limits, **_):
+    with trace.tracing(target) as found:
         for width in (32, 17):
             x = torch.empty(3, 2 * width, device="meta")
             silu_mul.silu_mul(x, torch.empty(3, width, device="meta"))
     return found
 
-rehearse.launches, launch.ops = few, lambda: ["flow_step"]
-folder, target = Path(sys.argv[1]), serve.target_of(torch.device("cuda", 0))
-build.build(rehearse.Subject.of(sys.argv[2]), [target], folder, jobs=1, cuda_compiler="nvrtc")
-use = serve.install(folder, manifest.read(folder), target)
+dry_run.launches, launch.ops = few, lambda: ["flow_step"]
+folder, target = Path(sys.argv[1]), install.target_of(torch.device("cuda", 0))
+build.build(dry_run.ModelSpec.of(sys.argv[2]), [target], folder, jobs=1, cuda_compiler="nvrtc")
+use = install.install_checked(folder, manifest.read(folder), target)
 for width in (32, 17):
     x, out = torch.randn(3, 2 * width, device="cuda"), torch.full((3, width), torch.nan).cuda()
     silu_mul.silu_mul(x, out)
@@ -96,7 +96,7 @@ def test_two_kernels_on_a_gpu(tmp_path, environment):
 
 @pytest.mark.slow
 def test_nothing_is_compiled_on_a_gpu(tmp_path, environment):
-    target, bundle = serve.target_of(torch.device("cuda", 0)), tmp_path / "bundle"
+    target, bundle = install.target_of(torch.device("cuda", 0)), tmp_path / "bundle"
     python = [sys.executable, "-W", "ignore"]
     make = [*python, "-c", "from mingcore.cli import main; main()", "compile", "tiny"]
     sizes = ["--arch", str(target), "-o", str(bundle), "--rows", "1", "--tokens", "256"]

@@ -1,4 +1,4 @@
-"""The bundled checkpoint, and recordings to feed it."""
+"""Fixtures: the bundled checkpoint, and recordings."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ def ming() -> MingAudio:
 
 @pytest.fixture(scope="session")
 def sound() -> np.ndarray:
-    """0.65 s at 16 kHz: a glide with some noise, [10400] float32 within ±0.5."""
+    """0.65 s at 16 kHz: a sine sweep with noise, [10400] float32 within ±0.5."""
     rng = np.random.default_rng(3)
     t = np.arange(10400) / 16000
     glide = np.sin(2 * np.pi * (180 + 120 * t) * t)

@@ -1,4 +1,4 @@
-"""AsyncMingAudio: many requests on an event loop, none at the mercy of another."""
+"""AsyncMingAudio: many concurrent requests on an event loop, isolated from each other."""
 
 import asyncio
 import gc
@@ -63,7 +63,7 @@ def test_requests_of_all_kinds_at_once(ming, sound):
 @pytest.mark.slow
 @pytest.mark.parametrize("slots", [64, 24])
 def test_sixty_four_at_once(ming, slots):
-    """Every one as it is alone, with a slot each and with some waiting for theirs."""
+    """Each result equals that of the request alone, with a slot for each and with some waiting for a slot."""
     several = [QUICK | {"seed": i, "max_seconds": 0.1 + 0.1 * (i % 4)} for i in range(64)]
 
     async def talk(engine):
@@ -90,7 +90,7 @@ def test_a_consumer_that_stops_reading_stalls_nobody(ming):
         stalled = engine.tts_stream("Hello.", **LONG)
         await anext(stalled)
         others = await asyncio.gather(*(engine.tts("Hello.", **QUICK) for _ in range(3)))
-        ahead = stalled._outlet._given - stalled._outlet._taken
+        ahead = stalled._sink._put_count - stalled._sink._taken_count
         # and it goes on where it was
         more = [await anext(stalled) for _ in range(6)]
         await stalled.aclose()

@@ -1,4 +1,4 @@
-"""Sound in and out: every format, mistakes, and files that are whole or not there."""
+"""Audio input and output: every format, invalid input, and atomic writes."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""What a user gets wrong is one clear line that names it, before anything expensive runs."""
+"""Invalid arguments raise a one-line InputError that names them, before anything expensive runs."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ SOUND = (np.full(4000, 0.1, np.float32), 16000)
 
 @pytest.fixture
 def idle(ming, monkeypatch):
-    """The model refuses to work, so that errors must come before it."""
+    """A model that must not run: errors must come before it."""
 
     def refuse(*args, **kwargs):
         raise AssertionError("the model ran")
@@ -113,7 +113,7 @@ def test_instructions_of_editing(idle, instruction):
 
 
 def takers(ming: MingAudio) -> list:
-    """Everything that takes a recording."""
+    """Every method that takes a recording."""
     return [ming.voice, ming.encode, ming.transcribe_stream, lambda a: ming.edit_stream(a, "x")]
 
 
@@ -170,7 +170,7 @@ def test_every_usual_file_is_read(ming, tmp_path, rate, channels, subtype):
     wanted = ming.encode((0.3 * np.sin(2 * np.pi * 300 * np.arange(8000) / 16000), 16000))
     got = ming.encode(path)
     assert got.shape == wanted.shape == (25, 64)
-    # the same sound but for rounding; edges ring when a rate changes
+    # the same audio except for rounding; resampling rings at the edges
     error = np.abs(got - wanted)[3:-3].max() / np.abs(wanted).max()
     assert error < (0.3 if subtype == "PCM_U8" else 0.1)
 

@@ -1,4 +1,4 @@
-"""Many texts in one call: each as if it were alone."""
+"""Batches of requests in one call: each result equals that of the request alone."""
 
 import numpy as np
 import pytest

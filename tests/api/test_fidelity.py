@@ -1,4 +1,4 @@
-"""Distances between sounds whose answer is known."""
+"""Distances between signals for which the result is known."""
 
 import math
 
@@ -20,7 +20,7 @@ def test_equal_sounds():
 
 @pytest.mark.parametrize("factor", [8.0, -1.0, 3.7])
 def test_a_scaled_copy(factor):
-    """SI-SNR does not see a factor or an offset; the spectra are off by exactly it."""
+    """SI-SNR is invariant to a factor and an offset; the spectra differ by exactly the factor."""
     s = noise()
     assert si_snr(s, factor * s) > 280
     assert si_snr(s, factor * s + 0.2) > 250
@@ -56,7 +56,7 @@ def test_a_sine_at_full_scale_is_0_db():
 
 
 def test_it_is_the_formula_as_written():
-    """Frame by frame, without a vectorised transform."""
+    """Against a loop over frames, without a vectorised transform."""
     s, e = noise(2000, 4), noise(2000, 5)
     window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)
     distances = []

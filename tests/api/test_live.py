@@ -1,4 +1,4 @@
-"""Sound encoded and decoded as it comes."""
+"""Audio encoded and decoded while it arrives."""
 
 import os
 import random
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mingcore.audio.files import resample
-from mingcore.audio.streams import Background, Ending, regrouped
+from mingcore.audio.streams import DeferredEnd, ReadAhead, regrouped
 from mingcore.errors import InputError
 
 LIMIT = 1e-5
@@ -130,16 +130,16 @@ def test_regrouped_in_steps(seed):
 def test_read_ahead_holds_what_it_may_and_loses_nothing():
     data = random.Random(0).randbytes(300_000)
     read, write = os.pipe()
-    ahead = Background(read, most=100_000)
+    ahead = ReadAhead(read, max_bytes=100_000)
     sent = 0
     os.set_blocking(write, False)
-    while sent < len(data):  # nobody takes anything: the writer has to wait in the end
+    while sent < len(data):  # nothing is consumed: the writer must block in the end
         try:
             sent += os.write(write, data[sent : sent + 4096])
         except BlockingIOError:
             if sent > 100_000:
                 break
-    assert sent < 100_000 + (1 << 15) + (1 << 17)  # held, in the hand, in the pipe
+    assert sent < 100_000 + (1 << 15) + (1 << 17)  # in the buffer, in the chunk being read, in the pipe
     assert ahead.peek(4) == data[:4] and ahead.peek(2) == data[:2]
     got = bytearray()
     os.set_blocking(write, True)
@@ -162,11 +162,11 @@ def test_ctrl_c_ends_the_chunks_and_a_second_one_all():
                 interrupt()
             yield i
 
-    with Ending() as ending:  # while it waits for a chunk
+    with DeferredEnd() as ending:  # while it waits for a chunk
         assert list(ending.chunks(source(4))) == [0, 1, 2, 3]
         with pytest.raises(KeyboardInterrupt):
-            ending.settle()
-    with Ending() as ending:  # while the last chunk is worked on
+            ending.reraise()
+    with DeferredEnd() as ending:  # while the last chunk is worked on
         seen = []
         for chunk in ending.chunks(range(9)):
             if chunk == 2:
@@ -183,10 +183,10 @@ def test_what_damaged_a_source_is_told_at_the_end():
         yield 1
         raise InputError("audio: damaged")
 
-    with Ending() as ending:
+    with DeferredEnd() as ending:
         assert list(ending.chunks(source())) == [1]
     with pytest.raises(InputError, match="damaged"):
-        ending.settle()
-    with Ending() as ending:
+        ending.reraise()
+    with DeferredEnd() as ending:
         assert list(ending.chunks([1, 2])) == [1, 2]
-    ending.settle()
+    ending.reraise()

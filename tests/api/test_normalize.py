@@ -1,4 +1,4 @@
-"""Text made speakable, and long texts in pieces."""
+"""Text normalisation, and segmentation of long texts."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Binary streams of samples: headerless, or behind a WAV header."""
+"""Binary streams of samples, headerless or with a WAV header."""
 
 import random
 import struct
@@ -14,13 +14,13 @@ from mingcore.errors import InputError
 
 
 class Pipe:
-    """Gives what it has, never more than `most` bytes at once, and cannot seek."""
+    """A pipe that gives at most `max_bytes` per read and cannot seek."""
 
-    def __init__(self, data: bytes, most: int, seed: int = 0):
-        self.data, self.most, self.pick = data, most, random.Random(seed)
+    def __init__(self, data: bytes, max_bytes: int, seed: int = 0):
+        self.data, self.max_bytes, self.pick = data, max_bytes, random.Random(seed)
 
     def read1(self, count: int) -> bytes:
-        size = min(count, self.pick.randint(1, self.most))
+        size = min(count, self.pick.randint(1, self.max_bytes))
         piece, self.data = self.data[:size], self.data[size:]
         return piece
 
@@ -56,7 +56,7 @@ def test_what_follows_the_samples_of_a_wav_file_is_no_sound():
     soundfile.write(file, sound(100), 16000, "PCM_16", format="WAV")
     data = file.getvalue()
     assert len(wav(Pipe(data + b"LIST\4\0\0\0abcd", 9))[0]) == 100
-    # a writer that does not know the length, and those that name the most
+    # writers that do not know the length: 0, or the maximum
     for length in (0, 0x7FFFF000, 0x80000000, 0xFFFFFFFF):
         at = data.index(b"data") + 4
         live = data[:at] + struct.pack("<I", length) + data[at + 4 :]
@@ -84,7 +84,7 @@ def test_a_header_without_length_is_read_by_all(subtype, kind):
 
 
 def lost_nothing(chunks, words):
-    """What came before the error that has `words`."""
+    """The samples that were yielded before the error with `words`."""
     parts = []
     with pytest.raises(InputError, match=words):
         for part in chunks:

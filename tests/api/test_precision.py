@@ -1,4 +1,4 @@
-"""What a weight format costs, on the golden checkpoint and on the bundled one."""
+"""The errors of weight formats, on the golden checkpoint and on the bundled one."""
 
 import json
 
@@ -139,7 +139,7 @@ def test_relative():
 
 
 def test_the_command(capfd):
-    from mingcore.cli import main as cli
+    from mingcore import cli
 
     assert cli.run(["precision", "tiny", "--weights", "int8", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)

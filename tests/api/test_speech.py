@@ -1,6 +1,6 @@
-"""The bundled voice says what it is told, as far as it can hear itself.
+"""The bundled voice says its text, by its own recognition of it.
 
-tests/quality asks an independent recogniser; this is quick, and needs nothing but the package.
+tests/quality uses an independent recogniser; this test is quick and needs only the package.
 """
 
 import pytest

@@ -102,14 +102,14 @@ LONG = "This is one sentence of a long text that is spoken in several pieces. " 
 
 
 def test_long_texts_are_joined_exactly(always_stops):
-    told = []
+    logged = []
     options = {"seed": 2, "steps": 1, "min_seconds": 0, "pause_seconds": 0.25}
-    chunks = list(always_stops.tts_stream(LONG, progress=told.append, **options))
+    chunks = list(always_stops.tts_stream(LONG, progress=logged.append, **options))
     assert chunks[-1].stats.segments == 3 and chunks[-1].stats.ended_by == "stop"
     # each segment is one patch here, and silence lies between
     assert [c.samples.size for c in chunks] == [1600, 4000 + 1600, 4000 + 1600]
     assert not chunks[1].samples[:4000].any() and chunks[1].samples[4000:].any()
-    assert told == pytest.approx([0.1, 0.45, 0.8])
+    assert logged == pytest.approx([0.1, 0.45, 0.8])
     whole = always_stops.tts(LONG, **options)
     assert np.array_equal(whole.samples, np.concatenate([c.samples for c in chunks]))
     # the first segment is what its text alone gives

@@ -1,12 +1,11 @@
-"""Every weight format through the tasks, on the backends that serve it."""
+"""Every weight format through the tasks, on the backends that support it."""
 
 import json
 
 import numpy as np
 import pytest
 
-from mingcore import BackendError, MingAudio, ops
-from mingcore.cli import main as cli
+from mingcore import BackendError, MingAudio, cli, ops
 from mingcore.model.formats import WEIGHTS
 
 

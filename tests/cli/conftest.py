@@ -5,19 +5,19 @@ import numpy as np
 import pytest
 import soundfile
 
-from mingcore.cli import main as cli
+from mingcore import cli
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 class Outcome:
-    """What a command did: its exit status and what it said."""
+    """The exit status and the output of a command."""
 
     def __init__(self, status: int, out: str, err: str):
         self.status, self.out, self.err = status, out, err
 
     def refused(self, *words: str) -> str:
-        """Asserts exit status 2 and one clear line that has `words`; the line."""
+        """Asserts exit status 2 and one line with `words`; returns the line."""
         assert self.status == 2, (self.status, self.out, self.err)
         lines = self.err.strip().splitlines()
         assert len(lines) == 1 and lines[0].startswith("mingcore: "), self.err

@@ -1,4 +1,4 @@
-"""What a user gets wrong is one clear line and exit status 2, and leaves no file behind."""
+"""Invalid input gives one line and exit status 2, and leaves no file."""
 
 import json
 import shutil

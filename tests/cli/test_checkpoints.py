@@ -70,7 +70,7 @@ def test_info_of_shards(mingcore, tmp_path):
 
 
 def test_info_reads_headers_only(mingcore, tmp_path):
-    """A checkpoint of the released size, whose weights are a hole in the file."""
+    """A checkpoint of the released size, whose weight file is sparse."""
     config, header, end = model_config("real"), {}, 0
     for name, shape in tensor_shapes(config).items():
         start, end = end, end + 2 * math.prod(shape)
@@ -91,7 +91,7 @@ def test_info_reads_headers_only(mingcore, tmp_path):
 
 
 class Hub:
-    """Stands in for the hub: serves the golden checkpoint's headers, never its weights."""
+    """A fake of the hub with the golden checkpoint's headers, without its weights."""
 
     def __init__(self, missing: bool = False):
         self.missing = missing

@@ -1,4 +1,4 @@
-"""What the command sets in its environment, and the library does not."""
+"""The environment variable that the command sets, and the library does not."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 PROBE = "import os; {}; print(os.environ.get('OMP_WAIT_POLICY'))"
-COMMAND = "import mingcore.cli as c; c.run = lambda _: 0\ntry: c.main([])\nexcept SystemExit: pass"
+COMMAND = "import mingcore.cli.commands as c; c.run = lambda _: 0\ntry: c.main([])\nexcept SystemExit: pass"
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ COMMAND = "import mingcore.cli as c; c.run = lambda _: 0\ntry: c.main([])\nexcep
         (f"exec({COMMAND!r})", None, "passive"),
         (f"exec({COMMAND!r})", "active", "active"),
     ],
-    ids=["library", "command", "command-told-otherwise"],
+    ids=["library", "command", "command-with-the-variable-set"],
 )
 def test_only_the_command_lets_idle_threads_sleep(code, chosen, expected):
     environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}

@@ -1,4 +1,4 @@
-"""`encode` and `decode` between pipes: at once, to the last sample, and ended in every way."""
+"""`encode` and `decode` between pipes: latency, completeness, and every kind of end."""
 
 import os
 import signal
@@ -191,7 +191,7 @@ def test_refused(mingcore, stdin, tmp_path, data, arguments, words):
 
 
 def test_the_stream_of_latents():
-    """Pieces one after the other, split anywhere; a file is a stream of one."""
+    """Concatenated pieces, split anywhere; a file is a stream of one piece."""
     rng = np.random.default_rng(0)
     parts = [rng.standard_normal((n, 64)).astype("f4") for n in (3, 1, 7, 0)]
     data = b"".join(latents_to_bytes(p, more=i < 3) for i, p in enumerate(parts))

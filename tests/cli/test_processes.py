@@ -1,4 +1,4 @@
-"""Real processes: pipes, interrupts, a terminal, and how quickly it starts."""
+"""Commands as processes: pipes, interrupts, a terminal, and the start time."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`mingcore profile`: a table for a person, JSON for machines, a trace in a file."""
+"""`mingcore profile`: its table, its JSON, and its trace file."""
 
 import json
 import subprocess

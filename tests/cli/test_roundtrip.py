@@ -1,4 +1,4 @@
-"""`roundtrip`: what the codec kept of a sound, in figures and as a picture."""
+"""`roundtrip`: the distances of the reconstruction, and the picture of both spectrograms."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Small mixture-of-experts models of transformers, with random weights that matter."""
+"""Small mixture-of-experts models of transformers, with random weights of unit gain."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The benches of transformers' models run from beginning to end and say what they should."""
+"""The benches of transformers' models run to the end with the expected rows."""
 
 import json
 import os
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("transformers") is 
 
 
 def rows_of(script: str, folder: Path, *options: str) -> list[dict]:
-    """The rows that a quick run prints, which are those that it keeps."""
+    """The rows that a quick run prints, equal to those in its result file."""
     path = os.pathsep.join((str(ROOT), str(ROOT / "kernels")))
     command = [sys.executable, str(ROOT / "bench" / script), "--quick", "--budget", "0.05"]
     done = subprocess.run(

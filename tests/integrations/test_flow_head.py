@@ -1,4 +1,4 @@
-"""Other people's flow heads on the sampler: a module that knows nothing of it, by its names."""
+"""Flow heads of other projects on the sampler: a plain PyTorch module, by the names of its tensors."""
 
 import importlib.util
 import sys

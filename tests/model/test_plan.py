@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mingcore import InputError, NotEnoughMemory, ops
+from mingcore import InputError, NotEnoughMemory, cli, ops
 from mingcore.api import info
-from mingcore.cli import main as cli
 from mingcore.model import load, memory, plan
 from mingcore.model.formats import WEIGHTS
 from mingcore.model.memory import Memory

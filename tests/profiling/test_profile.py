@@ -1,4 +1,4 @@
-"""Requests of the bundled checkpoint, profiled: what the trace and the table say of them."""
+"""Profiles of requests to the bundled checkpoint: the trace and the table."""
 
 import gzip
 import json
@@ -114,7 +114,7 @@ def test_recognition_has_the_encoders_stage(ming):
 
 
 def test_nothing_is_left_behind_and_nothing_is_heard(ming, spoken):
-    """The model and the ops are as they were, and a profile changes no bit of the sound."""
+    """Model and ops are unchanged afterwards, and the audio has the same bits."""
     before = {name: getattr(ops, name) for name in ops.__all__}
     model, heard = ming.model, []
 

@@ -83,8 +83,8 @@ def test_ahead_of_time(tmp_path):
     """The command of the page, with one architecture and fewer kernels."""
     from mingcore.aot import identity
 
-    if identity.why_not():
-        pytest.skip(identity.why_not())
+    if identity.unsupported_reason():
+        pytest.skip(identity.unsupported_reason())
     text = (DOCS / "ahead_of_time.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"```sh\nmingcore (.*?)\n```", text)
     command = command.replace("sm_90a,sm_80", "sm_90a").replace("64", "2") + " --json"

@@ -1,4 +1,4 @@
-"""Every figure of the tables of README and docs/ is one that a bench kept, to the last digit shown.
+"""Every figure of the tables of README and docs/ is one of a bench's results, to the last digit shown.
 
 A new row of a table needs a line in SOURCES that says which kept result it is from; new results need new figures in
 the tables: the test says which.
@@ -131,7 +131,7 @@ def agrees(shown: str, factor: float, value: float) -> bool:
 
 
 def wrong_figures(text: str) -> list[str]:
-    """Every figure of the table that is not one of the kept results'."""
+    """The figures of the table that are not in the results."""
     found = []
     for name, *cells in shown_rows(text):
         source = next((make for start, make in SOURCES.items() if name.startswith(start)), None)

@@ -1,4 +1,4 @@
-"""The bundled checkpoint: what its scripts say it is, small, and honest about itself."""
+"""The bundled checkpoint: its config is that of its scripts, it is small, and its card is accurate."""
 
 import json
 import sys

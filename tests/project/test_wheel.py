@@ -1,4 +1,4 @@
-"""The wheel holds everything: built here, unpacked elsewhere, it speaks from an empty folder."""
+"""The wheel is complete: built here and unpacked elsewhere, it speaks from an empty folder."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""The bundled voice, the synthesiser it learned from, and an ear that was not made here."""
+"""Fixtures: the bundled voice, the synthesiser it was trained on, and an independent recogniser."""
 
 import random
 import shutil
@@ -15,7 +15,7 @@ STRINGS, SENTENCES = 50, 50
 
 @pytest.fixture(scope="session")
 def ear():
-    """Hears digits. Skips where PocketSphinx or flite is missing."""
+    """The recogniser of digits. Skips where PocketSphinx or flite is missing."""
     pytest.importorskip("pocketsphinx", reason="pip install 'mingcore[quality]'")
     if shutil.which("flite") is None:
         pytest.skip("the synthesiser flite is not installed")

@@ -1,4 +1,4 @@
-"""The bundled voice is understood, stops, recognises itself, and bears what the engine may do."""
+"""The bundled voice is intelligible, stops, is recognised by itself, and tolerates the engine's approximations."""
 
 import json
 import math
@@ -10,12 +10,12 @@ import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 OPTIONS = {"min_seconds": 0.3, "max_seconds": 8}
-MARGIN = 10.0  # percent of words above what the ear mishears of the synthesiser itself
+MARGIN = 10.0  # percentage points of word error rate above that of the synthesiser itself
 TAKES = 3  # of every string, where two settings are compared: one take's chance is worth 3 points
 
 
 def error_rate(ear, held_out, samples_of) -> float:
-    """Percent of words misheard."""
+    """Word error rate in percent."""
     words = wrong = 0
     for i, (text, voice) in enumerate(held_out):
         said = text.split()
@@ -30,7 +30,7 @@ def spoken(ming, **options):
 
 @pytest.fixture(scope="module")
 def floor(ear, held_out) -> float:
-    """The ear's error rate on the synthesiser."""
+    """The recogniser's error rate on the synthesiser."""
     from corpus import synthesise
 
     return error_rate(ear, held_out, lambda i, text, voice: synthesise(text, voice, 1.0))
@@ -43,7 +43,7 @@ def takes(held_out) -> list[tuple[str, str]]:
 
 @pytest.fixture(scope="module")
 def usual(ear, takes, ming) -> float:
-    """The ear's error rate on the voice as it is by default."""
+    """The recogniser's error rate on the voice with default options."""
     return error_rate(ear, takes, spoken(ming))
 
 
@@ -135,7 +135,7 @@ def test_it_is_faster_than_real_time_and_small():
 
 
 def test_its_codec_keeps_the_sound(ear, ming, held_out, floor):
-    """Round trip: log-spectral distance, and what the ear makes of it."""
+    """Round trip: log-spectral distance, and the recogniser's error rate."""
     from corpus import RATE, synthesise
 
     def again(i, text, voice):

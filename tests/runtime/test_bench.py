@@ -1,4 +1,4 @@
-"""`mingcore.bench`: what it says of requests, and what it refuses to time."""
+"""`mingcore.benchmark`: what it says of requests, and what it refuses to time."""
 
 import importlib.util
 import json
@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from mingcore.benchmark import floors, lockstep, run, serving, show
+from mingcore.benchmark import floors, lockstep, measure, serving
 from mingcore.benchmark.subject import Subject
+from mingcore.cli import bench_tables as show
 from mingcore.errors import InputError, NotEnoughMemory
 from mingcore.model import plan
 from mingcore.model.memory import Memory
@@ -36,11 +37,11 @@ def test_percentiles_are_of_the_next_rank_up():
 
 
 def test_playback_waits_where_a_chunk_is_late():
-    listener = serving.Listener(0.0, times=[1.0, 1.1, 1.45, 1.5], samples=[100, 100, 100, 100])
+    listener = serving.TimingSink(0.0, times=[1.0, 1.1, 1.45, 1.5], samples=[100, 100, 100, 100])
     # due at 1.0, 1.1, 1.2 (0.25 late), 1.55
     count, silence = serving.playback(listener, 1000)
     assert count == 1 and silence == pytest.approx(0.25)
-    assert serving.playback(serving.Listener(0.0, [5.0], [1]), 1000) == (0, 0.0)
+    assert serving.playback(serving.TimingSink(0.0, [5.0], [1]), 1000) == (0, 0.0)
 
 
 def test_random_weights_are_those_of_the_baseline(pair):
@@ -117,9 +118,9 @@ def test_floors_are_the_longer_of_bytes_and_operations_and_bytes_only_where_no_c
 
 def test_floors_are_shown(monkeypatch, capsys):
     found = floors.Rates(50.0, {"fp32": {"tflops": 0.4, "way": "ours"}}, 1 << 16)
-    monkeypatch.setattr(run, "rates", lambda device: found)
-    settings = run.Settings(batches=[1], seconds=0.2, patches=4, baseline=False)
-    result = run.measure(tiny(), settings)
+    monkeypatch.setattr(measure, "rates", lambda device: found)
+    settings = measure.Settings(batches=[1], seconds=0.2, patches=4, baseline=False)
+    result = measure.measure(tiny(), settings)
     assert result["floors"] == result["batches"][0]["stages"]["floors"]
     assert json.loads(json.dumps(result)) == result
     (line,) = [line for line in show.lines(result) if "times its stages' floors" in line]
@@ -140,9 +141,9 @@ def test_a_shape_that_cannot_fit_is_refused_before_anything_is_made(monkeypatch)
 
 def test_a_baseline_that_cannot_fit_is_left_out_and_that_is_said(monkeypatch, capsys):
     monkeypatch.setattr("mingcore.benchmark.subject.device_memory", lambda device: Memory(1, 2))
-    settings = run.Settings(batches=[2], seconds=0.2, patches=1)
+    settings = measure.Settings(batches=[2], seconds=0.2, patches=1)
     told = []
-    found = run.measure(tiny(), settings, told.append)
+    found = measure.measure(tiny(), settings, told.append)
     (line,) = found["left_out"]
     assert line.startswith("the baseline of tiny: needs") and line.endswith("leaves it out")
     assert "speedup" not in found and "eager" not in found["batches"][0]["stages"]
@@ -156,7 +157,7 @@ def test_a_baseline_that_cannot_fit_is_left_out_and_that_is_said(monkeypatch, ca
 
 def test_no_time_is_said(pair, monkeypatch):
     monkeypatch.setattr(Subject, "load", lambda self, weights: pair[0])
-    found = run.measure(tiny(), run.Settings(batches=[1], limit_s=1e-9))
+    found = measure.measure(tiny(), measure.Settings(batches=[1], limit_s=1e-9))
     assert found["left_out"] == ["1 at once: no time was left"] and found["batches"] == []
 
 
@@ -165,9 +166,9 @@ def test_no_time_is_said(pair, monkeypatch):
     [
         (lambda: Subject.of(None, "large", CPU, None), "--random-weights: must be one of tiny"),
         (lambda: Subject.of("tiny", "mid", CPU, None), "takes the place of a checkpoint"),
-        (lambda: run.Settings(batches=[0]), "batch: must be from 1 to 1024"),
-        (lambda: run.Settings(patches=0), "patches: must be from 1 to 1024"),
-        (lambda: run.Settings(seconds=-1), "seconds: must be more than 0"),
+        (lambda: measure.Settings(batches=[0]), "batch: must be from 1 to 1024"),
+        (lambda: measure.Settings(patches=0), "patches: must be from 1 to 1024"),
+        (lambda: measure.Settings(seconds=-1), "seconds: must be more than 0"),
     ],
 )
 def test_wrong_settings_are_named(wrong, message):

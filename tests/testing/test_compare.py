@@ -1,4 +1,4 @@
-"""The tolerance lets plain PyTorch's rounding pass and nothing that is three times worse."""
+"""The tolerance accepts plain PyTorch's rounding error and rejects three times that error."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Timing on known sleeps; rotation; what is said about a machine; the read probe."""
+"""Timing of known sleeps; rotation; the description of the machine; the read probe."""
 
 import re
 import time
@@ -29,7 +29,7 @@ def test_sleeps_are_timed_in_turns():
     ratio = measured.speedup("short", over="long")
     assert 1.5 < ratio.median < 4 and ratio.low <= ratio.median <= ratio.high
     assert measured.fastest == "short"
-    # after one warm-up each, the order turns round by round
+    # after one warm-up each, the order is reversed in every other round
     assert log[2:] == ["long", "short", "short", "long"] * 2 + ["long", "short"]
 
 

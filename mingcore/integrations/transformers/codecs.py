@@ -1,9 +1,9 @@
 """transformers' neural codecs on our convolutions: Mimi, EnCodec, DAC, VibeVoice's tokenizer.
 
-Every nn.Conv1d and nn.ConvTranspose1d outside the quantiser gets a forward of ours, on weights that
-are packed once, with their weight norm folded in, and with the ELU or Snake in front of it. What
-pads and keeps the streaming caches stays the library's own, so caches, one-shot and streamed calls
-work as they did. The modules themselves, their parameters and `state_dict` stay too.
+Every nn.Conv1d and nn.ConvTranspose1d outside the quantiser gets a forward of ours, on weights that are packed once
+with their weight norm folded in, fused with the ELU or Snake before it. Padding and streaming caches stay the
+library's, so caches, one-shot and streamed calls work as before. The modules, their parameters and `state_dict` do not
+change.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from ...errors import BackendError, InputError
 
 MODELS = ("mimi", "encodec", "dac", "vibevoice_acoustic_tokenizer")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# DAC's classes: (Snake, the convolution behind it)
+# DAC's classes: (Snake, the convolution after it)
 _SNAKES = {
     "DacResidualUnit": (("snake1", "conv1"), ("snake2", "conv2")),
     "DacEncoderBlock": (("snake1", "conv1"),),
@@ -31,7 +31,7 @@ _SNAKES = {
 
 @dataclass(frozen=True)
 class Report:
-    """What `accelerate` changed and what it left, by module name, each with a few words."""
+    """The modules that `accelerate` changed (name -> what) and left unchanged (name -> why)."""
 
     changed: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Report:
 
 
 def accelerate(model: nn.Module) -> Report:
-    """Run the convolutions of a codec of transformers on ours, until `undo(model)`.
+    """Replace the convolutions of a codec of transformers by ours, until `undo(model)`.
 
     model: a Mimi, EnCodec, DAC or VibeVoice acoustic tokenizer model, or a model that has one
     inside. For inference: recording gradients raises BackendError. The packed weights are a second
@@ -60,7 +60,7 @@ def accelerate(model: nn.Module) -> Report:
         if _codec_of(module) is None:
             continue
         for inner, conv in _convolutions(module, name):
-            found, why = True, _why_not(inner, conv)
+            found, why = True, _unsupported_reason(inner, conv)
             if why is not None:
                 report.left[inner] = why
             elif not isinstance(conv.__dict__.get("forward"), _Convolution):
@@ -77,7 +77,7 @@ def accelerate(model: nn.Module) -> Report:
 
 
 def undo(model: nn.Module) -> tuple[str, ...]:
-    """Give every module that `accelerate` changed its own forward back; returns their names."""
+    """Restore the forward of every module that `accelerate` changed; returns their names."""
     found = []
     for name, module in model.named_modules():
         own = module.__dict__.get("forward")
@@ -88,13 +88,13 @@ def undo(model: nn.Module) -> tuple[str, ...]:
 
 
 def _codec_of(module: nn.Module) -> str | None:
-    """Which of MODELS a module's class is of."""
+    """The entry of MODELS that a module's class belongs to, or None."""
     parts = type(module).__module__.split(".")
     return parts[-2] if len(parts) > 1 and parts[-2] in MODELS else None
 
 
 def _convolutions(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Those right below a module of the codec's own, or in a list there."""
+    """The convolutions that are children of a codec's module, or of a list or sequence in it."""
     for child_name, child in module.named_children():
         full = f"{name}.{child_name}" if name else child_name
         if isinstance(child, (nn.Conv1d, nn.ConvTranspose1d)):
@@ -104,7 +104,7 @@ def _convolutions(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module
 
 
 def _before(module: nn.Module) -> dict[nn.Module, nn.Module]:
-    """The activations right in front of convolutions: convolution -> activation."""
+    """convolution -> the activation immediately before it."""
     found = {}
     for snake, conv in _SNAKES.get(type(module).__name__, ()):
         found[getattr(module, conv)] = getattr(module, snake)
@@ -123,7 +123,7 @@ def _transposed(conv: nn.Module) -> bool:
     return isinstance(conv, nn.ConvTranspose1d)
 
 
-def _why_not(name: str, conv: nn.Module) -> str | None:
+def _unsupported_reason(name: str, conv: nn.Module) -> str | None:
     if "quantizer" in name:
         return "in the quantiser, where a rounding error can choose another code"
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -138,12 +138,12 @@ def _why_not(name: str, conv: nn.Module) -> str | None:
 
 
 def _nothing(x: Tensor) -> Tensor:
-    """The forward of an activation that the convolution behind it computes."""
+    """The forward of an activation that is fused into the convolution after it."""
     return x
 
 
 class _Convolution:
-    """The forward of one convolution: x [B, C, L] as nn.Conv1d and nn.ConvTranspose1d take it."""
+    """The forward of one convolution: x [B, C, L] or [C, L], as of nn.Conv1d and nn.ConvTranspose1d."""
 
     def __init__(self, conv: nn.Module, activation: nn.Module | None):
         self.conv, self.activation = conv, activation
@@ -151,7 +151,7 @@ class _Convolution:
         self.prepare()
 
     def prepare(self) -> None:
-        """Pack where that was not done, or where the weights have changed since."""
+        """Pack the weights if that was not done yet, or if they have changed since."""
         identity = self._identity()
         if identity == self.made_from:
             return
@@ -195,7 +195,7 @@ class _Convolution:
             )
         if output_size is not None:
             raise InputError("an accelerated transposed convolution takes no output_size")
-        whole = x if x.dim() == 3 else x[None]
+        batch = x if x.dim() == 3 else x[None]
         pad = conv.padding[0]
         options = {
             "stride": conv.stride[0],
@@ -205,14 +205,14 @@ class _Convolution:
             "snake_before": self.snake,
         }
         if _transposed(conv):
-            # `last` gives what the trimmed end leaves out: every output of PyTorch's
-            y, _ = ops.causal_conv_transpose1d(whole, self.packed, conv.bias, trim_right=0, last=True, **options)
+            # `last` emits the end too, so that y has all outputs of nn.ConvTranspose1d
+            y, _ = ops.causal_conv_transpose1d(batch, self.packed, conv.bias, trim_right=0, last=True, **options)
             y = y[..., pad : y.shape[-1] - pad] if pad else y
         else:
-            whole = F.pad(whole, (pad, pad)) if pad else whole
-            y, _ = ops.causal_conv1d(whole, self.packed, conv.bias, left_pad=0, **options)
+            batch = F.pad(batch, (pad, pad)) if pad else batch
+            y, _ = ops.causal_conv1d(batch, self.packed, conv.bias, left_pad=0, **options)
         return y if x.dim() == 3 else y[0]
 
 
-# Its call is carried out while a graph is traced, and is no part of the graph.
+# torch.compile runs it while tracing; it is no part of the graph
 _prepare_while_tracing = torch.compiler.assume_constant_result(_Convolution.prepare)

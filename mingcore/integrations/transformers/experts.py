@@ -1,8 +1,8 @@
 """transformers' mixture-of-experts models on `moe_mlp`: an implementation of its experts interface.
 
-Weights are packed at first use, beside the originals, or by `pack`, which frees them. What is
-packed lies on the experts module, outside its parameters and buffers: `module.to(dtype)` must not
-convert panels as if they were rows.
+Weights are packed at first use, beside the originals, or by `pack`, which frees the originals. Packed weights are a
+plain attribute of the experts module, neither parameter nor buffer: `module.to(dtype)` must not convert their bytes as
+if they were rows.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ... import ops
 from ...errors import BackendError, InputError
 from ...ops._core.packing import FORMATS, QUANTISED
-from .gating import is_experts, layout_of, reason_against, rows_of
+from .gating import is_experts, layout_of, rows_of, unsupported_reason
 
 NAME = "mingcore"
 _FORMATS = tuple(f for f in (*FORMATS, *QUANTISED) if f != "fp64")
@@ -24,8 +24,8 @@ _WEIGHTS = ("gate_up_proj", "down_proj")
 
 
 @dataclass(frozen=True, eq=False)
-class _Held:
-    """What was packed, in which format it was asked for (None: the weights' own), and from what."""
+class _Packed:
+    """Packed experts, the requested format (None: the weights' own), and the identity of their originals."""
 
     experts: ops.PackedExperts
     format: str | None
@@ -78,31 +78,31 @@ def _records(module: nn.Module, *inputs: Tensor) -> bool:
 
 
 def _without_sentinels(ids: Tensor, weights: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
-    """Slots of experts that another device holds, ids >= num_experts, get weight 0 and the id of an
-    expert that their token has here anyway, so that no other weights are read for them."""
+    """Expert parallelism: ids >= num_experts are experts of other devices. They get weight 0 and the id of another
+    expert of their token, so that no further weights are read for them."""
     here = ids < num_experts
     some = ids.amin(dim=1, keepdim=True).clamp(max=num_experts - 1)
     return torch.where(here, ids, some), torch.where(here, weights, 0.0)
 
 
 def _prepare(module: nn.Module, format: str | None) -> None:
-    """Pack the module's weights where that was not done, or where they have changed since."""
-    held = module.__dict__.get(_ATTRIBUTE)
-    if held is not None and held.format == format and held.made_from == _identity(module):
+    """Pack the module's weights if that was not done yet, or if they have changed since."""
+    packed = module.__dict__.get(_ATTRIBUTE)
+    if packed is not None and packed.format == format and packed.made_from == _identity(module):
         return
-    if held is not None and module.down_proj.is_meta:
+    if packed is not None and module.down_proj.is_meta:
         raise InputError(
-            f"{type(module).__name__}: the experts were packed as {held.format or 'they were'} and "
+            f"{type(module).__name__}: the experts were packed as {packed.format or 'they were'} and "
             f"their original weights freed; to change weights or format, call unpack(model) first"
         )
-    reason = reason_against(module)
+    reason = unsupported_reason(module)
     if reason is not None:
         raise BackendError(f"mingcore experts cannot serve {type(module).__name__}: {reason}")
     experts = ops.pack_experts(*rows_of(module), format=format)
-    setattr(module, _ATTRIBUTE, _Held(experts, format, _identity(module)))
+    setattr(module, _ATTRIBUTE, _Packed(experts, format, _identity(module)))
 
 
-# Its call is carried out while a graph is traced, and is no part of the graph.
+# torch.compile runs it while tracing; it is no part of the graph
 _prepare_while_tracing = torch.compiler.assume_constant_result(_prepare)
 
 
@@ -118,21 +118,20 @@ def experts_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def why_not(model: nn.Module) -> dict[str, str]:
-    """The experts modules that "mingcore" cannot serve, by name, each with the reason."""
+    """The experts modules that "mingcore" does not support, by name, each with the reason."""
     found = experts_of(model)
-    reasons = {name: reason_against(m) for name, m in found.items() if not _freed(m)}
+    reasons = {name: unsupported_reason(m) for name, m in found.items() if not _freed(m)}
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
 def pack(model: nn.Module, format: str | None = None) -> tuple[str, ...]:
     """Pack the experts of a model in place, free their originals, and choose our implementation.
 
-    format: None keeps the weights' type, else a format of `ops.pack_experts`. Packed layer by
-    layer: where type and layout stay, into the memory of the originals, which are then no longer
-    there: gate_up_proj and down_proj become "meta" parameters, and `state_dict` of the experts
-    raises until `unpack(model)`. The packed weights stay on their device. Returns the names of the
-    modules. Raises InputError when the model has no experts, and BackendError, before anything is
-    changed, when some cannot be served.
+    format: None keeps the weights' dtype, else a format of `ops.pack_experts`. Layers are packed one after the other,
+    into the memory of the originals where dtype and size allow. The originals are freed: gate_up_proj and down_proj
+    become "meta" parameters, and `state_dict` of the experts raises until `unpack(model)`. The packed weights stay on
+    their device. Returns the names of the modules. Raises InputError when the model has no experts, and BackendError,
+    before anything is changed, when some are not supported.
     """
     if format is not None and format not in _FORMATS:
         raise InputError(f"pack: format must be one of {', '.join(_FORMATS)}, got {format!r}")
@@ -142,15 +141,15 @@ def pack(model: nn.Module, format: str | None = None) -> tuple[str, ...]:
             f"pack: {type(model).__name__} has no experts of transformers' interface "
             "(modules made by use_experts_implementation)"
         )
-    todo = {name: m for name, m in found.items() if not (_freed(m) and _held(m).format == format)}
-    reasons = [f"{name}: {reason}" for name, m in todo.items() if (reason := _against(m, model))]
+    todo = {name: m for name, m in found.items() if not (_freed(m) and _packed(m).format == format)}
+    reasons = [f"{name}: {reason}" for name, m in todo.items() if (reason := _pack_obstacle(m, model))]
     if reasons:
         more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
         raise BackendError(f"pack: {reasons[0]}{more}")
     for module in todo.values():
         experts = ops.pack_experts(*rows_of(module), format=format, overwrite=True)
         _free(module)
-        setattr(module, _ATTRIBUTE, _Held(experts, format, _identity(module)))
+        setattr(module, _ATTRIBUTE, _Packed(experts, format, _identity(module)))
     if hasattr(model, "set_experts_implementation"):
         register()
         model.set_experts_implementation(NAME if format is None else f"{NAME}_{format}")
@@ -158,35 +157,35 @@ def pack(model: nn.Module, format: str | None = None) -> tuple[str, ...]:
 
 
 def unpack(model: nn.Module) -> tuple[str, ...]:
-    """Give the experts that `pack` has freed their parameters back; returns the modules' names.
+    """Restore the parameters of the experts that `pack` freed; returns the modules' names.
 
-    Exact in the type that they were packed in. Raises InputError for experts in a quantised format,
-    whose originals cannot be had back.
+    Exact in the dtype that they were packed in. Raises InputError for experts in a quantised format, whose originals
+    are lost.
     """
     found = {name: module for name, module in experts_of(model).items() if _freed(module)}
     for name, module in found.items():
-        format = _held(module).experts.format
+        format = _packed(module).experts.format
         if format in QUANTISED:
             raise InputError(f"unpack: {name} was packed as {format}, which has lost the originals")
     for module in found.values():
-        weights = layout_of(module, _held(module).experts)
+        weights = layout_of(module, _packed(module).experts)
         delattr(module, _ATTRIBUTE)
         for name, w in zip(_WEIGHTS, weights):
             setattr(module, name, nn.Parameter(w, requires_grad=False))
     return tuple(found)
 
 
-def _held(module: nn.Module) -> _Held | None:
+def _packed(module: nn.Module) -> _Packed | None:
     return module.__dict__.get(_ATTRIBUTE)
 
 
 def _freed(module: nn.Module) -> bool:
-    return _held(module) is not None and module.down_proj.is_meta
+    return _packed(module) is not None and module.down_proj.is_meta
 
 
-def _against(module: nn.Module, model: nn.Module) -> str | None:
+def _pack_obstacle(module: nn.Module, model: nn.Module) -> str | None:
     if _freed(module):
-        return f"it is packed as {_held(module).experts.format} already; unpack(model) first"
+        return f"it is packed as {_packed(module).experts.format} already; unpack(model) first"
     if module.down_proj.is_meta:
         return "its weights are on the meta device"
     for name in _WEIGHTS:
@@ -194,7 +193,7 @@ def _against(module: nn.Module, model: nn.Module) -> str | None:
         owners = [m for m in model.modules() if any(p is weight for p in m._parameters.values())]
         if len(owners) > 1:
             return f"{name} is shared with another module, which needs it as it is"
-    return reason_against(module)
+    return unsupported_reason(module)
 
 
 def _free(module: nn.Module) -> None:

@@ -1,8 +1,8 @@
 """Which experts modules of transformers `moe_mlp` can compute, and their weights in its layout.
 
 A module made by `use_experts_implementation` holds gate_up_proj [E, 2I, H] and down_proj [E, H, I],
-or, where `is_transposed`, [E, H, 2I] and [E, I, H]; gate rows come first (`is_concatenated`) or in
-turns with up rows.
+or, where `is_transposed`, [E, H, 2I] and [E, I, H]; gate rows come first (`is_concatenated`) or are
+interleaved with up rows.
 """
 
 import torch
@@ -12,7 +12,7 @@ from ... import ops
 
 _PLAIN = (Tensor, nn.Parameter)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-# what a gate is tried on: beyond every limit that models clamp at
+# inputs that a gate is tested on, beyond every limit that models clamp at
 _SIZES = (0.0, 1e-3, 0.1, 0.7, 1.5, 3.0, 6.0, 9.0, 15.0, 40.0, 300.0, 1e4, 1e6)
 
 
@@ -21,8 +21,8 @@ def is_experts(module: nn.Module) -> bool:
     return all(hasattr(module, name) for name in ("is_transposed", "has_bias", "_apply_gate"))
 
 
-def reason_against(module: nn.Module) -> str | None:
-    """Why `moe_mlp` cannot compute an experts module, or None. Its weights must be there."""
+def unsupported_reason(module: nn.Module) -> str | None:
+    """Why `moe_mlp` cannot compute an experts module, or None. Its weights must not be on the meta device."""
     if not is_experts(module):
         return "it is no experts module of transformers' interface"
     if not getattr(module, "has_gate", True):
@@ -53,20 +53,20 @@ def _misshapen(module: nn.Module) -> str | None:
 
 
 def _other_gate(module: nn.Module) -> str | None:
-    """Tried rather than looked up: models write the same gate, and other ones, in many ways."""
+    """Evaluates the gate on test inputs, because models write the same function in different forms."""
     sizes = torch.tensor(_SIZES, device=module.gate_up_proj.device)
     values = torch.cat((-sizes, sizes))
     gate, up = torch.cartesian_prod(values, values).T
-    together = torch.cat if getattr(module, "is_concatenated", True) else _in_turns
+    join = torch.cat if getattr(module, "is_concatenated", True) else _interleaved
     with torch.no_grad():
-        got = module._apply_gate(together((gate, up))[None]).float()[0]
+        got = module._apply_gate(join((gate, up))[None]).float()[0]
         expected = nn.functional.silu(gate) * up
     if got.shape == expected.shape and torch.allclose(got, expected, rtol=1e-4, atol=1e-6):
         return None
     return "its gate is not silu(gate) * up, the only one of moe_mlp"
 
 
-def _in_turns(parts: tuple[Tensor, Tensor]) -> Tensor:
+def _interleaved(parts: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack(parts, dim=-1).flatten(-2)
 
 

@@ -16,7 +16,7 @@ Tensors = Mapping[str, Tensor]
 
 
 def voxcpm_encode(t: Tensors, config: Mapping[str, Any], samples: Tensor) -> tuple[Tensor, Tensor]:
-    """samples [B, L], L whole latents -> mean, log-variance [B, T, C]."""
+    """samples [B, L], L a multiple of the hop -> mean, log-variance [B, T, C]."""
     second = "out_sample_rate" in config
     x = _conv(t, "encoder.block.0", samples.unsqueeze(1), 6)
     for i, rate in enumerate(config["encoder_rates"], 1):
@@ -51,7 +51,7 @@ def voxcpm_decode(
 
 
 def vibevoice_encode(t: Tensors, config: Mapping[str, Any], samples: Tensor) -> Tensor:
-    """samples [B, channels, L], L whole latents -> latents [B, T, C]."""
+    """samples [B, channels, L], L a multiple of the hop -> latents [B, T, C]."""
     x = _stage(t, config, "encoder.stem", _conv(t, "encoder.stem.conv.conv", samples))
     for i, ratio in enumerate(config["downsampling_ratios"]):
         name = f"encoder.conv_layers.{i}"

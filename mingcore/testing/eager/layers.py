@@ -1,4 +1,4 @@
-"""What the parts of the eager model share: norms, rotary embeddings, SwiGLU, cached attention."""
+"""Shared parts of the eager model: norms, rotary embeddings, SwiGLU, cached attention."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def rotate_pairs(x: Tensor, angles: Tensor) -> Tensor:
     pairs = x.float().unflatten(-1, (-1, 2))
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = angles.cos(), angles.sin()
-    turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return turned.flatten(-2).to(x.dtype)
+    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

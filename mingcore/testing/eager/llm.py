@@ -1,4 +1,4 @@
-"""The language model of the eager baseline: BailingMoe as an ordinary port has it."""
+"""The language model of the eager baseline: BailingMoe as in an ordinary port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole eager model: loading a checkpoint folder and the text-to-speech loop."""
+"""The eager model: loading a checkpoint folder, and the text-to-speech loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATCH_FRAMES = 5
 
 
 class _Inner(nn.Module):
-    """A level of the checkpoint's names that holds one module and nothing else."""
+    """A level of the checkpoint's names that holds exactly one module."""
 
     def __init__(self, name: str, module: nn.Module):
         super().__init__()
@@ -87,8 +87,8 @@ class EagerMing(nn.Module):
             ming = cls(config)
         ready = {}
         for name, tensor in _unstacked(tensors).items():
-            keeps = name.endswith(("istft.window", "inv_freq"))
-            ready[name] = tensor.float() if keeps else tensor.to(dtype or tensor.dtype)
+            is_buffer = name.endswith(("istft.window", "inv_freq"))
+            ready[name] = tensor.float() if is_buffer else tensor.to(dtype or tensor.dtype)
         ming.load_state_dict(ready, strict=True, assign=True)
         ming.requires_grad_(False)
         ming.model.finish_loading()

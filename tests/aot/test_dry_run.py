@@ -1,5 +1,5 @@
-"""What is taken down is what is launched: any size within the limits, by the whole model, gives a
-launch that the rehearsal with one layer of each kind has seen."""
+"""The dry run with one layer of each kind records every launch that the full model makes with any size within the
+limits."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton")
 pytest.importorskip("cuda.bindings")
 
-from mingcore.aot import record, rehearse, targets
+from mingcore.aot import dry_run, targets, trace
 from mingcore.ops import use_backend
 from mingcore.runtime.params import ContextParams, FlowParams
 from mingcore.runtime.rows import Rows
@@ -19,18 +19,18 @@ from mingcore.runtime.step import Group, advance, emit
 from mingcore.testing import synthetic
 
 TARGET = targets.parse("sm_90a")[0]
-TINY = rehearse.Subject.of("mingcore/checkpoints/tiny")
+TINY = dry_run.ModelSpec.of("mingcore/checkpoints/tiny")
 
 
-def strays(subject, seen: record.Recording, run, target=TARGET, **formats) -> list[str]:
-    """What `run(model)`, with every layer there is, launches beside what was seen."""
-    with record.recording(target) as found, use_backend(rehearse.BACKENDS), torch.no_grad():
-        run(rehearse.build(subject, **{"dtype": None, "weights": None, **formats}))
+def strays(subject, seen: trace.Trace, run, target=TARGET, **formats) -> list[str]:
+    """The launches of `run(model)`, with all layers, that the dry run has not seen."""
+    with trace.tracing(target) as found, use_backend(dry_run.BACKENDS), torch.no_grad():
+        run(dry_run.build(subject, **{"dtype": None, "weights": None, **formats}))
     assert found.launches
     return sorted(said(launch) for launch in found.launches - seen.launches)
 
 
-def said(launch: record.Launch) -> str:
+def said(launch: trace.Launch) -> str:
     return f"{launch.name} {json.loads(launch.specialization)['key']}"
 
 
@@ -62,27 +62,27 @@ def patches(model, n, slots):
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
 def test_prompts_and_patches_of_any_size(monkeypatch, weights):
-    parts = {name: rehearse._PARTS[name] for name in ("patches", "prompts")}
-    monkeypatch.setattr(rehearse, "_PARTS", parts)
-    limits = rehearse.Limits(rows=2, tokens=40)
-    # Triton 3.10 is to change the default, so every launch says what it wants
+    parts = {name: dry_run._PARTS[name] for name in ("patches", "prompts")}
+    monkeypatch.setattr(dry_run, "_PARTS", parts)
+    limits = dry_run.Limits(rows=2, tokens=40)
+    # Triton 3.10 changes the default, so every launch sets the option
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")
-    seen = rehearse.launches(TINY, TARGET, limits, weights=weights)
+    seen = dry_run.launches(TINY, TARGET, limits, weights=weights)
     assert all(json.loads(s.specialization)["options"]["enable_fp_fusion"] for s in seen.launches)
     draw = random.Random(1)
     found = strays(TINY, seen, lambda m: prompts(m, draw.sample(range(1, 41), 6), 40), weights=weights)
     assert not found, "\n".join(found)
     found = strays(TINY, seen, lambda m: [patches(m, n, 64) for n in (1, 2)], weights=weights)
     assert not found, "\n".join(found)
-    # and what is beyond the limits is not there, so this test can fail
+    # sizes beyond the limits are missing, so this test can fail
     assert strays(TINY, seen, lambda m: prompts(m, [300], 300), weights=weights)
 
 
 def in_context(model, options, voice, draw):
-    """A voice is heard and patches follow, as of a request with a context of its own."""
+    """A voice is prefilled and patches follow, as of a request with a context option."""
     config, dtype = model.config, model.llm.activation_dtype
     state = options.state(model, voice + 5 * draw.randrange(1, 200))
-    state.bounds[0] = draw.randrange(2) * 40  # behind what an earlier segment kept
+    state.bounds[0] = draw.randrange(2) * 40  # after the cache of an earlier segment
     model.pool(model.vae.unify(meta(1, voice, config.latent_dim), state)[0])
     hidden = meta(1, config.llm.hidden_size).to(dtype)
     rows = Rows.over(model, model.llm.new_state(1, 64), state, hidden=hidden)
@@ -103,13 +103,16 @@ def contexts(model, draw, longest, count):
 
 
 def test_contexts_that_depart_from_the_reference(monkeypatch):
-    parts = {name: rehearse._PARTS[name] for name in ("patches", "attention", "contexts")}
-    monkeypatch.setattr(rehearse, "BLOCK", 20)
-    monkeypatch.setattr(rehearse, "_PARTS", parts)
-    run = lambda model: contexts(model, random.Random(3), 20, 20)  # noqa: E731
+    parts = {name: dry_run._PARTS[name] for name in ("patches", "attention", "contexts")}
+    monkeypatch.setattr(dry_run, "BLOCK", 20)
+    monkeypatch.setattr(dry_run, "_PARTS", parts)
+
+    def run(model):
+        contexts(model, random.Random(3), 20, 20)
+
     caches = ("_attention_decode", "_combine", "_kv_write")
     for complete in (True, False):
-        seen = rehearse.launches(TINY, TARGET, rehearse.Limits(rows=1), dtype=torch.bfloat16)
+        seen = dry_run.launches(TINY, TARGET, dry_run.Limits(rows=1), dtype=torch.bfloat16)
         found = strays(TINY, seen, run, dtype=torch.bfloat16)
         found = [each for each in found if each.startswith(caches)]
         assert bool(found) != complete, "\n".join(found)
@@ -143,8 +146,8 @@ def test_everything_of_a_deeper_model(tmp_path, arch):
     audio["semantic_module_kwargs"]["whisper_encoder"]["n_layer"] = 4
     folder = Path(tmp_path, "config.json")
     folder.write_text(json.dumps(config))
-    subject, (target,) = rehearse.Subject.of(folder), targets.parse(arch)
-    seen = rehearse.launches(subject, target, rehearse.Limits(rows=4, tokens=200))
+    subject, (target,) = dry_run.ModelSpec.of(folder), targets.parse(arch)
+    seen = dry_run.launches(subject, target, dry_run.Limits(rows=4, tokens=200))
     draw = random.Random(2)
     for run in (
         lambda m: prompts(m, draw.sample(range(1, 201), 40), 200),

@@ -1,8 +1,7 @@
 """`mingcore`: the command line over `mingcore.api`.
 
-Results go to standard output or a file, everything for a person to standard error. Bad input is
-one line and exit status 2, an interrupt 130, a closed pipe 141. PyTorch is imported by the command
-that needs it, so `mingcore --help` is instant.
+Results go to standard output or a file, messages to standard error. Bad input is one line and exit status 2, an
+interrupt 130, a closed pipe 141. The commands import what they need, so `mingcore --help` loads no PyTorch.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ def tts(
     stream: Stream = False,
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
-    keep_context: Annotated[bool, typer.Option("--keep-context", help="go on hearing itself over segments")] = False,
+    keep_context: Annotated[bool, typer.Option("--keep-context", help="keep the audio context over segments")] = False,
     seed: Seed = None,
     steps: Steps = 10,
     guidance: Guidance = 2.0,
@@ -195,7 +194,7 @@ def edit(
     """Change AUDIO as the instruction says; prints the text that the edit speaks."""
     if audio == instruction == "-":
         raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
-    wish = terminal.read_text(instruction)
+    change = terminal.read_text(instruction)
     target, container = ("-", format or "pcm") if stream else (out, format)
     with loaded(
         model,
@@ -213,7 +212,7 @@ def edit(
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(
                 audio,
-                wish,
+                change,
                 seed=seed,
                 steps=steps,
                 guidance=guidance,
@@ -241,7 +240,9 @@ def info(
     checkpoint: Checkpoint = "tiny",
     plan: Annotated[bool, typer.Option("--plan", help="what it would take of memory, instead")] = False,
     batch: Annotated[list[int] | None, typer.Option(help="with --plan: requests at once")] = None,
-    minutes: Annotated[list[float] | None, typer.Option(help="with --plan: of sound that a request keeps")] = None,
+    minutes: Annotated[
+        list[float] | None, typer.Option(help="with --plan: of audio in the caches of a request")
+    ] = None,
     context_seconds: ContextSeconds = None,
     context_format: ContextFormat = None,
     weights: Weights = None,
@@ -326,9 +327,9 @@ def verify(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the GPU kernels' tests on this GPU and keep what passed; status 1 if any failed.
+    """Run the GPU kernels' tests on this GPU and record those that pass; status 1 if any failed.
 
-    Kernels with a record are used from then on; without one a GPU kernel never runs unasked.
+    Kernels with a record are selected automatically from then on; without one a GPU kernel runs only if it is named.
     """
     from dataclasses import asdict
 
@@ -366,8 +367,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Runs one command; its exit status."""
-    usage_error = typer.BadParameter.__mro__[2]  # Click's base of everything a user got wrong
+    """Runs one command -> its exit status."""
+    usage_error = typer.BadParameter.__mro__[2]  # Click's base class of usage errors
     try:
         status = app(args=arguments, prog_name="mingcore", standalone_mode=False)
         sys.stdout.flush()
@@ -383,7 +384,7 @@ def run(arguments: list[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except SystemExit as error:
-        # Typer turns a closed pipe into this
+        # Typer raises SystemExit for a closed pipe
         if isinstance(error.__context__, BrokenPipeError):
             terminal.silence_stdout()
             return CLOSED_PIPE

@@ -1,4 +1,4 @@
-"""A request profiled: its bytes counted, its real time taken, and its events recorded."""
+"""Profiles a request: counts its bytes, measures its time, and records its events."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from ..ops._core import registry
+from ..ops._core import dispatch, registry
 from ..ops._core.layouts import tensors_in
 from ..testing.cost import Cost, cost
-from .stages import OTHER, staged, watched_ops
+from .stages import OTHER, observed_ops, staged
 from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
 
 Request = Callable[[Any], Iterable[Any]]
@@ -27,7 +27,7 @@ Request = Callable[[Any], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an op: the fewest bytes and operations it can do with, and who served it."""
+    """One call of an op: its minimum of bytes and operations (`testing.cost`), and the backend that ran."""
 
     stage: str
     op: str
@@ -38,8 +38,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Profile:
-    """seconds: of the request as it is; profiled_seconds: under the profiler, which `stages` and
-    `slices` are of. calls: of ops, in order."""
+    """seconds: of the unprofiled run; profiled_seconds: of the run under the profiler, as are `stages` and `slices`.
+    calls: of ops, in order."""
 
     seconds: float
     profiled_seconds: float
@@ -59,21 +59,21 @@ class Profile:
 
 
 def profile(ming: Any, request: Request, *, nvtx: Any = None) -> Profile:
-    """Runs `request(ming)`, whose results are taken one by one, and says where its time goes.
+    """Runs `request(ming)`, an iterable of results, three times and measures its stages.
 
-    It must be repeatable: the same seed, so that its calls are the same in every run. nvtx: an
-    object with `range_push` and `range_pop`; by default PyTorch's where the model is on a GPU.
+    It must be repeatable: with a fixed seed, so that every run makes the same calls. nvtx: an object with `range_push`
+    and `range_pop`; by default PyTorch's where the model is on a GPU. Raises MingError when the calls differ.
     """
     device = ming.model.llm.device
     on_gpu = device.type == "cuda"
-    counter = _Counter()
-    with watched_ops(counter):
+    counter = _CostCounter()
+    with observed_ops(counter):
         _run(_with_model(ming, counter), request, device)
     seconds = _run(ming, request, device)
     ranges = _Ranges(nvtx or (torch.cuda.nvtx if on_gpu else None))
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
     with ExitStack() as open_:
-        open_.enter_context(watched_ops(ranges))
+        open_.enter_context(observed_ops(ranges))
         copied = _with_model(ming, ranges)
         recorder = open_.enter_context(torch.profiler.profile(activities=activities))
         with ranges.range(REQUEST):
@@ -85,14 +85,14 @@ def profile(ming: Any, request: Request, *, nvtx: Any = None) -> Profile:
     return Profile(seconds, timeline.seconds, stages, slices, calls, str(device))
 
 
-def _with_model(ming: Any, watcher: Any) -> Any:
+def _with_model(ming: Any, observer: Any) -> Any:
     copied = copy.copy(ming)
-    copied.model = staged(ming.model, watcher)
+    copied.model = staged(ming.model, observer)
     return copied
 
 
 def _run(ming: Any, request: Request, device: torch.device) -> float:
-    """Seconds until the request has ended, on the device too."""
+    """Seconds until the request has ended, device synchronised."""
     began = time.perf_counter()
     for _ in request(ming):
         pass
@@ -102,15 +102,15 @@ def _run(ming: Any, request: Request, device: torch.device) -> float:
 
 
 def _events(recorder: Any) -> list[dict[str, Any]]:
-    """The events of a trace as torch.profiler writes it."""
+    """The events of torch.profiler's Chrome trace."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         recorder.export_chrome_trace(str(path))
         return json.loads(path.read_text())["traceEvents"]
 
 
-class _Counter:
-    """Counts every op's cost, and who served it."""
+class _CostCounter:
+    """Records the cost of every op call, and the backend that ran."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
@@ -127,23 +127,23 @@ class _Counter:
             self._open.pop()
 
     def op(self, name: str, function: Callable, args: tuple, kwargs: dict) -> Any:
-        if self._depth:  # a part of another op
+        if self._depth:  # called by another op
             return function(*args, **kwargs)
         self._depth += 1
         try:
-            with _served() as by:
+            with _selected() as chosen:
                 result = function(*args, **kwargs)
         finally:
             self._depth -= 1
-        found, _ = spent(name, function, args, kwargs, result)
-        backend = self._backends.get(by.get("function"), "reference")
+        spent, _ = call_cost(name, function, args, kwargs, result)
+        backend = self._backends.get(chosen.get("function"), "reference")
         stage = self._open[0] if self._open else OTHER
-        self.calls.append(Call(stage, name, backend, found.nbytes, found.flops))
+        self.calls.append(Call(stage, name, backend, spent.nbytes, spent.flops))
         return result
 
 
-def spent(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> tuple[Cost, dict[str, Any]]:
-    """What a call of an op must cost at least, and its arguments by name."""
+def call_cost(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> tuple[Cost, dict[str, Any]]:
+    """The cost of a call of an op by `testing.cost`, and its arguments by name."""
     given = signature(function).bind(*args, **kwargs)
     given.apply_defaults()
     named = {key: value for key, value in given.arguments.items() if key != "backend"}
@@ -152,18 +152,16 @@ def spent(name: str, function: Callable, args: tuple, kwargs: dict, result: Any)
 
 
 @contextmanager
-def _served() -> Iterator[dict[str, int]]:
-    """Within the block: which function of a backend served the op that was called first."""
-    from ..ops._core import dispatch
-
+def _selected() -> Iterator[dict[str, int]]:
+    """Within the block: {"function": id of the backend function that the first op call was dispatched to}."""
     select, found = dispatch.select, {}
 
-    def noted(op: str, args: tuple, backend: str | None = None) -> Callable:
+    def recorded(op: str, args: tuple, backend: str | None = None) -> Callable:
         function = select(op, args, backend)
         found.setdefault("function", id(function))
         return function
 
-    dispatch.select = noted
+    dispatch.select = recorded
     try:
         yield found
     finally:
@@ -171,7 +169,7 @@ def _served() -> Iterator[dict[str, int]]:
 
 
 class _Ranges:
-    """Opens a profiler's range, and with `nvtx` one of those, for every stage and op."""
+    """Opens a range of torch.profiler, and an NVTX range with `nvtx`, for every stage and op."""
 
     def __init__(self, nvtx: Any):
         self._nvtx = nvtx

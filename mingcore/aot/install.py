@@ -1,9 +1,9 @@
-"""A bundle in use: every kernel of it is there before the first request, and nothing is compiled.
+"""Installs a bundle in this process: its kernels are loaded before the first request, and nothing is compiled.
 
-Triton's kernels are put where Triton looks for what it has compiled before (`JITFunction.preload`,
-with the bundle for a cache), so launches take Triton's own way and cost what they always do. What
-is not in the bundle is refused by the hook that Triton asks before it compiles. CUDA binaries are
-taken by `ops.launch`. Not run on a GPU yet; see docs/ahead_of_time.md.
+Triton's kernels are loaded by `JITFunction.preload`, with the bundle as Triton's cache, so launches run Triton's own
+code at its usual cost. For a kernel that is not in the bundle the hook that Triton calls before it compiles
+(`jit_cache_hook`) raises an error. CUDA binaries are handed to `ops._core.launch`. Not run on a GPU yet; see
+docs/ahead_of_time.md.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from ..errors import InputError, KernelBundleError
 from ..ops._core import launch
 from ..runtime.stats import served_kernels
 from . import identity, manifest
-from .record import Launch
 from .targets import Target
-from .triton_build import Folder, kernel_of
+from .trace import Launch
+from .triton_build import BundleCache, kernel_of
 
 _KERNELS = "mingcore_kernels"
 _lock = threading.Lock()
 
 
 @dataclass
-class Served:
-    """A bundle in use. loaded: Triton kernels at hand; cuda: ops with a binary; compiled: what was
-    compiled nevertheless, which is 0; refused: kernels that were asked for and are not in it."""
+class InstalledBundle:
+    """The bundle that this process uses. loaded: Triton kernels of it; cuda: ops with a binary; compiled: kernels
+    compiled since, which must stay 0; refused: kernels that were launched and are not in it."""
 
     folder: Path
     target: Target
@@ -44,7 +44,7 @@ class Served:
     refused: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a request's stats."""
+        """For `Stats.kernels` of a request."""
         return {
             "bundle": str(self.folder),
             "target": str(self.target),
@@ -57,16 +57,16 @@ class Served:
         return f"kernels from {self.folder}: {self.loaded} of Triton, {self.cuda} ops of CUDA, {self.compiled} compiled"
 
 
-_served: Served | None = None
+_installed: InstalledBundle | None = None
 
 
-def served() -> Served | None:
-    """The bundle that this process uses, if it does."""
-    return _served
+def installed() -> InstalledBundle | None:
+    """The bundle that this process uses, or None."""
+    return _installed
 
 
-class _Bundled(Folder):
-    """The bundle as Triton's cache: it is read, never written."""
+class _ReadOnlyCache(BundleCache):
+    """The bundle as Triton's cache: read, never written."""
 
     def get_group(self, filename: str) -> dict[str, str] | None:
         paths = sorted(self._folder.iterdir()) if self._folder.is_dir() else []
@@ -82,15 +82,15 @@ class _Bundled(Folder):
 
 
 def target_of(device: torch.device) -> Target:
-    """What a GPU is."""
+    """The target that a GPU is."""
     p = torch.cuda.get_device_properties(device)
     return Target(10 * p.major + p.minor, p.multi_processor_count)
 
 
 def check(folder: Path, target: Target, *, model_fingerprint: str, weights: str, dtype: torch.dtype) -> dict[str, Any]:
-    """A bundle's manifest, if it fits this machine and model in every way; else
-    KernelBundleError."""
-    reason = identity.why_not()
+    """A bundle's manifest. Raises KernelBundleError where the bundle does not fit: its sources, Triton, the target,
+    the model's shapes and formats, and the checksum of every file."""
+    reason = identity.unsupported_reason()
     if reason:
         raise KernelBundleError(reason)
     found = manifest.read(folder)
@@ -123,11 +123,11 @@ def _same_number(found: Mapping[str, Any]) -> str:
     return ", of the same version but another build" if same else ""
 
 
-def serve(folder: str | Path, model: Any) -> Served:
+def install(folder: str | Path, model: Any) -> InstalledBundle:
     """Take a model's kernels from a bundle from now on, in the whole process; compile none.
 
-    Raises InputError for a model that is not on a GPU, KernelBundleError with the reason where the
-    bundle does not fit, and where another one is in use.
+    Raises InputError for a model that is not on a GPU, KernelBundleError with the reason where the bundle does not
+    fit, or where this process uses another one.
     """
     device = torch.device(model.device)
     if device.type != "cuda":
@@ -140,18 +140,18 @@ def serve(folder: str | Path, model: Any) -> Served:
         dtype=model.dtype,
     )
     with torch.cuda.device(device):
-        return install(Path(folder), found, target_of(device))
+        return install_checked(Path(folder), found, target_of(device))
 
 
-def install(folder: Path, found: Mapping[str, Any], target: Target) -> Served:
-    """Put a checked bundle's kernels in place for Triton's current device."""
-    global _served
+def install_checked(folder: Path, found: Mapping[str, Any], target: Target) -> InstalledBundle:
+    """Load the kernels of a bundle whose manifest is `found`, for Triton's current device."""
+    global _installed
     folder = folder.resolve()
     with _lock:
-        if _served is not None:
-            if (_served.folder, _served.target) == (folder, target):
-                return _served
-            raise KernelBundleError(f"kernels: this process uses {_served.folder} for {_served.target} already")
+        if _installed is not None:
+            if (_installed.folder, _installed.target) == (folder, target):
+                return _installed
+            raise KernelBundleError(f"kernels: this process uses {_installed.folder} for {_installed.target} already")
         entries = [entry for entry in found["triton"] if entry["target"] == str(target)]
         _preload(entries, folder / "triton" / target.slug)
         binaries = {
@@ -161,57 +161,57 @@ def install(folder: Path, found: Mapping[str, Any], target: Target) -> Served:
             for name in entry["files"]
         }
         launch.serve(binaries)
-        _served = Served(folder, target, len(entries), len(binaries))
-        _refuse_others(_served)
-        served_kernels["cuda"] = _served.as_dict
-        return _served
+        _installed = InstalledBundle(folder, target, len(entries), len(binaries))
+        _refuse_others(_installed)
+        served_kernels["cuda"] = _installed.as_dict
+        return _installed
 
 
 def _preload(entries: list[Mapping[str, Any]], root: Path) -> None:
-    made = type("Bundled", (_Bundled,), {"root": root})
+    cache = type("Cache", (_ReadOnlyCache,), {"root": root})
     with knobs.cache.scope(), knobs.compilation.scope():
-        knobs.cache.manager_class = made
+        knobs.cache.manager_class = cache
         knobs.compilation.always_compile = False
         for entry in entries:
-            record = Launch(entry["module"], entry["kernel"], entry["specialization"])
-            kernel_of(record).preload(record.specialization)
+            recorded = Launch(entry["module"], entry["kernel"], entry["specialization"])
+            kernel_of(recorded).preload(recorded.specialization)
 
 
-def _refuse_others(use: Served) -> None:
-    """Triton asks before it compiles: for kernels of ours the answer is now an error."""
-    earlier, heard = knobs.runtime.jit_cache_hook, knobs.compilation.listener
+def _refuse_others(bundle: InstalledBundle) -> None:
+    """From now on Triton's hook before compilation raises KernelBundleError for our kernels."""
+    earlier_hook, earlier_listener = knobs.runtime.jit_cache_hook, knobs.compilation.listener
     device = driver.active.get_current_device()
 
     def refuse(*, fn, compile, **rest):
         if fn.module.startswith(_KERNELS) and compile["device"] == device:
             name = fn.name.rpartition(".")[2]
-            use.refused.append(name)
+            bundle.refused.append(name)
             raise KernelBundleError(
-                f"kernels: {use.folder} has no {name} for "
-                f"{_said(compile)}; make it anew with mingcore compile, with larger --rows, "
+                f"kernels: {bundle.folder} has no {name} for "
+                f"{_describe(compile)}; make it anew with mingcore compile, with larger --rows, "
                 "--tokens or other --steps"
             )
-        return earlier(fn=fn, compile=compile, **rest) if earlier else None
+        return earlier_hook(fn=fn, compile=compile, **rest) if earlier_hook else None
 
     def listen(*, src, cache_hit, **rest):
         if not cache_hit and getattr(src.fn, "module", "").startswith(_KERNELS):
-            use.compiled += 1
-        if heard:
-            heard(src=src, cache_hit=cache_hit, **rest)
+            bundle.compiled += 1
+        if earlier_listener:
+            earlier_listener(src=src, cache_hit=cache_hit, **rest)
 
     knobs.runtime.jit_cache_hook, knobs.compilation.listener = refuse, listen
 
 
-def _said(compile: Mapping[str, Any]) -> str:
+def _describe(compile: Mapping[str, Any]) -> str:
     constants = ", ".join(str(value) for value in compile["constants"].values())
     return f"{tuple(compile['signature'].values())} and constants ({constants})"
 
 
-def stop() -> None:
-    """Forget the bundle: for tests. What was preloaded stays in Triton's memory."""
-    global _served
+def uninstall() -> None:
+    """Forget the bundle, for tests. Preloaded kernels stay in Triton's memory."""
+    global _installed
     with _lock:
-        _served = None
+        _installed = None
         knobs.runtime.jit_cache_hook = knobs.compilation.listener = None
         launch.serve(None)
         served_kernels.clear()

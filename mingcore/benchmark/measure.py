@@ -1,4 +1,4 @@
-"""The whole measurement, as one JSON-ready result."""
+"""The measurement of `mingcore bench`, as one JSON-ready result."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, NotEnoughMemory
+from ..runtime.speaking import Speaking
 from ..runtime.stats import peak_memory_bytes
 from ..testing import machine
 from . import lockstep, serving
@@ -19,20 +20,20 @@ from .subject import Subject
 BATCHES = {"cpu": (1, 4), "cuda": (1, 4, 8, 16, 32, 64)}
 SECONDS = {"cpu": 2.0, "cuda": 30.0}  # of sound per request
 PATCHES = {"cpu": 12, "cuda": 20}  # by stages
-FLOOR_PATCHES = 4  # of fewer, stages are not held to what they must cost
+FLOOR_PATCHES = 4  # with fewer patches no floors are computed
 FIRST_AUDIO_ROUNDS = {"cpu": 3, "cuda": 20}
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 
-Say = Callable[[str], None]
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured; None: what suits the device.
+    """What is measured; None: a default for the device.
 
-    batches: requests at once. seconds: of sound that each of them speaks. patches: timed by stage,
-    as many of the baseline's. weights: the format of our large matrices. limit_s: after so many
-    seconds no other batch is begun; a third of what is left at most is the baseline's.
+    batches: numbers of concurrent requests. seconds: of audio per request. patches: timed by stage, of the baseline
+    too. weights: the format of our large matrices. limit_s: seconds after which nothing new is started. Raises
+    InputError for numbers out of range.
     """
 
     batches: Sequence[int] | None = None
@@ -52,11 +53,11 @@ class Settings:
                 raise InputError(f"{name}: must be more than 0, got {value}")
 
 
-def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) -> dict[str, Any]:
-    """Loads, measures and gives the result. `say` is told what comes next.
+def measure(subject: Subject, settings: Settings, progress: Progress = lambda line: None) -> dict[str, Any]:
+    """Loads the model, measures, and returns the result. `progress` gets the name of each step.
 
-    Raises NotEnoughMemory where ours does not fit; the baseline is then left out instead, and so
-    is what `limit_s` leaves no time for: `left_out` says what and why.
+    Raises NotEnoughMemory when our model does not fit. A baseline that does not fit, and what `limit_s` leaves no time
+    for, is left out: `left_out` lists what and why.
     """
     begun, kind = time.monotonic(), subject.device.type
     batches = list(settings.batches or BATCHES[kind])
@@ -67,31 +68,31 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
     def time_left() -> float:
         return settings.limit_s - (time.monotonic() - begun)
 
-    say(f"{subject.name}: loading")
+    progress(f"{subject.name}: loading")
     model = subject.load(settings.weights)
     loaded = peak_memory_bytes(subject.device)
-    say("first audio")
+    progress("first audio")
     alone = serving.first_audio(model, FIRST_AUDIO_ROUNDS[kind])
     rows = []
     for batch in batches:
         if time_left() <= 0:
             left_out.append(f"{batch} at once: no time was left")
             continue
-        say(f"{batch} at once")
+        progress(f"{batch} at once")
         try:
             rows.append({"batch": batch, **serving.serve(model, batch, seconds)})
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"{batch} at once: {str(error).splitlines()[0]}")
-    least = None
+    measured_rates = None
     if rows and patches >= FLOOR_PATCHES and time_left() > 0:
-        say("ceilings: reads and products")
+        progress("ceilings: reads and products")
         try:
-            least = rates(subject.device)
+            measured_rates = rates(subject.device)
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"the stages' floors: {str(error).splitlines()[0]}")
     eager = None
     if settings.baseline and time_left() > 0:
-        say("loading the baseline")
+        progress("loading the baseline")
         try:
             eager = subject.load_baseline()
         except NotEnoughMemory as error:
@@ -100,7 +101,7 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
         if time_left() <= 0:
             left_out.append(f"stages of {row['batch']} at once: no time was left")
             continue
-        say(f"{row['batch']} at once, by stages")
+        progress(f"{row['batch']} at once, by stages")
         try:
             row["stages"] = lockstep.compare(
                 model,
@@ -110,8 +111,10 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
                 limit=lockstep.LIMITS[model.weights if settings.weights else NAMES[subject.dtype]],
                 budget_s=time_left() / (len(rows) - i),
             )
-            if least is not None:
-                row["stages"]["floors"] = floors(work(model, row["batch"]), least, row["stages"]["ours"], model.weights)
+            if measured_rates is not None:
+                row["stages"]["floors"] = floors(
+                    work(model, row["batch"]), measured_rates, row["stages"]["ours"], model.weights
+                )
         except torch.cuda.OutOfMemoryError as error:
             left_out.append(f"stages of {row['batch']} at once: {str(error).splitlines()[0]}")
     prompt = serving.new_request(model, 0, 1)
@@ -135,7 +138,5 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
 
 
 def _prompt(model, request) -> str:
-    from ..runtime.speaking import Speaking
-
     tokens = len(Speaking(model, request).next().prompt.ids)
     return f"{tokens} tokens, {serving.VOICE_SECONDS:g} s of voice among them"

@@ -1,8 +1,8 @@
-"""A model without weights, run through everything that it does, to see what it would launch.
+"""Runs a model without weights through everything it can do, to record what it would launch.
 
-The model is built on the meta device by the code that loads it, with one layer of each kind, and
-the functions of `runtime` are called with every size that its limits allow: numbers of rows, of
-tokens, of frames and of cache slots. Nothing is computed.
+The model is built on the meta device by the code that loads it, with one layer of each kind, and the functions of
+`runtime` are called with every size within the limits: sequences in a batch, tokens, frames and cache slots. Nothing
+is computed.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ from ..runtime.params import FlowParams
 from ..runtime.rows import Rows
 from ..runtime.step import Group, advance, emit
 from ..runtime.text_rows import pick
-from .record import Recording, recording
+from ..testing.checkpoint_layout import tensor_shapes
 from .targets import Target
+from .trace import Trace, tracing
 
 META = torch.device("meta")
 BACKENDS = "triton,reference"
-MOST_SLOTS = 4096 + VIEW  # of a cache: from here on its length changes no configuration
+MAX_SLOTS = 4096 + VIEW  # of a cache; longer ones change no launch configuration
 
 Headers = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a bundle is made for. rows: requests in a batch; tokens: of a prompt, text and voice
-    together; steps: of the flow sampler."""
+    """The largest sizes that a bundle is made for. rows: requests in a batch; tokens: of a prompt, text and voice
+    together; steps: of the flow sampler. Raises InputError for a size out of range."""
 
     rows: int = 8
     tokens: int = 1024
@@ -65,17 +66,17 @@ def _each(steps: tuple[int, ...]) -> Iterator[tuple[str, int]]:
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A checkpoint's config.json, and its tensors' types and shapes by name."""
+class ModelSpec:
+    """A checkpoint's config.json, and the dtypes and shapes of its tensors by name."""
 
     name: str
     config: Mapping[str, Any]
     headers: Headers
 
     @classmethod
-    def of(cls, path: str | Path) -> Subject:
-        """A checkpoint's folder, or a config.json without one: then the tensors are those that the
-        official layout gives such a config, in bfloat16. Raises InputError, CheckpointError."""
+    def of(cls, path: str | Path) -> ModelSpec:
+        """Of a checkpoint's folder, or of a config.json alone: then the tensors are those of the official layout, in
+        bfloat16. Raises InputError, CheckpointError."""
         path = Path(path)
         file = path / "config.json" if path.is_dir() else path
         try:
@@ -85,9 +86,7 @@ class Subject:
         if path.is_dir():
             found = {name: (i.dtype, i.shape) for name, i in read_headers(path).items()}
             return cls(str(path), config, found)
-        from ..testing.checkpoint_layout import tensor_shapes
-
-        MingConfig.from_json(config)  # what it lacks is named
+        MingConfig.from_json(config)  # raises for a missing key
         shapes = tensor_shapes(config)
         return cls(str(path), config, {n: (torch.bfloat16, s) for n, s in shapes.items()})
 
@@ -98,9 +97,9 @@ _LAYERS = re.compile(
 )
 
 
-def shortened(subject: Subject) -> Subject:
-    """The same model with one layer of each kind: all others are equal to one of these."""
-    config = copy.deepcopy(dict(subject.config))
+def shortened(spec: ModelSpec) -> ModelSpec:
+    """The same model with one layer of each kind; every other layer launches what one of these does."""
+    config = copy.deepcopy(dict(spec.config))
     llm, audio = config["llm_config"], config["audio_tokenizer_config"]
     keep = {"model.model.layers": min(llm["num_hidden_layers"], _first_moe(llm) + 1)}
     llm["num_hidden_layers"] = keep["model.model.layers"]
@@ -112,12 +111,12 @@ def shortened(subject: Subject) -> Subject:
     whisper = audio["semantic_module_kwargs"]["whisper_encoder"]
     whisper["n_layer"] = keep["audio.decoder.semantic_model.blocks"] = 1
 
-    def kept(name: str) -> bool:
+    def is_kept(name: str) -> bool:
         found = _LAYERS.match(name)
         return not found or int(name[found.end() + 1 :].split(".", 1)[0]) < keep[found[0]]
 
-    headers = {name: entry for name, entry in subject.headers.items() if kept(name)}
-    return Subject(subject.name, config, headers)
+    headers = {name: entry for name, entry in spec.headers.items() if is_kept(name)}
+    return ModelSpec(spec.name, config, headers)
 
 
 def _first_moe(llm: Mapping[str, Any]) -> int:
@@ -125,7 +124,7 @@ def _first_moe(llm: Mapping[str, Any]) -> int:
 
 
 class _Shapes(HeaderTensors):
-    """Tensors whose values are not asked for."""
+    """A source of tensors whose values are never read."""
 
     def fill(self, name: str, dest: torch.Tensor, index: int | None = None) -> bool:
         return True
@@ -136,23 +135,23 @@ def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
     return resolve(weights, dtype, torch.device("cuda"))
 
 
-def build(subject: Subject, *, dtype: torch.dtype | None, weights: str | None) -> MingModel:
-    """The model on the meta device, in the formats that it would have on a GPU."""
-    config, kept = MingConfig.from_json(subject.config), formats(dtype, weights)
+def build(spec: ModelSpec, *, dtype: torch.dtype | None, weights: str | None) -> MingModel:
+    """The model on the meta device, in the formats that it would have on a GPU. Raises CheckpointError."""
+    config, found = MingConfig.from_json(spec.config), formats(dtype, weights)
     ledger = _Ledger(LoadReport())
-    view = Weights(_Shapes(subject.headers, subject.name), device=META, formats=kept, dry=False, ledger=ledger)
+    view = Weights(_Shapes(spec.headers, spec.name), device=META, formats=found, dry=False, ledger=ledger)
     with torch.no_grad():
         parts = build_parts(view, config)
-    missing = [name for name in ledger.used if name not in subject.headers]
+    missing = [name for name in ledger.used if name not in spec.headers]
     if missing:
-        raise CheckpointError(f"{subject.name} lacks {', '.join(sorted(missing)[:4])}")
+        raise CheckpointError(f"{spec.name} lacks {', '.join(sorted(missing)[:4])}")
     return MingModel(
         config=config,
         tokenizer=None,
         load_report=ledger.report,
         device=META,
-        dtype=kept.dtype,
-        weights=kept.weights,
+        dtype=found.dtype,
+        weights=found.weights,
         **parts,
     )
 
@@ -161,17 +160,17 @@ Progress = Callable[[str], None]
 
 
 def launches(
-    subject: Subject,
+    spec: ModelSpec,
     target: Target,
     limits: Limits,
     *,
     dtype: torch.dtype | None = None,
     weights: str | None = None,
     progress: Progress | None = None,
-) -> Recording:
-    """Every Triton launch that the model would make on `target` within `limits`."""
-    with recording(target) as found, use_backend(BACKENDS), torch.no_grad():
-        model = build(shortened(subject), dtype=dtype, weights=weights)
+) -> Trace:
+    """Every Triton launch that the model would make on `target` within `limits`; `progress` gets each part's name."""
+    with tracing(target) as found, use_backend(BACKENDS), torch.no_grad():
+        model = build(shortened(spec), dtype=dtype, weights=weights)
         for name, part in _PARTS.items():
             if progress is not None:
                 progress(name)
@@ -180,7 +179,7 @@ def launches(
 
 
 def _steps(model: MingModel, limits: Limits) -> None:
-    """Patches of 1..rows requests, in step or not, with every schedule; tokens of their text."""
+    """Patches of 1 to `limits.rows` sequences, with every schedule, as one step and as separate parts; text tokens."""
     frames, channels = model.config.patch_frames, model.config.latent_dim
     for n in range(1, limits.rows + 1):
         rows = Rows.create(model, max(n, 2), tokens=64, frames=64, text=True)
@@ -204,8 +203,8 @@ def _steps(model: MingModel, limits: Limits) -> None:
 
 
 def _caches(model: MingModel, limits: Limits) -> None:
-    """Steps over caches of every length that matters, and a text token over one."""
-    for slots in range(VIEW, MOST_SLOTS + 1, VIEW):
+    """A step over caches of every length up to MAX_SLOTS."""
+    for slots in range(VIEW, MAX_SLOTS + 1, VIEW):
         rows = Rows.create(model, 1, tokens=slots, frames=slots)
         rows.llm.bounds[:] = [slots - 1]
         rows.semantic.bounds[:] = [slots - model.config.patch_frames]
@@ -213,8 +212,8 @@ def _caches(model: MingModel, limits: Limits) -> None:
 
 
 def _attention(model: MingModel, limits: Limits) -> None:
-    """Blocks of every length over what came before them: of a voice, a recording, a stream."""
-    vae, growing = model.vae, range(VIEW, MOST_SLOTS + 1, VIEW)
+    """Attention of blocks of every length over caches of every length: of a voice, a recording, a stream."""
+    vae, growing = model.vae, range(VIEW, MAX_SLOTS + 1, VIEW)
     s, dtype = vae.semantic, model.llm.activation_dtype
     kinds = {(s.heads, s.heads, s.head_dim, None)}
     for backbone in (vae.encoder.backbone, vae.decoder.backbone):
@@ -242,8 +241,8 @@ def _contexts(model: MingModel, limits: Limits) -> None:
             new = torch.zeros(1, T, s.heads, s.head_dim, dtype=dtype, device=META)
             positions = torch.zeros(1, T, dtype=torch.int64, device=META)
             for i, (window, slots) in enumerate(_context_sizes(T, s.heads, new, format)):
-                kept = dtype if format is None else torch.int8
-                stored = torch.zeros(1, slots, s.heads, s.head_dim, dtype=kept, device=META)
+                cache_dtype = dtype if format is None else torch.int8
+                stored = torch.zeros(1, slots, s.heads, s.head_dim, dtype=cache_dtype, device=META)
                 scale = None
                 if format is not None:
                     scale = torch.zeros(1, slots, s.heads, 1, device=META)
@@ -254,9 +253,9 @@ def _contexts(model: MingModel, limits: Limits) -> None:
 
 
 def _context_sizes(T: int, heads: int, q: torch.Tensor, format: str | None) -> Iterator[tuple[int | None, int]]:
-    """(window, slots): one of each number of shares that T queries may be cut into, the slots of a
-    ring at an even and at an odd number, as strides are looked at; the first `_WRITTEN` differ in
-    what a write sees."""
+    """(window, slots): one of each number of splits of the keys (split-K) that T queries may have; ring buffers with an
+    even and an odd number of slots, because Triton specialises strides divisible by 16; the first `_WRITTEN` pairs
+    differ in what a cache write sees."""
     tile = choose(T, q.shape[-1], q.element_size())
     tiles = heads * -(-T // tile.block_r)
     seen: set[tuple[int, bool]] = set()
@@ -267,20 +266,20 @@ def _context_sizes(T: int, heads: int, q: torch.Tensor, format: str | None) -> I
         seen.add(kind)
         return new
 
-    for window in range(1, MOST_SLOTS, tile.block_s):
+    for window in range(1, MAX_SLOTS, tile.block_s):
         ring = -(-(window - 1 + T) // 16) * 16
         if is_new(ring + 16, window):
             yield window, ring
             yield window, ring + 1
         if window == 1 and format:
             yield None, VIEW
-    for slots in range(VIEW, MOST_SLOTS + 1, VIEW) if format else ():
+    for slots in range(VIEW, MAX_SLOTS + 1, VIEW) if format else ():
         if is_new(slots, 0):
             yield None, slots
 
 
 def _prompts(model: MingModel, limits: Limits) -> None:
-    """Prompts of every length, into empty caches and behind others; a text token's logits."""
+    """Prompts of every length, into empty caches and after earlier tokens; a text token's logits."""
     H = model.config.llm.hidden_size
     for tokens in range(1, limits.tokens + 1):
         embeds = torch.zeros(1, tokens, H, dtype=model.llm.activation_dtype, device=META)
@@ -288,7 +287,7 @@ def _prompts(model: MingModel, limits: Limits) -> None:
         state = model.llm.new_state(1, limits.tokens + VIEW)
         hidden, _ = model.llm(embeds, state, audio_mask=mask)
         if tokens == 1:
-            model.llm(embeds, state)  # behind what is there
+            model.llm(embeds, state)  # after earlier tokens
             model.llm.logits(hidden)
             model.llm.logits(hidden[:, -1:])
 
@@ -297,7 +296,7 @@ def _sound(model: MingModel, limits: Limits) -> None:
     """Blocks of sound and of latents of every length: voices, recordings, `encode`, `decode`."""
     vae, hop, channels = model.vae, model.config.hop_samples, model.config.latent_dim
     for frames in range(1, BLOCK + 1):
-        for samples in (frames * hop, frames * hop - 1, frames):  # Triton looks at 16ths and one
+        for samples in (frames * hop, frames * hop - 1, frames):  # Triton specialises multiples of 16, and 1
             vae.encode(torch.zeros(1, samples, device=META))
         latents = torch.zeros(1, frames, channels, device=META)
         embedding, _ = vae.unify(latents)
@@ -306,10 +305,10 @@ def _sound(model: MingModel, limits: Limits) -> None:
         vae.decode(latents)
         if frames <= STREAM_BLOCK:
             for last in (False, True):
-                heard, state = vae.new_encoder_state(1), vae.new_decoder_state(1)
+                encoder_state, state = vae.new_encoder_state(1), vae.new_decoder_state(1)
                 for samples in (frames * hop, frames * hop, frames * hop - 1):
-                    vae.encode_stream(torch.zeros(1, samples, device=META), heard)
-                vae.encode_stream(torch.zeros(1, 0, device=META), heard, last)
+                    vae.encode_stream(torch.zeros(1, samples, device=META), encoder_state)
+                vae.encode_stream(torch.zeros(1, 0, device=META), encoder_state, last)
                 vae.decode(latents, state, False)
                 vae.decode(latents, state, last)
 

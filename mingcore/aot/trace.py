@@ -1,9 +1,9 @@
-"""Launches of Triton kernels taken down instead of made, as Triton itself would specialise them.
+"""Records the launches of Triton kernels on meta tensors, as Triton would specialise them, instead of making them.
 
-Triton's own binder turns the arguments into a signature, constants and attributes; the hook that it
-calls before it compiles takes them, and says that nothing is to be done. So no rule of Triton's
-specialisation is repeated here. What is taken down is `specialization_data`, the text from which
-`JITFunction.preload` makes the same kernel again, in any process.
+Triton's own binder turns the arguments into a signature, constants and attributes; the hook that it calls before it
+compiles (`jit_cache_hook`) takes them and reports the compilation as done. So no rule of Triton's specialisation is
+repeated here. Each launch is recorded as `specialization_data`, the text from which `JITFunction.preload` makes the
+same kernel again, in any process.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ..ops._core.dispatch import rehearsal
 from .targets import Target
 
 _WARP = 32
-_HERE = ("extern_libs",)  # options that name files of one machine
+_MACHINE_OPTIONS = ("extern_libs",)  # they name files of this machine
 
 
 @dataclass(frozen=True, order=True)
 class Launch:
-    """A kernel as it would be started: its module and name, and Triton's specialisation as JSON."""
+    """A kernel specialisation: its module and name, and Triton's specialisation data as JSON."""
 
     module: str
     name: str
@@ -38,15 +38,15 @@ class Launch:
 
 
 @dataclass
-class Recording:
-    """Distinct launches, and how many were seen."""
+class Trace:
+    """Distinct launches, and how many there were with repeated ones."""
 
     launches: set[Launch] = field(default_factory=set)
     seen: int = 0
 
 
 class NoDriver:
-    """A Triton driver of a GPU that is not here: it knows its target, and runs nothing."""
+    """A Triton driver for a GPU that is not present: it knows its target and runs nothing."""
 
     def __init__(self, capability: int):
         self._target = GPUTarget("cuda", capability, _WARP)
@@ -55,17 +55,17 @@ class NoDriver:
         return self._target
 
     def get_current_device(self) -> int:
-        return -self._target.arch  # no GPU's number: Triton keeps what it compiled by this
+        return -self._target.arch  # no GPU's index: Triton caches compiled kernels by it
 
     def get_current_stream(self, device: int) -> int:
         return 0
 
 
 @contextmanager
-def acting_as(made) -> Iterator[None]:
-    """Within the block, Triton takes `made` for the driver of the GPU at hand."""
+def acting_as(replacement) -> Iterator[None]:
+    """Within the block, `replacement` is Triton's active driver."""
     before = driver._active
-    driver.set_active(made)
+    driver.set_active(replacement)
     try:
         yield
     finally:
@@ -73,7 +73,7 @@ def acting_as(made) -> Iterator[None]:
 
 
 class _Address:
-    """A meta tensor as Triton's binder looks at one: its type, and where it begins."""
+    """A meta tensor as Triton's binder sees one: its dtype and its address, here the offset in its storage."""
 
     def __init__(self, tensor: torch.Tensor):
         self.dtype, self._offset = tensor.dtype, tensor.storage_offset() * tensor.itemsize
@@ -83,39 +83,38 @@ class _Address:
 
 
 def portable(specialization: str) -> str:
-    """Triton's text without what only holds on this machine."""
+    """Triton's specialisation data without the options that only hold on this machine."""
     values = json.loads(specialization)
-    for name in _HERE:
+    for name in _MACHINE_OPTIONS:
         values["options"].pop(name, None)
     return json.dumps(values, sort_keys=True)
 
 
 @contextmanager
-def recording(target: Target) -> Iterator[Recording]:
-    """Within the block, ops of meta tensors choose for `target` and launch nothing; what they would
-    launch is in the recording.
+def tracing(target: Target) -> Iterator[Trace]:
+    """Within the block, ops on meta tensors choose kernels for `target`; their launches are recorded, not made.
 
-    Not for two threads at once: Triton's driver and hook are the process's.
+    Not thread-safe: Triton's driver and hook belong to the process.
     """
-    found, known = Recording(), set()
-    plain, hook = JITFunction.run, knobs.runtime.jit_cache_hook
+    found, known = Trace(), set()
+    original, hook = JITFunction.run, knobs.runtime.jit_cache_hook
 
-    def take(*, fn, compile, **_) -> bool:
+    def record(*, fn, compile, **_) -> bool:
         text = portable(compile["specialization_data"])
         found.launches.add(Launch(fn.module, fn.name.rpartition(".")[2], text))
-        return True  # Triton takes that for "done"
+        return True  # Triton compiles nothing then
 
     def run(kernel, *args, grid, warmup, **named):
         found.seen += 1
-        key = _classes(kernel, args, named)
+        key = _launch_key(kernel, args, named)
         if key in known:
             return
         known.add(key)
         args = [_stand_in(value) for value in args]
         named = {name: _stand_in(value) for name, value in named.items()}
-        plain(kernel, *args, grid=grid, warmup=True, **named)
+        original(kernel, *args, grid=grid, warmup=True, **named)
 
-    JITFunction.run, knobs.runtime.jit_cache_hook = run, take
+    JITFunction.run, knobs.runtime.jit_cache_hook = run, record
     try:
         with (
             rehearsal(),
@@ -124,23 +123,23 @@ def recording(target: Target) -> Iterator[Recording]:
         ):
             yield found
     finally:
-        JITFunction.run, knobs.runtime.jit_cache_hook = plain, hook
+        JITFunction.run, knobs.runtime.jit_cache_hook = original, hook
 
 
 def _stand_in(value):
     return _Address(value) if isinstance(value, torch.Tensor) else value
 
 
-def _classes(kernel: JITFunction, args: tuple, named: dict) -> tuple:
-    """Equal only for launches that Triton cannot tell apart; finer than its own key, and fast."""
+def _launch_key(kernel: JITFunction, args: tuple, named: dict) -> tuple:
+    """A key that is equal only for launches of one specialisation: finer than Triton's own, but cheap."""
     constant = [param.is_constexpr for param in kernel.params]
-    of_args = (value if c else _class_of(value) for value, c in zip(args, constant))
+    of_args = (value if c else _argument_key(value) for value, c in zip(args, constant))
     fixed = {param.name for param in kernel.params if not param.is_constexpr}
-    of_named = ((n, _class_of(v) if n in fixed else v) for n, v in named.items())
+    of_named = ((n, _argument_key(v) if n in fixed else v) for n, v in named.items())
     return kernel, *of_args, *of_named
 
 
-def _class_of(value) -> object:
+def _argument_key(value) -> object:
     if isinstance(value, torch.Tensor):
         return value.dtype, value.storage_offset() * value.itemsize % 16 == 0
     if type(value) is int:
