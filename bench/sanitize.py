@@ -42,9 +42,9 @@ def tool() -> str | None:
 
 def kernels() -> list[str]:
     """ "op:backend" of every GPU kernel, those in CUDA first."""
-    from mingcore.ops._core import registry
+    from mingcore.ops._core.op import implementations
 
-    found = {b: [e.op for e in registry.entries() if e.backend == b] for b in ("cuda", "triton")}
+    found = {b: [e.op for e in implementations() if e.backend == b] for b in ("cuda", "triton")}
     return [f"{op}:{backend}" for backend, ops in found.items() for op in ops]
 
 

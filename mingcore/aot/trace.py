@@ -21,7 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from mingcore_kernels.lib import target as assumed_target
 
-from ..ops._core.dispatch import rehearsal
+from ..ops._core.op import run_on_meta
 from .targets import Target
 
 _WARP = 32
@@ -117,7 +117,7 @@ def tracing(target: Target) -> Iterator[Trace]:
     JITFunction.run, knobs.runtime.jit_cache_hook = run, record
     try:
         with (
-            rehearsal(),
+            run_on_meta(),
             acting_as(NoDriver(target.capability)),
             assumed_target.assumed(target.capability, target.processors),
         ):

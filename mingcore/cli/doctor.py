@@ -34,7 +34,7 @@ def examine() -> dict[str, Any]:
     `nvcc`, `backends` {backend: None or why it cannot be loaded}, `ops` {op: {backend: None or why
     it is not selected automatically here}}, `cache`, `environment` and `advice` [one line each].
     """
-    from ..ops._core import registry
+    from ..ops._core import backends
 
     gpus = _gpus()
     ops = _ops()
@@ -48,7 +48,7 @@ def examine() -> dict[str, Any]:
         "cpu": cpu,
         "gpus": gpus,
         "nvcc": shutil.which("nvcc"),
-        "backends": {name: registry.load(name) for name in env.BACKENDS},
+        "backends": {name: backends.missing(name) for name in env.BACKENDS},
         "ops": ops,
         "cache": str(env.cache_dir()),
         "environment": {
@@ -111,17 +111,17 @@ def _ops() -> dict[str, dict[str, str | None]]:
     """
     import torch
 
-    from ..ops._core import records as verified
-    from ..ops._core import registry
+    from ..ops._core import backends
+    from ..ops._core.op import OPS, unproven
 
-    known = {(entry.op, entry.backend): entry for entry in registry.entries()}
+    backends.load_all()
     table: dict[str, dict[str, str | None]] = {}
-    for op in sorted({op for op, _ in known}):
+    for op in sorted(OPS):
         row = table[op] = {}
         for backend in env.BACKENDS:
-            entry = known.get((op, backend))
-            if entry is None:
-                row[backend] = registry.load(backend) or MISSING
+            implementation = OPS[op].implementations.get(backend)
+            if implementation is None:
+                row[backend] = backends.missing(backend) or MISSING
             elif backend in ("reference", "cpu"):
                 row[backend] = None
             elif not torch.cuda.is_available():
@@ -129,7 +129,7 @@ def _ops() -> dict[str, dict[str, str | None]]:
             elif backend == "flash":
                 row[backend] = None
             else:
-                row[backend] = verified.why_not(entry, torch.device("cuda"))
+                row[backend] = unproven(implementation, torch.device("cuda"))
     return table
 
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
-from ..ops._core import dispatch, registry
 from ..ops._core.layouts import tensors_in
+from ..ops._core.op import watching
 from ..testing.cost import Cost, cost
 from .stages import OTHER, observed_ops, staged
 from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
@@ -116,7 +116,6 @@ class _CostCounter:
         self.calls: list[Call] = []
         self._open: list[str] = []
         self._depth = 0
-        self._backends = {id(e.function): e.backend for e in registry.entries()}
 
     @contextmanager
     def stage(self, stage: str, name: str) -> Iterator[None]:
@@ -131,12 +130,13 @@ class _CostCounter:
             return function(*args, **kwargs)
         self._depth += 1
         try:
-            with _selected() as chosen:
+            backends: list[str] = []
+            with watching(lambda op, implementation, args: backends.append(implementation.backend)):
                 result = function(*args, **kwargs)
         finally:
             self._depth -= 1
         spent, _ = call_cost(name, function, args, kwargs, result)
-        backend = self._backends.get(chosen.get("function"), "reference")
+        backend = backends[0] if backends else "reference"
         stage = self._open[0] if self._open else OTHER
         self.calls.append(Call(stage, name, backend, spent.nbytes, spent.flops))
         return result
@@ -149,23 +149,6 @@ def call_cost(name: str, function: Callable, args: tuple, kwargs: dict, result: 
     named = {key: value for key, value in given.arguments.items() if key != "backend"}
     outputs = (named["out"],) if named.get("out") is not None else tuple(tensors_in(result))
     return cost(name, named, outputs), named
-
-
-@contextmanager
-def _selected() -> Iterator[dict[str, int]]:
-    """Within the block: {"function": id of the backend function that the first op call was dispatched to}."""
-    select, found = dispatch.select, {}
-
-    def recorded(op: str, args: tuple, backend: str | None = None) -> Callable:
-        function = select(op, args, backend)
-        found.setdefault("function", id(function))
-        return function
-
-    dispatch.select = recorded
-    try:
-        yield found
-    finally:
-        dispatch.select = select
 
 
 class _Ranges:

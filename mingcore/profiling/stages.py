@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from .. import ops
-from ..ops._core.library import SCHEMAS
+from ..ops._core.op import OPS
 
 STAGES = ("llm", "flow", "stop head", "semantic", "pooling", "vae decode", "vae encode")
 OTHER = "host/other"  # between stages
@@ -80,7 +80,7 @@ def staged(model: Any, observer: Observer) -> Any:
 def observed_ops(observer: Observer) -> Iterator[None]:
     """Within the block the observer calls every public op of `mingcore.ops`, in the whole process: nothing else
     should run in it."""
-    originals = {name: getattr(ops, name) for name in SCHEMAS if hasattr(ops, name)}
+    originals = {name: getattr(ops, name) for name in OPS}
     try:
         for name, function in originals.items():
             setattr(ops, name, _op(observer, name, function))

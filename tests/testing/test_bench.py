@@ -416,13 +416,13 @@ def test_sanitizer_errors_fail(bench_modules, fake_sanitizer, monkeypatch, capsy
 def test_sanitizer_is_run_over_every_gpu_kernel(bench_modules):
     import sanitize
 
-    from mingcore.ops._core import registry
+    from mingcore.ops._core.op import implementations
 
     names = sanitize.kernels()
     assert len(names) == len(set(names)) > 20
     first_triton = next(i for i, name in enumerate(names) if name.endswith(":triton"))
     assert all(name.endswith(":triton") for name in names[first_triton:])
-    here = {f"{e.op}:{e.backend}" for e in registry.entries() if e.backend in ("cuda", "triton")}
+    here = {f"{e.op}:{e.backend}" for e in implementations() if e.backend in ("cuda", "triton")}
     assert set(names) == here
 
 

@@ -5,7 +5,7 @@ import torch
 
 from mingcore.ops._core.cases import Case, case, for_op, ops_with_cases
 from mingcore.ops._core.layouts import nan_poisoned, tensors_in
-from mingcore.ops._core.library import SCHEMAS
+from mingcore.ops._core.op import OPS
 from mingcore.testing.compare import check_op, run
 from mingcore.testing.cost import cost
 
@@ -13,7 +13,7 @@ PACKING = {"pack_linear", "pack_experts", "pack_flow_head", "pack_conv"}
 
 
 def test_every_op_has_cases():
-    assert set(ops_with_cases()) == set(SCHEMAS) | PACKING
+    assert set(ops_with_cases()) == set(OPS) | PACKING
 
 
 @pytest.mark.parametrize("op", ops_with_cases())
@@ -73,7 +73,7 @@ def test_a_name_is_taken_once():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("op", sorted(SCHEMAS))
+@pytest.mark.parametrize("op", sorted(OPS))
 def test_every_op_passes_its_cases(op, dtype):
     for c in for_op(op):
         kwargs = c.make(dtype=dtype, seed=7)
