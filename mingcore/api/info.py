@@ -17,7 +17,7 @@ from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from ..model.plan import Plan
+    from ..model.memory_plan import MemoryPlan
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
 
@@ -81,8 +81,8 @@ def plan(
     minutes: Sequence[float] = (1.0,),
     context_seconds: float | None = None,
     context_format: str | None = None,
-) -> Plan:
-    """What a checkpoint would take of memory, by its headers alone; see `model.plan`.
+) -> MemoryPlan:
+    """What a checkpoint would take of memory, by its headers alone; see `model.memory_plan`.
 
     device: None is a GPU if there is one; one that is not here can be planned for as well.
     context_seconds, context_format: as in `MingAudio.tts_stream`. Raises what `describe` does, and
@@ -92,7 +92,7 @@ def plan(
 
     from ..config.devices import as_device, as_dtype
     from ..model.headers import DTYPES
-    from ..model.plan import make
+    from ..model.memory_plan import make
     from ..model.sources import HeaderTensors
     from ..runtime.params import ContextParams
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .headers import Reader, TensorInfo
+from .headers import FileReader, TensorInfo
 
 BLOCK_BYTES = 8 << 20
 
@@ -18,7 +18,7 @@ class FileTensors:
 
     def __init__(self, infos: Mapping[str, TensorInfo], what: str):
         self.infos, self.what = infos, what
-        self._reader = Reader()
+        self._reader = FileReader()
         self._staging: Tensor | None = None
 
     def __contains__(self, name: str) -> bool:
@@ -121,3 +121,6 @@ class HeaderTensors:
 
     def close(self) -> None:
         pass
+
+
+Source = FileTensors | DictTensors | HeaderTensors

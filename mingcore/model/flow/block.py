@@ -12,7 +12,7 @@ QKV, OUT, UP, DOWN = 2, 3, 4, 5  # of `PackedFlowHead.matrices`
 WHOLE_ROWS = 32  # a packed matrix can be cut at multiples of
 
 
-class Block:
+class FlowBlock:
     """x += attention(norm x); x += mlp(norm x), no mask (docs/model.md section 3).
 
     A view of block `index` of a packed head. The last block of the head computes only its last

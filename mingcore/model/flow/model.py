@@ -12,10 +12,12 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import FlowConfig
 from ...errors import InputError
+from ..declared import Build, Declared
 from ..layers import Linear
-from ..weights import DictTensors, Weights, assemble
-from .block import EPS, Block
-from .weights import read_flow_head
+from ..sources import DictTensors
+from ..weights import Weights, assemble
+from .block import EPS, FlowBlock
+from .weights import declare_flow_head
 
 COND, X, FINAL = 0, 1, 6  # of `PackedFlowHead.matrices`
 
@@ -45,7 +47,7 @@ class FlowHead:
         self.channels, self.num_heads, self.depth = packed.channels, packed.heads, packed.depth
         self.device = packed.device
         self.x_embedder, self.cond_embedder = (Linear(*packed.linear(X)), Linear(*packed.linear(COND)))
-        self.blocks = [Block(packed, i) for i in range(packed.depth)]
+        self.blocks = [FlowBlock(packed, i) for i in range(packed.depth)]
         self.final_norm, self.final = packed.norms[2], Linear(*packed.linear(FINAL))
 
     @classmethod
@@ -69,20 +71,18 @@ class FlowHead:
             dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
             dtype = tensors["x_embedder.weight"].dtype if "x_embedder.weight" in tensors else dtype
         config = FlowConfig(num_heads=num_heads, pe_attn_head=pe_attn_head)
-        head, _ = assemble(
+        return assemble(
             DictTensors(tensors, "the flow head's state dict"),
-            lambda w: cls.from_weights(w, config),
+            lambda w: cls.declare(w, config),
             device=device,
             dtype=dtype,
             activation_dtype=activation_dtype,
         )
-        return head
 
     @classmethod
-    def from_weights(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> FlowHead | None:
+    def declare(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> Declared[FlowHead]:
         """cond_size: the condition's width where it is known; the weights must agree."""
-        packed = read_flow_head(w, config, cond_size)
-        return None if packed is None else cls(packed, w.activation_dtype)
+        return Build(cls, declare_flow_head(w, config, cond_size), w.activation_dtype)
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """t [B] in 0..1 -> [B,H] float32."""

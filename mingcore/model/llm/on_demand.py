@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload
 
+from ..declared import Declared, Reader
+
 T = TypeVar("T")
 KEPT = 2  # a layer, and the next one, whose norm it applies
 
@@ -38,3 +40,13 @@ class OnDemand(Sequence[T], Generic[T]):
                 del self._kept[next(iter(self._kept))]
             self._kept[index] = self._build(index)
         return self._kept[index]
+
+
+class ReadOnDemand(Declared[OnDemand[T]]):
+    """Layers that `read` does not read: each is, whenever it is asked for."""
+
+    def __init__(self, layers: Sequence[Declared[T]]):
+        self.layers = layers
+
+    def read(self, reader: Reader) -> OnDemand[T]:
+        return OnDemand(lambda index: self.layers[index].read(reader), len(self.layers))

@@ -12,6 +12,7 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import AudioConfig
 from ...errors import InputError
+from ..declared import Build, Declared
 from ..layers import Linear
 from ..state import KVState, _cloned
 from ..weights import Weights
@@ -72,14 +73,15 @@ class Encoder:
         self.frame, self.fc2, self.backbone, self.fc3, self.hop = frame, fc2, backbone, fc3, hop
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig) -> Encoder:
+    def declare(cls, w: Weights, config: AudioConfig) -> Declared[Encoder]:
         H = config.encoder.hidden_size
         for name in ("norm.weight", "norm.bias"):
             w.ignore(name, "the backbone's own final norm is the one applied")
-        return cls(
+        return Build(
+            cls,
             w.linear("fc1", H, config.hop_samples, bias=False),
             w.linear("fc2", H, H),
-            Backbone.from_weights(w.sub("encoder"), config.encoder),
+            Backbone.declare(w.sub("encoder"), config.encoder),
             w.linear("fc3", 2 * config.latent_dim, H),
             config.hop_samples,
         )

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...config.model_config import AudioConfig
 from ...errors import InputError
 from ...ops._core import checks
-from ..layers import Linear
-from ..weights import DictTensors, Weights, assemble
+from ..declared import Build, Declared, Shared
+from ..sources import DictTensors
+from ..weights import Weights, assemble
 from .decoder import Decoder, DecoderState
 from .encoder import Encoder, EncoderState
 from .semantic import Semantic, SemanticState
@@ -47,24 +48,24 @@ class AudioVAE:
             probe = tensors.get("encoder.fc2.weight")
             dtype = torch.float32 if probe is None else probe.dtype
         parsed = AudioConfig.from_json(config)
-        vae, _ = assemble(
+        return assemble(
             DictTensors(tensors, "the AudioVAE's state dict"),
-            lambda w: cls.from_weights(w, parsed),
+            lambda w: cls.declare(w, parsed),
             device=device,
             dtype=dtype,
             activation_dtype=activation_dtype,
         )
-        return vae
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig) -> AudioVAE:
+    def declare(cls, w: Weights, config: AudioConfig) -> Declared[AudioVAE]:
         d = w.sub("decoder")
-        fc1: Linear = d.linear("fc1", config.decoder.hidden_size, config.latent_dim)
-        return cls(
+        fc1 = Shared(d.linear("fc1", config.decoder.hidden_size, config.latent_dim))
+        return Build(
+            cls,
             config,
-            Encoder.from_weights(w.sub("encoder"), config),
-            Semantic.from_weights(d, config, fc1),
-            Decoder.from_weights(d, config, fc1),
+            Encoder.declare(w.sub("encoder"), config),
+            Semantic.declare(d, config, fc1),
+            Decoder.declare(d, config, fc1),
         )
 
     def new_encoder_state(self, batch: int, block: int = STREAM_BLOCK) -> EncoderState:
