@@ -1,4 +1,4 @@
-"""A whole checkpoint, from a folder to a model that is ready to run."""
+"""Loading: from a checkpoint's folder to a model that is ready to run."""
 
 from __future__ import annotations
 

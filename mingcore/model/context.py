@@ -57,7 +57,7 @@ def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _words(x: Tensor) -> Tensor:
-    """Four int8 as one float32: what only moves them does not look at them."""
+    """Four int8 reinterpreted as one float32: `kv_write_` copies bits, whatever they mean."""
     return x.view(torch.float32)
 
 
@@ -100,16 +100,16 @@ class ContextState(KVState):
             )
         return made
 
-    def _sides(self) -> Sequence[list[Tensor]]:
+    def _caches(self) -> Sequence[list[Tensor]]:
         scales = () if self.key_scales is None else (self.key_scales, self.value_scales)
         return self.keys, self.values, *scales
 
     def _view(self, layer: int, shown: int) -> ContextCache:
         window = self.windows[layer]
-        sides = [side[layer] for side in self._sides()]
+        caches = [cache[layer] for cache in self._caches()]
         if window is None:
-            sides = [t[:, :shown] for t in sides]
-        return ContextCache(*sides, *(None,) * (4 - len(sides)), window)
+            caches = [t[:, :shown] for t in caches]
+        return ContextCache(*caches, *(None,) * (4 - len(caches)), window)
 
     def rows(self, start: int, stop: int) -> KVState:
         raise InputError("context: requests that share a batch keep every key as it is")

@@ -23,8 +23,8 @@ COND, X, FINAL = 0, 1, 6  # of `PackedFlowHead.matrices`
 
 
 @dataclass
-class Patch:
-    """What stays the same over the steps of one patch; made by `FlowHead.prepare`.
+class PatchInputs:
+    """What the flow head reads at every step of one patch; made by `FlowHead.prepare`.
 
     first [R,H]: the embedded condition, R = B rows, or 2B with the unconditional rows behind.
     history [R,N,H]: the embedded history. rope: cos, sin [1,1+N+P,D/2].
@@ -92,7 +92,7 @@ class FlowHead:
         """The time embeddings [E,H] of a schedule's evaluations, computed once per schedule."""
         return self.packed.times(schedule)
 
-    def prepare(self, cond: Tensor, history: Tensor, P: int, *, guided: bool = True) -> Patch:
+    def prepare(self, cond: Tensor, history: Tensor, P: int, *, guided: bool = True) -> PatchInputs:
         """Everything of a patch that does not change from step to step.
 
         cond [B,Hc], history [B,N,C] with any N, P frames to come. guided: add the unconditional
@@ -105,18 +105,18 @@ class FlowHead:
             first = torch.cat((first, self.cond_embedder.bias.expand(B, -1)))
             past = torch.cat((past, past))
         cos, sin = self.packed.rope(1 + N + P)
-        return Patch(first, past, (cos[None], sin[None]))
+        return PatchInputs(first, past, (cos[None], sin[None]))
 
-    def step(self, x: Tensor, time: Tensor, patch: Patch) -> Tensor:
+    def step(self, x: Tensor, time: Tensor, inputs: PatchInputs) -> Tensor:
         """x [B,P,C], time [H] or [R,H] -> velocities [R,P,C], the conditional rows first."""
         B, P, _ = x.shape
-        R = patch.first.shape[0]
+        R = inputs.first.shape[0]
         embedded = self.x_embedder(x.to(self.activation_dtype))
         if R != B:
             embedded = torch.cat((embedded, embedded))
-        first = (patch.first + time).to(embedded.dtype)
-        tokens = torch.cat((first[:, None], patch.history, embedded), dim=1)
-        return self.network(tokens, patch.rope, P)
+        first = (inputs.first + time).to(embedded.dtype)
+        tokens = torch.cat((first[:, None], inputs.history, embedded), dim=1)
+        return self.network(tokens, inputs.rope, P)
 
     def network(self, tokens: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> Tensor:
         """tokens [R,T,H] -> the output's last `rows` rows [R,rows,C]."""
@@ -133,8 +133,8 @@ class FlowHead:
         B, P = self._check("velocity", x, cond, history)
         if t.shape != (B,):
             raise InputError(f"flow.velocity: t must be {[B]}, got {list(t.shape)}")
-        patch = self.prepare(cond, history, P, guided=False)
-        return self.step(x, self.time_embedding(t), patch)
+        inputs = self.prepare(cond, history, P, guided=False)
+        return self.step(x, self.time_embedding(t), inputs)
 
     def sample(
         self,
@@ -185,13 +185,13 @@ class FlowHead:
                 noise_scale=noise_scale,
                 guided=guided,
             )
-        patch = self.prepare(cond, history, P, guided=guided)
+        inputs = self.prepare(cond, history, P, guided=guided)
         times = self.times(schedule)
-        return self.integrate(patch, noise, schedule, times, scale, noise_scale, trace)
+        return self.integrate(inputs, noise, schedule, times, scale, noise_scale, trace)
 
     def integrate(
         self,
-        patch: Patch,
+        inputs: PatchInputs,
         noise: Tensor,
         schedule: ops.FlowSchedule,
         times: Tensor,
@@ -205,7 +205,7 @@ class FlowHead:
         if trace is not None:
             trace.append(x)
         for e, time in zip(schedule.evaluations, times):
-            v = self.step(x, time, patch)
+            v = self.step(x, time, inputs)
             v_null = v[B:] if v.shape[0] != B else None
             draw += e.advance
             if trace is not None and e.advance:

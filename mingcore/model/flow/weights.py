@@ -84,9 +84,9 @@ def _dims(w: Weights, config: FlowConfig) -> tuple[int, int, int, int, int]:
             raise CheckpointError(f"{what}: {w.prefix}{name} {state}")
         return found
 
-    def agree(key: str, said: float | None, found: float) -> None:
-        if said is not None and said != found:
-            raise CheckpointError(f"{what}: ditar_config.{key} is {said}, but the weights have {found}")
+    def agree(key: str, stated: float | None, found: float) -> None:
+        if stated is not None and stated != found:
+            raise CheckpointError(f"{what}: ditar_config.{key} is {stated}, but the weights have {found}")
 
     H, C = shape("x_embedder.weight", 2)
     (pairs,) = shape("rotary_embed.inv_freq", 1)

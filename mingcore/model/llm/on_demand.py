@@ -12,15 +12,15 @@ from typing import Generic, TypeVar, overload
 from ..declared import Declared, Reader
 
 T = TypeVar("T")
-KEPT = 2  # a layer, and the next one, whose norm it applies
+HELD_LAYERS = 2  # a layer, and the next one, whose norm it applies
 
 
 class OnDemand(Sequence[T], Generic[T]):
-    """The `count` results of `build(index)`, of which the last `KEPT` asked for are kept."""
+    """The `count` results of `build(index)`; the last `HELD_LAYERS` asked for stay in memory."""
 
     def __init__(self, build: Callable[[int], T], count: int):
         self._build, self._count = build, count
-        self._kept: dict[int, T] = {}
+        self._held: dict[int, T] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -35,11 +35,11 @@ class OnDemand(Sequence[T], Generic[T]):
         if not -self._count <= index < self._count:
             raise IndexError(index)
         index %= self._count
-        if index not in self._kept:
-            if len(self._kept) == KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[index] = self._build(index)
-        return self._kept[index]
+        if index not in self._held:
+            if len(self._held) == HELD_LAYERS:
+                del self._held[next(iter(self._held))]
+            self._held[index] = self._build(index)
+        return self._held[index]
 
 
 class ReadOnDemand(Declared[OnDemand[T]]):

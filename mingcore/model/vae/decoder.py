@@ -13,7 +13,7 @@ from ...config.model_config import AudioConfig
 from ...errors import InputError
 from ..declared import Build, Declared
 from ..layers import Linear
-from ..state import KVState, _cloned
+from ..state import KVState, cloned
 from ..weights import Weights
 from .backbone import Backbone, backbone_state
 
@@ -42,7 +42,7 @@ class DecoderState:
         return self.backbone.max_length
 
     def clone(self) -> DecoderState:
-        return _cloned(self)
+        return cloned(self)
 
     def rows(self, start: int, stop: int) -> DecoderState:
         """Rows start..stop-1 as a state of their own over the same memory."""
@@ -105,18 +105,18 @@ class Decoder:
             raise InputError("vae.decode: the state has had its last latents; reset it")
         state.finished = last is True
         block, (B, T, _) = state.backbone.block, latents.shape
-        alike = valid is None and isinstance(last, bool)
-        alike = alike and state.overlap.skip is not None
+        # all sequences of the batch are at the same place, known to the host
+        aligned = valid is None and isinstance(last, bool) and state.overlap.skip is not None
         sounds, hidden = [], []
         for t in range(0, T, block):
             mask = None
             if valid is not None:
                 mask = torch.arange(t, min(t + block, T), device=latents.device) < valid[:, None]
             hidden.append(self.backbone_out(latents[:, t : t + block], state.backbone, mask))
-            if alike:
+            if aligned:
                 sounds.append(self._sound(hidden.pop(), state, last and t + block >= T))
         if not sounds:
-            # rows at different places: one call, so that a row's own samples stay together
+            # ragged: one call for all blocks, so that a row's own samples are contiguous
             hidden = hidden or [latents.new_empty(B, 0, self.backbone.config.hidden_size)]
             sounds = [self._sound(torch.cat(hidden, dim=1), state, last, valid)]
         if isinstance(last, Tensor):

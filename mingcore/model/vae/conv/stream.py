@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .... import ops
-from ...state import _cloned
+from ...state import cloned
 
 
 @dataclass
@@ -48,7 +48,7 @@ class CodecState:
         return self.emitted.nbytes + sum(state.nbytes for state in self.layers)
 
     def clone(self) -> CodecState:
-        return _cloned(self)
+        return cloned(self)
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Rows (None: all) begin a new stream."""

@@ -28,7 +28,7 @@ from .config import VoxCPMConfig
 from .layers import Contexts, Conv, ConvLayer, Network, snake
 from .stream import Chunk, CodecState
 
-SECOND = ("out_sample_rate", "sr_bin_boundaries", "cond_type", "cond_dim", "cond_out_layer")
+VERSION_2_KEYS = ("out_sample_rate", "sr_bin_boundaries", "cond_type", "cond_dim", "cond_out_layer")
 
 
 class VoxCPMVAE(ConvVAE):
@@ -66,7 +66,7 @@ class VoxCPMVAE(ConvVAE):
         for keys that are missing, unexpected or misshapen.
         """
         if version is None:
-            has = "decoder.sr_bin_boundaries" in tensors or any(key in config for key in SECOND)
+            has = "decoder.sr_bin_boundaries" in tensors or any(key in config for key in VERSION_2_KEYS)
             version = 2 if has else 1
         source = DictTensors(tensors, "VoxCPM's AudioVAE")
         parsed = VoxCPMConfig.from_json(config, version)
