@@ -1,4 +1,4 @@
-"""A cache that departs from the reference so that long sound stays in memory: two options.
+"""KV cache options for long audio, which depart from the reference: a sliding window, int8.
 
 window: the newest so many tokens are seen, in a ring of slots, so memory is constant. int8: keys
 and values with a scale per token and head, a quarter of float32. By default neither: every key is
@@ -27,7 +27,7 @@ FORMATS = ("int8",)
 
 
 class ContextCache(NamedTuple):
-    """One layer's slots: keys, values [B,S,Hkv,D], the scales [B,S,Hkv,1] of int8 ones, window."""
+    """One layer's KV cache: keys, values [B,S,Hkv,D], scales [B,S,Hkv,1] if they are int8, window."""
 
     keys: Tensor
     values: Tensor

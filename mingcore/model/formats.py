@@ -1,4 +1,4 @@
-"""In which formats a model's weights are kept, and which of them a format is for.
+"""Weight formats, and which matrices each of them is for.
 
 `weights` is the format of the large matrices: the experts, shared ones too; the projections and
 MLPs of every transformer block (language model, semantic module, both backbones of the AudioVAE);
@@ -24,8 +24,8 @@ from ..errors import CheckpointError, InputError
 from ..ops._core.packing import FORMATS, QUANTISED, format_of
 
 WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int8_dyn", "fp8")
-# What a tensor is for, which decides its format: a large matrix of a transformer block; one of the
-# flow head's blocks; another matrix; a router; a vector; what is folded before it is packed.
+# What a tensor is for, which decides its format: a large matrix of a transformer block, or of a block
+# of the flow head; another matrix; a router; a vector (bias, norm); an operand of weight folding.
 ROLES = ("block", "flow_block", "matrix", "router", "vector", "float32")
 _FP8_CAPABILITY = (8, 9)
 

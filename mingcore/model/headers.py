@@ -144,7 +144,7 @@ def _info(path: Path, name: str, entry: object, start: int) -> TensorInfo:
 
 
 class FileReader:
-    """Open checkpoint files, read by offset: no mapping, so no page of a file stays resident."""
+    """Positional reads (preadv) of checkpoint files, not mmap: mapped pages would count as resident."""
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}

@@ -1,4 +1,4 @@
-"""The two small parts between the others: pooling into the language model, and the stop head."""
+"""The two small parts beside the LLM: pooling of audio into its embeddings, and the stop head."""
 
 from __future__ import annotations
 

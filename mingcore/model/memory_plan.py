@@ -1,4 +1,4 @@
-"""What a model will take of memory, before a byte of its weights is read.
+"""Memory plan: what a model and its requests will take, before a byte of its weights is read.
 
 Weights and caches are not estimated: the weights are what a `LoadPlan` says will stay in memory, the
 caches are made on the meta device by the code that makes them for a request. Workspaces are: the
@@ -128,7 +128,7 @@ def of_load(
     minutes: Sequence[float] = (1.0,),
     context: Mapping[str, Any] | None = None,
 ) -> MemoryPlan:
-    """The same of a plan that is there; formats: other ones than the plan's."""
+    """`make` from a `LoadPlan`; formats: instead of the plan's own."""
     formats = formats or plan.formats
     sizes: Counter[tuple[str, str]] = Counter()
     for (name, format), nbytes in plan.sizes(formats).items():
@@ -163,7 +163,7 @@ def _requests(
 
 
 def _workspace(config: MingConfig, batch: int, width: int) -> int:
-    """The largest of what is alive at once in a prompt, the encoder and a step."""
+    """Peak of activations: the largest of a prompt's, the encoder's and a decode step's."""
     llm, audio = config.llm, config.audio
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     chosen = max(llm.top_k, 1)

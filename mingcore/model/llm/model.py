@@ -84,7 +84,7 @@ class LLM:
         return Build(
             cls,
             config,
-            # the largest matrix first: the copy that packing needs is gone before memory is full
+            # the largest matrix first: packing copies it, which is freed before the others are read
             head=head,
             embedding=embedding,
             head_scale=Build(_head_scale, head, w.activation_dtype) if config.norm_head else None,
@@ -214,7 +214,7 @@ def llm_state(config: LLMConfig, batch: int, capacity: int, *, dtype: torch.dtyp
 
 
 def _head_scale(head: Linear, dtype: torch.dtype) -> Tensor:
-    """norm_head: the head's columns have norm one. Applied to the hidden channels instead, [H]."""
+    """norm_head: 1 / |column| of the head [H], applied to the hidden channels instead of the matrix."""
     weight = head.weight if isinstance(head.weight, Tensor) else head.weight.unpack()
     squares = torch.zeros(weight.shape[1], device=weight.device)
     for rows in weight.split(4096):

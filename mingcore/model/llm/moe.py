@@ -74,7 +74,7 @@ class MoE:
 
 
 class ExpertByExpert(Declared[ops.PackedExperts]):
-    """Experts in a quantised format, each packed as it is read: only one is ever held unquantised.
+    """Experts in a quantised format, packed while reading: only one is ever held unquantised.
 
     experts: gate_up [2I,H] and down [H,I] of each; shared: the same of the shared ones, or None.
     """

@@ -1,4 +1,4 @@
-"""Layers that are read when they are needed and dropped again: for one pass over a long input.
+"""Layer offloading: layers are read when they are needed and dropped again, for one pass over a long input.
 
 A model runs that way in the memory of two layers, and reads its file once per pass: far too slow to
 generate with, and just right to measure with (`mingcore.precision`).
@@ -43,7 +43,7 @@ class OnDemand(Sequence[T], Generic[T]):
 
 
 class ReadOnDemand(Declared[OnDemand[T]]):
-    """Layers that `read` does not read: each is, whenever it is asked for."""
+    """Layers that are not read with the rest of the plan, but each whenever it is asked for."""
 
     def __init__(self, layers: Sequence[Declared[T]]):
         self.layers = layers

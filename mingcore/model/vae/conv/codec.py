@@ -147,7 +147,7 @@ class ConvVAE(ABC):
 
 
 def _checked_rows(what: str, state: CodecState, x: Tensor, valid, last):
-    """valid and last on the state's device; valid counted out where rows differ."""
+    """valid and last, checked and on the state's device; valid as a tensor where the batch is ragged."""
     B, L = x.shape[0], x.shape[2]
     if state.batch != B:
         raise InputError(f"{what}: the state has {state.batch} rows, the input has {B}")

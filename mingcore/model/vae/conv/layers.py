@@ -23,7 +23,7 @@ NORMED = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "param
 class Conv:
     """One causal convolution of a stream: x [B, C_in, L] -> [B, C_out, T].
 
-    slot: its place among the states, None where it remembers nothing. before, after: an
+    slot: its index among the states, None where it needs no left context. before, after: an
     activation's name, or for Snake the pair (alpha, gain); both are computed within the
     convolution, as a residual is.
     """
@@ -54,7 +54,7 @@ class Conv:
         if self.slot is None:
             return ops.causal_conv1d(x, *args, **options)[0]
         layers = chunk.state.layers
-        if self.strided:  # how many outputs there are depends on the state: the op makes them
+        if self.strided:  # the number of outputs depends on the state: the op allocates them
             y, layers[self.slot] = ops.causal_conv1d(x, *args, state=layers[self.slot], **options)
         else:
             op = ops.causal_conv_transpose1d_ if self.transposed else ops.causal_conv1d_
@@ -70,7 +70,7 @@ class Conv:
 class Network:
     """Layers one after the other: x [B, C_in, L] and its chunk -> [B, C_out, T].
 
-    contexts: channels and width of what each convolution remembers, in the order of the states.
+    contexts: channels and width of each convolution's left context, in the order of the states.
     """
 
     layers: list[ConvLayer]
@@ -87,7 +87,7 @@ class Network:
 
 
 class Contexts:
-    """What the convolutions of a network remember, as they are declared one after the other."""
+    """Declares the convolutions of a network; `sizes`: channels and width of each left context."""
 
     def __init__(self) -> None:
         self.sizes: list[tuple[int, int]] = []

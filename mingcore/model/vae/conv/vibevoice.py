@@ -2,8 +2,8 @@
 
 A block is x + gamma * mixer(norm(x)), where the mixer is a causal depthwise convolution, then
 x + gamma' * ffn(norm'(x)) over channels. Both gammas are folded into the weights they follow. Norms
-and FFN take channels last, convolutions time last: a block turns what flows around twice, and adds
-the mixer's residual where it is normed anyway.
+and FFN take channels last, convolutions time last: a block transposes its activations twice, and adds
+the mixer's residual in the norm that follows (`add_rms_norm`).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class VibeVoiceVAE(ConvVAE):
 
 
 class ConvNeXtBlock:
-    """x [B, C, L] -> [B, C, L]."""
+    """Depthwise convolution, then an MLP over channels, both residual: x [B, C, L] -> [B, C, L]."""
 
     def __init__(
         self, norm: Tensor, ffn_norm: Tensor, mixer: Conv, up: Linear, down: Linear, eps: float, activation: str
