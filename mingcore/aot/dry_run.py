@@ -22,14 +22,14 @@ from mingcore_kernels.attention.attention_decode import choose, shares_of
 from .. import ops
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
-from ..model.checkpoint import MingModel, build_parts
 from ..model.context import ContextCache
 from ..model.formats import Formats, resolve
 from ..model.headers import read_headers
+from ..model.ming import MingModel, declare_parts
 from ..model.sources import HeaderTensors
 from ..model.state import VIEW
 from ..model.vae.model import BLOCK, STREAM_BLOCK
-from ..model.weights import LoadReport, Weights, _Ledger
+from ..model.weights import plan_load
 from ..ops import use_backend
 from ..runtime.params import FlowParams
 from ..runtime.rows import Rows
@@ -123,13 +123,6 @@ def _first_moe(llm: Mapping[str, Any]) -> int:
     return llm.get("first_k_dense_replace") or 0 if llm.get("num_experts") else 0
 
 
-class _Shapes(HeaderTensors):
-    """A source of tensors whose values are never read."""
-
-    def fill(self, name: str, dest: torch.Tensor, index: int | None = None) -> bool:
-        return True
-
-
 def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
     """What `dtype` and `weights` mean on a GPU."""
     return resolve(weights, dtype, torch.device("cuda"))
@@ -137,22 +130,19 @@ def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
 
 def build(spec: ModelSpec, *, dtype: torch.dtype | None, weights: str | None) -> MingModel:
     """The model on the meta device, in the formats that it would have on a GPU. Raises CheckpointError."""
-    config, found = MingConfig.from_json(spec.config), formats(dtype, weights)
-    ledger = _Ledger(LoadReport())
-    view = Weights(_Shapes(spec.headers, spec.name), device=META, formats=found, dry=False, ledger=ledger)
-    with torch.no_grad():
-        parts = build_parts(view, config)
-    missing = [name for name in ledger.used if name not in spec.headers]
-    if missing:
-        raise CheckpointError(f"{spec.name} lacks {', '.join(sorted(missing)[:4])}")
+    config, kept = MingConfig.from_json(spec.config), formats(dtype, weights)
+    source = HeaderTensors(spec.headers, spec.name)
+    plan = plan_load(source, lambda w: declare_parts(w, config), device=META, formats=kept)
+    if plan.report.missing:
+        raise CheckpointError(f"{spec.name} lacks {', '.join(sorted(plan.report.missing)[:4])}")
     return MingModel(
         config=config,
         tokenizer=None,
-        load_report=ledger.report,
+        load_report=plan.report,
         device=META,
-        dtype=found.dtype,
-        weights=found.weights,
-        **parts,
+        dtype=kept.dtype,
+        weights=kept.weights,
+        **plan.read(),
     )
 
 
