@@ -92,7 +92,7 @@ def test_other_gpus_are_declined(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(
         cuda_prefill.launch,
-        "why_not",
+        "unavailable_reason",
         lambda op, device, real=launch.unavailable_reason.__wrapped__: real(op, SimpleNamespace(type="cuda")),
     )
     assert reason(operands(), "bf16") == "T is 64, T * K 128; its kernel is made for sm_90a; this GPU is sm_80"
