@@ -22,8 +22,8 @@ from mingcore.config.devices import as_device, as_dtype  # noqa: E402
 from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.runtime.engine import Engine  # noqa: E402
 from mingcore.runtime.params import TextParams  # noqa: E402
+from mingcore.runtime.requests import results  # noqa: E402
 from mingcore.runtime.understanding import UnderstandRequest  # noqa: E402
-from mingcore.runtime.work import results  # noqa: E402
 from mingcore.testing.timing import interleaved  # noqa: E402
 
 AUDIO_SECONDS = 3

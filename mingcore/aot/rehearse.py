@@ -32,9 +32,9 @@ from ..model.vae.model import BLOCK, STREAM_BLOCK
 from ..model.weights import LoadReport, Weights, _Ledger
 from ..ops import use_backend
 from ..runtime.params import FlowParams
-from ..runtime.rows import Rows
+from ..runtime.sampling import pick
+from ..runtime.state import Rows
 from ..runtime.step import Group, advance, emit
-from ..runtime.text_rows import pick
 from .record import Recording, recording
 from .targets import Target
 

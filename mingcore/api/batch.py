@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import InputError
 from ..results import Speech, Transcript
 from ..runtime.engine import Engine
+from ..runtime.model_runner import check_slots
 from ..runtime.requests import Request
-from ..runtime.slots import check_slots
 
 Piece = Speech | Transcript
 # task -> the argument that is a request's subject, and what makes a request of its arguments

@@ -17,8 +17,8 @@ from ..fidelity import RoundTrip
 from ..results import Speech
 from ..runtime.noise import SeededNoise
 from ..runtime.params import draw_seed
+from ..runtime.run import to_numpy
 from ..runtime.stats import Meter
-from ..runtime.work import to_numpy
 
 logger = logging.getLogger(__name__)
 

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ..errors import MingError
 from ..runtime.graphs import Graphs, graphs_for
+from ..runtime.model_runner import Slots
 from ..runtime.params import FlowParams
-from ..runtime.slots import Slots
+from ..runtime.run import patch_seconds
 from ..runtime.speaking import Speaking
 from ..runtime.step import Group, draw, hear, sound, think
-from ..runtime.work import patch_seconds
 from ..testing.compare import max_relative
 from ..testing.eager import EagerMing
 from ..testing.eager.audio import DecoderState

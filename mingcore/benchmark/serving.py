@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from ..runtime.engine import Engine
+from ..runtime.model_runner import check_slots
 from ..runtime.params import FlowParams
-from ..runtime.slots import check_slots
+from ..runtime.run import patch_seconds
 from ..runtime.speaking import SpeechRequest
-from ..runtime.work import patch_seconds
 
 VOICE_SECONDS = 3.0
 TRANSCRIPT = "This is how I sound when I read a sentence to you."

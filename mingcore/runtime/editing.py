@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..results import Speech
 from ..text import prompts
-from . import generate
+from . import prefill
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_EDIT_PATCHES, ContextParams, FlowParams, PatchLimits, TextParams
-from .work import Progress, Segment, TextPlan, TextStream, delivered, new_meter, patch_seconds
+from .run import Progress, Segment, TextPlan, TextStream, delivered, new_meter, patch_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Editing:
             least=MIN_EDIT_PATCHES,
             expected_seconds=1.2 * seconds + 2,
         )
-        patches = generate.patches_of(model, request.samples)
+        patches = prefill.patches_of(model, request.samples)
         prompt = prompts.edit_prompt(model.tokenizer, request.instruction, patches, reasoning=request.reasoning)
         self.stats.segments, self.stats.prompt_tokens = 1, len(prompt.ids)
         stops = (self._start, model.tokenizer.special(prompts.END_OF_TEXT, "editing"))
@@ -76,19 +76,19 @@ class Editing:
         return Segment(prompt, limits, plan, patches * config.patch_frames)
 
     def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: prefill.Reader = prefill.PLAIN
+    ) -> Iterator[int | prefill.Context]:
         """See `work.Run`."""
         model, frames = self.model, self.model.config.patch_frames
         yield segment.heard // frames
-        latents = generate.sample_latents(model, self.request.samples, self.noise)
+        latents = prefill.sample_latents(model, self.request.samples, self.noise)
         expected = segment.limits.expected
         if semantic is None:
             semantic = self.request.context.state(model, segment.heard + expected * frames)
-        for audio in generate.hearing(model, latents, state=semantic, reader=reader):
+        for audio in prefill.hearing(model, latents, state=semantic, reader=reader):
             if isinstance(audio, int):
                 yield audio
-        read = generate.reading(
+        read = prefill.reading(
             model,
             segment.prompt,
             [audio.projected],
@@ -102,7 +102,7 @@ class Editing:
                 yield result
         hidden, llm = result
         history = torch.zeros_like(latents[:, :frames])
-        yield generate.Context(hidden[:, -1], llm, audio.semantic, history)
+        yield prefill.Context(hidden[:, -1], llm, audio.semantic, history)
 
     def draws(self) -> Tensor | None:
         """See `work.Run`."""

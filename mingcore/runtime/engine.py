@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 
-from . import generate
-from .faults import Fault
-from .generate import Context
+from . import prefill
 from .graphs import Graphs, graphs_for
-from .jobs import Flight, Job, Outlet
+from .isolation import Fault
+from .model_runner import Slots, Token, Turn, check_slots
 from .params import AS_REFERENCE, FlowParams
+from .prefill import Context
 from .requests import REQUESTS, Request, alone, new_run
-from .slots import Slots, Token, Turn, check_slots
+from .sequence import Flight, Job, Outlet
 from .step import Landed, Landing
 
 AHEAD_ON_GPU = 2
@@ -181,7 +181,7 @@ class Engine:
             done = job.due
             while not isinstance(piece := next(job.filling), Context):
                 job.due = piece
-                if done and done + piece > generate.PIECE:
+                if done and done + piece > prefill.PIECE:
                     return True
                 done += piece
             self._begin(job, piece)
@@ -190,7 +190,7 @@ class Engine:
 
     def _filling(self, job: Job) -> Iterator[int | Context]:
         self.slots.fit(job.segment)
-        heard = generate.heard_frames(self.model, job.segment.prompt)
+        heard = prefill.heard_frames(self.model, job.segment.prompt)
         llm, semantic, reader = self.slots.desk(job.row, job.segment, heard)
         return job.run.filling(job.segment, llm, semantic, reader)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .rows import Rows
+from .state import Rows
 from .step import Group, advance, emit
 
 

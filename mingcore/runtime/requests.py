@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
-from . import generate
+from . import prefill
 from .editing import Editing, EditRequest
+from .run import Run, TextPlan, to_numpy
 from .speaking import Speaking, SpeechRequest
 from .understanding import Understanding, UnderstandRequest
-from .work import Run, TextPlan, to_numpy
 
 REQUESTS = (SpeechRequest, UnderstandRequest, EditRequest)
 Request = SpeechRequest | UnderstandRequest | EditRequest
@@ -43,7 +43,7 @@ def _pieces(model, run: Run) -> Iterator[Any]:
             yield from _written(model, run, context, segment.text)
         if segment.limits is None:
             continue
-        patches = generate.speak(model, context, run.noise, run.flow, segment.limits)
+        patches = prefill.speak(model, context, run.noise, run.flow, segment.limits)
         del context
         with closing(patches):
             for patch in patches:
@@ -53,12 +53,12 @@ def _pieces(model, run: Run) -> Iterator[Any]:
                     run.heard(patch.latents)
 
 
-def _written(model, run: Run, context: generate.Context, plan: TextPlan) -> Iterator[Any]:
-    for count, token in enumerate(generate.write(model, context, plan, run.draws), 1):
+def _written(model, run: Run, context: prefill.Context, plan: TextPlan) -> Iterator[Any]:
+    for count, token in enumerate(prefill.write(model, context, plan, run.draws), 1):
         stopped = token in plan.stops
         yield from run.wrote(token, last=stopped or count == plan.most, stopped=stopped)
     if plan.then is not None:
-        generate.feed(model, context, plan.then)
+        prefill.feed(model, context, plan.then)
 
 
 def results(model, request: Request) -> Iterator[Any]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..results import Speech
 from ..text import prompts
-from . import generate
+from . import prefill
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
-from .work import Progress, Segment, delivered, new_meter, patch_seconds
+from .run import Progress, Segment, delivered, new_meter, patch_seconds
 
 # a run that never stops ends after this many times what its text should take, and a bit
 LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
@@ -52,7 +52,7 @@ class Speaking:
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._gap = np.zeros(0, np.float32)
         self._ended, self._next = "stop", 0
-        self._kept: generate.EncodedAudio | None = None
+        self._kept: prefill.EncodedAudio | None = None
 
     def next(self) -> Segment | None:
         """See `work.Run`."""
@@ -71,13 +71,13 @@ class Speaking:
         prompt = prompts.tts_prompt(self.model.tokenizer, text, transcript, patches)
         return Segment(prompt, limits, heard=heard)
 
-    def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> generate.Context:
+    def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> prefill.Context:
         """Runs voice and prompt into empty states of one row (None: makes them)."""
-        return generate.last(self.filling(segment, llm, semantic))
+        return prefill.last(self.filling(segment, llm, semantic))
 
     def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: prefill.Reader = prefill.PLAIN
+    ) -> Iterator[int | prefill.Context]:
         """See `work.Run`.
 
         The semantic cache of a segment starts anew at the voice, unless the request keeps it.
@@ -88,7 +88,7 @@ class Speaking:
             for voice in self._hearing(latents, expected, semantic, reader):
                 if isinstance(voice, int):
                     yield voice
-        read = generate.reading(
+        read = prefill.reading(
             model,
             segment.prompt,
             [voice.projected],
@@ -104,18 +104,18 @@ class Speaking:
         self.stats.segments += 1
         self.stats.prompt_tokens += len(segment.prompt.ids)
         history = latents[:, -model.config.patch_frames :]
-        yield generate.Context(hidden[:, -1], llm, voice.semantic, history)
+        yield prefill.Context(hidden[:, -1], llm, voice.semantic, history)
 
     def _hearing(
-        self, latents: Tensor, expected: int, state: Any, reader: generate.Reader
-    ) -> Iterator[int | generate.EncodedAudio]:
+        self, latents: Tensor, expected: int, state: Any, reader: prefill.Reader
+    ) -> Iterator[int | prefill.EncodedAudio]:
         context = self.request.context
         if state is not None and context != AS_REFERENCE:
             raise InputError("context: requests that share a batch hear as the reference does")
         if state is None:
             frames = latents.shape[1] + expected * self.model.config.patch_frames
             state = context.state(self.model, frames)
-        for voice in generate.hearing(self.model, latents, state=state, reader=reader):
+        for voice in prefill.hearing(self.model, latents, state=state, reader=reader):
             if context.keep and not isinstance(voice, int):
                 self._kept = voice
             yield voice

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .rows import Rows
+from .state import Rows
 
 STOP_PROBABILITY = 0.5
 

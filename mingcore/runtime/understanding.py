@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..results import LanguageTag, Transcript
 from ..text import prompts
-from . import generate
+from . import prefill
 from .noise import NoiseSource, SeededNoise
 from .params import FlowParams, TextParams
-from .work import Segment, TextPlan, TextStream, new_meter
+from .run import Segment, TextPlan, TextStream, new_meter
 
 # the names by which recognition's answers begin; other languages are passed on as given
 ANSWER_LANGUAGES = {"zh": "Chinese", "en": "English"}
@@ -53,7 +53,7 @@ class Understanding:
             return None
         model, params, tokenizer = self.model, self.request.params, self.model.tokenizer
         self._text = TextStream(model, self.meter, params.temperature)
-        patches = generate.patches_of(model, self.request.samples)
+        patches = prefill.patches_of(model, self.request.samples)
         parts = [self.request.instruction or prompts.ASR_INSTRUCTION, prompts.Audio(patches)]
         prompt = prompts.understanding_prompt(tokenizer, parts, self._language)
         self.stats.prompt_tokens, self.stats.patches = len(prompt.ids), patches
@@ -61,16 +61,16 @@ class Understanding:
         return Segment(prompt, None, TextPlan(params.max_new_tokens, params.temperature, (end,)))
 
     def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: prefill.Reader = prefill.PLAIN
+    ) -> Iterator[int | prefill.Context]:
         """See `work.Run`; what the semantic module keeps is not needed any more."""
         model = self.model
-        yield generate.patches_of(model, self.request.samples)
-        latents = generate.sample_latents(model, self.request.samples, self.noise)
-        for audio in generate.hearing(model, latents, state=semantic, reader=reader):
+        yield prefill.patches_of(model, self.request.samples)
+        latents = prefill.sample_latents(model, self.request.samples, self.noise)
+        for audio in prefill.hearing(model, latents, state=semantic, reader=reader):
             if isinstance(audio, int):
                 yield audio
-        read = generate.reading(
+        read = prefill.reading(
             model,
             segment.prompt,
             [audio.projected],
@@ -84,7 +84,7 @@ class Understanding:
             if isinstance(result, int):
                 yield result
         hidden, llm = result
-        yield generate.Context(hidden[:, -1], llm, None, latents[:, :0])
+        yield prefill.Context(hidden[:, -1], llm, None, latents[:, :0])
 
     def draws(self) -> Tensor | None:
         """See `work.Run`."""

@@ -14,7 +14,7 @@ import torch
 
 from ..errors import ClosedError
 from .engine import Engine, Job
-from .faults import Fault
+from .isolation import Fault
 
 logger = logging.getLogger(__name__)
 

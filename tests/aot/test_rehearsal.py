@@ -14,7 +14,7 @@ pytest.importorskip("cuda.bindings")
 from mingcore.aot import record, rehearse, targets
 from mingcore.ops import use_backend
 from mingcore.runtime.params import ContextParams, FlowParams
-from mingcore.runtime.rows import Rows
+from mingcore.runtime.state import Rows
 from mingcore.runtime.step import Group, advance, emit
 from mingcore.testing import synthetic
 

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from mingcore.benchmark import floors, lockstep, run, serving, show
+from mingcore.benchmark import floors, lockstep, run, serving
 from mingcore.benchmark.subject import Subject
+from mingcore.cli import bench_tables as show
 from mingcore.errors import InputError, NotEnoughMemory
 from mingcore.model import plan
 from mingcore.model.memory import Memory

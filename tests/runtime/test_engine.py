@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mingcore.model.state import KVState
-from mingcore.runtime import slots, speaking
+from mingcore.runtime import model_runner, speaking
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import ContextParams, FlowParams
@@ -224,7 +224,7 @@ def test_a_run_too_long_for_memory_is_refused_alone(endless, alone, monkeypatch)
 
 def test_patches_launched_behind_the_end_find_room(endless, alone, monkeypatch):
     """A run that fills its slot to the last token, with steps launched ahead of its end."""
-    monkeypatch.setattr(slots, "PROMPT_TOKENS", 64)
+    monkeypatch.setattr(model_runner, "PROMPT_TOKENS", 64)
     engine = Engine(endless, 1, seconds=6.4, ahead=3)
     capacity = engine.slots.rows.llm.capacity
     prompt = len(speaking.Speaking(endless, MIXED[0]).next().prompt.ids)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.editing import Editing
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
@@ -94,8 +94,8 @@ def stop_at(monkeypatch, endless, requests, at: dict[int, int]) -> dict[int, int
     for one in requests:
         begun = new_run(endless, one)
         segment = begun.next()
-        context = generate.last(begun.filling(segment))
-        tokens = list(generate.write(endless, context, segment.text, begun.draws))
+        context = prefill.last(begun.filling(segment))
+        tokens = list(prefill.write(endless, context, segment.text, begun.draws))
         stops[one.seed] = tokens[at[one.seed]]
         first[one.seed] = tokens.index(stops[one.seed])
     for kind in {type(new_run(endless, one)) for one in requests}:
@@ -171,14 +171,14 @@ def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
     def fails(seconds):
         raise OSError("no disk")
 
-    sampled = generate.sample_latents
+    sampled = prefill.sample_latents
 
     def sample(model, samples, noise):
         if samples.shape[1] == 4800:
             raise OSError("the recording vanished")
         return sampled(model, samples, noise)
 
-    monkeypatch.setattr(generate, "sample_latents", sample)
+    monkeypatch.setattr(prefill, "sample_latents", sample)
     bad = [
         (recognise(101, 3, instruction="?"), Broken(), "the loop is gone"),
         (edit(102, 3, 3, progress=fails), Sink(), "no disk"),

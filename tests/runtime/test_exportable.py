@@ -12,7 +12,7 @@ from mingcore import ops
 from mingcore.model import load
 from mingcore.runtime.exportable import PatchStep, tensors_of, with_tensors
 from mingcore.runtime.params import PatchLimits
-from mingcore.runtime.rows import Rows
+from mingcore.runtime.state import Rows
 from mingcore.runtime.step import Group, advance, emit
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mingcore.model import load
-from mingcore.runtime import generate, reader
+from mingcore.runtime import graph_prefill, prefill
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from tests.runtime.engine_support import MIXED, Sink, replayed_by_calling, request, run, same
@@ -23,12 +23,12 @@ def small_pieces(monkeypatch, alone):
     """Eight tokens at a time; what requests give alone was made of whole prompts."""
     for one in (*MIXED, LONG):
         alone(one)
-    monkeypatch.setattr(generate, "PIECE", 8)
+    monkeypatch.setattr(prefill, "PIECE", 8)
 
 
 def test_pieces_are_few_and_alike():
     for n in (1, 2, 255, 256, 257, 512, 1000):
-        parts = generate.pieces(n)
+        parts = prefill.pieces(n)
         assert [i for part in parts for i in part] == list(range(n))
         lengths = [len(part) for part in parts]
         assert len(parts) == -(-n // 256) and max(lengths) - min(lengths) <= 1
@@ -99,7 +99,7 @@ def test_who_leaves_while_a_prompt_is_run_does_not_move_it(endless, alone, small
 
 def test_an_error_in_a_later_piece_is_its_own_requests(endless, alone, small_pieces, monkeypatch):
     calls = 0
-    read = generate.PlainReader.read
+    read = prefill.PlainReader.read
 
     def fail(self, model, embeds, state, mask):
         nonlocal calls
@@ -108,7 +108,7 @@ def test_an_error_in_a_later_piece_is_its_own_requests(endless, alone, small_pie
             raise OSError("the voice file vanished")
         return read(self, model, embeds, state, mask)
 
-    monkeypatch.setattr(generate.PlainReader, "read", fail)
+    monkeypatch.setattr(prefill.PlainReader, "read", fail)
     engine, sinks = Engine(endless, 2), [Sink(), Sink()]
     for one, sink in zip((LONG, MIXED[0]), sinks):
         engine.submit(one, sink)
@@ -127,13 +127,13 @@ def test_segments_are_prompts_like_others(endless, alone, small_pieces, monkeypa
 
 
 def test_what_is_longer_than_the_graphs_reach_is_run_without(endless, alone, monkeypatch):
-    monkeypatch.setattr(reader, "ROOM", 40)
+    monkeypatch.setattr(graph_prefill, "ROOM", 40)
     engine = Engine(endless, 2, graphs=Graphs(replayed_by_calling))
     used = []
     monkeypatch.setattr(
-        generate.PlainReader,
+        prefill.PlainReader,
         "read",
-        lambda self, *args, read=generate.PlainReader.read: used.append(1) or read(self, *args),
+        lambda self, *args, read=prefill.PlainReader.read: used.append(1) or read(self, *args),
     )
     requests = [LONG, MIXED[0]]
     same(alone, requests, run(engine, requests))

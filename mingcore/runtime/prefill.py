@@ -17,9 +17,9 @@ from ..errors import InputError
 from ..text.prompts import Prompt
 from .noise import NoiseSource
 from .params import FlowParams, PatchLimits
-from .rows import Rows
+from .sampling import TextPlan, choose
+from .state import Rows
 from .step import Group, Landing, advance, emit
-from .text_rows import TextPlan, choose
 
 # tokens of a prompt, or patches of a voice, that are computed at once, between two patches of
 # others. Fewer would take hardly less time: this many meet every expert, whose weights are then

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..model.state import KVState
-from .generate import PIECE
 from .graphs import Graphs
+from .prefill import PIECE
 
 # of tokens, and of patches of a voice; the last is the longest piece there is
 TOKENS, PATCHES = (32, 64, 128, PIECE), (16, 32, 64, PIECE)

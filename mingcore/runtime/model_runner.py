@@ -17,14 +17,14 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
-from .generate import PLAIN, Context, Reader
+from .graph_prefill import BucketReader
 from .graphs import Graphs
 from .params import FlowParams, PatchLimits
-from .reader import BucketReader
-from .rows import Rows
+from .prefill import PLAIN, Context, Reader
+from .run import Segment, patch_seconds
+from .sampling import Picked, pick
+from .state import Rows
 from .step import Emitted, Group, advance, emit
-from .text_rows import Picked, pick
-from .work import Segment, patch_seconds
 
 # what a slot holds at first beside its patches: text, and ten seconds of voice
 PROMPT_TOKENS, VOICE_PATCHES = 1024, 100

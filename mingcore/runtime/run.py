@@ -17,11 +17,11 @@ from torch import Tensor
 
 from ..results import Speech
 from ..text.prompts import Prompt
-from . import generate
+from . import prefill
 from .noise import NoiseSource
 from .params import FlowParams, PatchLimits
+from .sampling import Draws, TextPlan
 from .stats import Meter
-from .text_rows import Draws, TextPlan
 
 Progress = Callable[[float], None]
 
@@ -62,8 +62,8 @@ class Run(Protocol):
         """The next segment; None, and complete stats, when there is none."""
 
     def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
+        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: prefill.Reader = prefill.PLAIN
+    ) -> Iterator[int | prefill.Context]:
         """Runs all that is heard and the prompt into empty states of one row (None: makes them),
         piece by piece: before each, how many tokens or patches; at last the context."""
 

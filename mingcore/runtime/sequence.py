@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from .generate import Context
+from .prefill import Context
 from .requests import Request
+from .run import Run, Segment
 from .step import Landing
-from .work import Run, Segment
 
 
 class Outlet(Protocol):

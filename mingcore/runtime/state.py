@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.state import KVState
 from ..model.vae.decoder import DecoderState
 from .params import PatchLimits
-from .text_rows import TextPlan, TextRows
+from .sampling import TextPlan, TextRows
 
 _STATES = ("llm", "semantic", "decoder", "text")
 
