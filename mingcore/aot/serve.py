@@ -21,7 +21,7 @@ from triton.runtime.driver import driver
 
 from ..errors import InputError, KernelBundleError
 from ..ops._core import launch
-from ..runtime.stats import served_kernels
+from ..runtime.stats import report_kernels
 from . import identity, manifest
 from .record import Launch
 from .targets import Target
@@ -163,7 +163,7 @@ def install(folder: Path, found: Mapping[str, Any], target: Target) -> Served:
         launch.serve(binaries)
         _served = Served(folder, target, len(entries), len(binaries))
         _refuse_others(_served)
-        served_kernels["cuda"] = _served.as_dict
+        report_kernels("cuda", _served.as_dict)
         return _served
 
 
@@ -214,4 +214,4 @@ def stop() -> None:
         _served = None
         knobs.runtime.jit_cache_hook = knobs.compilation.listener = None
         launch.serve(None)
-        served_kernels.clear()
+        report_kernels("cuda", None)

@@ -14,7 +14,8 @@ from ..errors import ClosedError
 from ..results import Speech, Transcript, Voice
 from ..runtime.engine import SLOT_SECONDS, Engine
 from ..runtime.params import whole as whole_number
-from ..runtime.worker import Ticket, Worker, once
+from ..runtime.sequence import Call
+from ..runtime.worker import Ticket, Worker
 from .batch import whole
 from .ming_audio import MingAudio
 
@@ -124,7 +125,7 @@ class AsyncMingAudio:
             return [piece async for piece in pieces]
 
     async def _call(self, function: Callable[[], Any]) -> Any:
-        (result,) = await self._all(lambda: once(function))
+        (result,) = await self._all(lambda: Call(function))
         return result
 
 
@@ -136,7 +137,7 @@ class Stream(AsyncIterator[Any]):
 
     def __init__(self, owner: AsyncMingAudio, make: Callable[[], Any], ahead: int):
         self._owner, self._make, self._ahead = owner, make, ahead
-        self._outlet: _Outlet | None = None
+        self._sink: _Sink | None = None
         self._ticket: Ticket | None = None
         self._over = False
 
@@ -146,9 +147,9 @@ class Stream(AsyncIterator[Any]):
     async def __anext__(self) -> Any:
         if self._over:
             raise StopAsyncIteration
-        if self._outlet is None:
+        if self._sink is None:
             await self._start()
-        error, piece = await self._outlet.take()
+        error, piece = await self._sink.take()
         if piece is not None:
             self._owner._worker.wake()
             return piece
@@ -173,7 +174,7 @@ class Stream(AsyncIterator[Any]):
     async def _start(self) -> None:
         owner, loop = self._owner, asyncio.get_running_loop()
         await owner._open.acquire()
-        outlet = self._outlet = _Outlet(loop, self._ahead, owner._open.release)
+        sink = self._sink = _Sink(loop, self._ahead, owner._open.release)
         try:
             if owner._worker.closed:
                 raise ClosedError("the request: AsyncMingAudio is closed")
@@ -182,19 +183,19 @@ class Stream(AsyncIterator[Any]):
             self._end()
             raise
         if not self._over:
-            self._ticket = owner._worker.submit(work, outlet)
+            self._ticket = owner._worker.submit(work, sink)
 
     def _end(self) -> None:
         if self._over:
             return
         self._over = True
-        if self._outlet is not None:
-            self._outlet.close()
+        if self._sink is not None:
+            self._sink.close()
         if self._ticket is not None:
             self._owner._worker.cancel(self._ticket)
 
 
-class _Outlet:
+class _Sink:
     """A bounded queue from the engine's thread to the event loop's.
 
     Each side changes a counter of its own, so that neither waits for the other.

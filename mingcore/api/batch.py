@@ -23,7 +23,7 @@ TASKS = {
 }
 
 
-class _Outlet:
+class _Sink:
     """Puts what a request gives, and at last its error or None, into a common queue."""
 
     def __init__(self, index: int, queue: deque[tuple[int, Any]]):
@@ -104,8 +104,8 @@ def _made(
     engine = Engine(ming.model, slots, batch_invariant=batch_invariant, graphs=False)
     try:
         for index, request in right:
-            engine.submit(request, _Outlet(index, queue))
-        while queue or engine.tick():
+            engine.submit(request, _Sink(index, queue))
+        while queue or engine.step():
             while queue:
                 index, piece = queue.popleft()
                 if strict and isinstance(piece, BaseException):

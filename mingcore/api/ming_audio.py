@@ -19,9 +19,9 @@ from ..runtime.fingerprint import fingerprint
 from ..runtime.locate import locate
 from ..runtime.noise import SeededNoise
 from ..runtime.params import ContextParams, FlowParams, TextParams, draw_seed, number, seconds_range
-from ..runtime.requests import results
-from ..runtime.run import Progress, to_numpy
+from ..runtime.single import results
 from ..runtime.speaking import SpeechRequest
+from ..runtime.task import Progress, to_numpy
 from ..runtime.understanding import UnderstandRequest
 from ..text import normalize as norm
 from .batch import whole, whole_batch
@@ -85,7 +85,7 @@ class MingAudio(Codec):
             raise InputError(f"transcript: must be a string, got {type(transcript).__name__}")
         noise = SeededNoise(draw_seed(seed), self.device)
         samples = self._read(audio, self._patch_samples, "one patch")
-        latents = prefill.sample_latents(self.model, samples, noise)
+        latents = prefill.posterior_latents(self.model, samples, noise)
         return Voice(to_numpy(latents[0]), transcript.strip(), self._fingerprint)
 
     @property

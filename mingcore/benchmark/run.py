@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError, NotEnoughMemory
+from ..runtime.speaking import Speaking
 from ..runtime.stats import peak_memory_bytes
 from ..testing import machine
 from . import lockstep, serving
@@ -135,7 +136,5 @@ def measure(subject: Subject, settings: Settings, say: Say = lambda line: None) 
 
 
 def _prompt(model, request) -> str:
-    from ..runtime.speaking import Speaking
-
-    tokens = len(Speaking(model, request).next().prompt.ids)
+    tokens = len(Speaking(model, request).next_segment().prompt.ids)
     return f"{tokens} tokens, {serving.VOICE_SECONDS:g} s of voice among them"

@@ -20,8 +20,8 @@ import torch
 from ..runtime.engine import Engine
 from ..runtime.model_runner import check_slots
 from ..runtime.params import FlowParams
-from ..runtime.run import patch_seconds
 from ..runtime.speaking import SpeechRequest
+from ..runtime.task import patch_seconds
 
 VOICE_SECONDS = 3.0
 TRANSCRIPT = "This is how I sound when I read a sentence to you."
@@ -34,7 +34,7 @@ STEADY = 8  # patches with everybody there, at the least
 
 @dataclass
 class Listener:
-    """An outlet that takes everything and notes when it came."""
+    """An output sink that takes everything and notes when it came."""
 
     submitted: float
     times: list[float] = field(default_factory=list)
@@ -146,7 +146,7 @@ def _run(engine: Engine, requests: Sequence[SpeechRequest]) -> list[Listener]:
     for request in requests:
         listeners.append(Listener(begun))
         engine.submit(request, listeners[-1])
-    while engine.tick():
+    while engine.step():
         pass
     for listener in listeners:
         if listener.error is not None:

@@ -1,4 +1,4 @@
-"""Where an error of one request stops, so that it does not reach the others."""
+"""Error isolation: where the error of one sequence stops, so that it does not reach the others."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 
 @dataclass
-class Fault:
-    """A context: what goes wrong inside is handed to `then`, and goes no further.
+class ErrorIsolation:
+    """A context: an Exception raised inside is handed to `handle` and goes no further.
 
-    Interrupts and the like do.
+    KeyboardInterrupt and the like pass.
     """
 
-    then: Callable[[Exception], None]
-    happened: bool = field(default=False, init=False)
+    handle: Callable[[Exception], None]
+    failed: bool = field(default=False, init=False)
 
-    def __enter__(self) -> Fault:
+    def __enter__(self) -> ErrorIsolation:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
         if not isinstance(error, Exception):
             return False
-        self.happened = True
-        self.then(error)
+        self.failed = True
+        self.handle(error)
         return True

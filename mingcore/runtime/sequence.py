@@ -1,22 +1,25 @@
-"""What the engine keeps of requests: where each one stands, and steps that were launched."""
+"""Sequences: what the engine keeps of each request, and of the steps that it has launched."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from .prefill import Context
+from torch import Tensor
+
+from .host_copy import AsyncHostCopy
+from .prefill import Prefill
 from .requests import Request
-from .run import Run, Segment
-from .step import Landing
+from .step import PatchOutput
+from .task import Segment, Task
 
 
-class Outlet(Protocol):
-    """Where a request's results go; `end` is the last call, and nothing follows it."""
+class OutputSink(Protocol):
+    """Where a request's results go; `end` is the last call."""
 
     def room(self) -> int:
-        """How many more pieces would be taken now."""
+        """How many more results would be taken now."""
 
     def put(self, piece: Any) -> None:
         """A piece of the result."""
@@ -25,34 +28,83 @@ class Outlet(Protocol):
         """It is complete, or what went wrong."""
 
 
-@dataclass(eq=False)
-class Job:
-    """What is in the engine: a request, or an iterator that is taken one piece at a time.
+@dataclass(frozen=True)
+class Call:
+    """Work that is no request: a function, called between two steps, whose result goes out."""
 
-    filling: the prompt that is being run; `due`: the size of its next piece. begun: it is done, and
-    text is written (`writing`) or patches are made. given: the token that comes between the two.
+    function: Callable[[], Any]
+
+
+@dataclass(eq=False)
+class Sequence:
+    """A request in the engine.
+
+    prefill: its prompt, while that is run. started: it is done, and the sequence writes text (`writing`) or makes
+    patches. forced: the token that is fed to the LLM between the two. unbatched: the engine in which it runs by itself.
     """
 
-    work: Request | Iterator[Any]
-    outlet: Outlet
-    run: Run | None = None
+    work: Request | Task | Call
+    sink: OutputSink
+    task: Task | None = None
     segment: Segment | None = None
-    filling: Iterator[int | Context] | None = None
-    due: int = 0
-    begun: bool = False
+    prefill: Prefill | None = None
+    started: bool = False
     writing: bool = False
-    given: int | None = None
+    forced: int | None = None
+    patches: int = 0
     row: int | None = None
     in_flight: int = 0
-    over: bool = False
+    finished: bool = False
+    unbatched: Any = None
+
+    def pause(self) -> None:
+        """Its clock stops."""
+        if self.task is not None:
+            self.task.meter.pause()
+
+    def resume(self) -> None:
+        """Its clock goes on, unless it has finished."""
+        if self.task is not None and not self.finished:
+            self.task.meter.resume()
+
+
+@dataclass(frozen=True)
+class PatchEntry:
+    """A sequence's patch in a step: the row it was in then, and where its noise stood before."""
+
+    row: int
+    sequence: Sequence
+    noise_mark: Any
+
+
+@dataclass(frozen=True)
+class TokenEntry:
+    """A sequence's token in a step: the row it was in then, and whether the token was forced."""
+
+    row: int
+    sequence: Sequence
+    forced: bool
 
 
 @dataclass
-class Flight:
-    """A step that was launched: its patches, with where each one's draws stood before it, and its
-    tokens, with whether each was given to the model."""
+class InFlightStep:
+    """A step that was launched. n: the rows it computes. sound, text: its results on their way to the host.
 
-    patches: list[tuple[int, Job, Any]]
-    tokens: list[tuple[int, Job, bool]]
-    sound: Landing | None
-    text: Landing | None
+    Of a sequence by itself also the flow head's inputs (hidden, history) and the patch on the device. alive: how many
+    rows go on, once the results are there.
+    """
+
+    n: int
+    patches: list[PatchEntry]
+    tokens: list[TokenEntry]
+    sound: AsyncHostCopy | None = None
+    text: AsyncHostCopy | None = None
+    inputs: tuple[Tensor, Tensor] | None = None
+    output: PatchOutput | None = None
+    alive: int = 0
+    ended: list[Sequence] = field(default_factory=list)
+
+    @property
+    def rows(self) -> tuple[set[int], set[int]]:
+        """Rows with a patch, rows with a token."""
+        return {entry.row for entry in self.patches}, {entry.row for entry in self.tokens}

@@ -1,8 +1,8 @@
-"""The state of requests that are spoken in step: a row each, preallocated, changed in place.
+"""The state of a batch of sequences: a row each, preallocated, changed in place.
 
-The device decides what ends: a row's flags and counters live there, and a row that has ended or
-sits out is computed along without a trace. So the host may launch patches ahead of what it knows,
-and a CUDA graph of a step serves for all of them. What the host keeps are upper bounds of lengths.
+What ends is decided on the device: flags and counters live there, and a row that has ended or is not active is
+computed along without a trace. So the host may launch steps ahead of what it knows (lookahead), and a CUDA graph of
+a step serves whoever is there. The host keeps upper bounds of lengths alone.
 """
 
 from __future__ import annotations
@@ -16,41 +16,104 @@ from torch import Tensor
 from ..model.state import KVState
 from ..model.vae.decoder import DecoderState
 from .params import PatchLimits
-from .sampling import TextPlan, TextRows
+from .sampling import MAX_STOPS, TextPlan
 
 _STATES = ("llm", "semantic", "decoder", "text")
 
 
 @dataclass
-class Rows:
+class TextState:
+    """The text of B rows. Tensors [B]:
+
+    writing, bool: the text has not ended. feed, bool: the row's token goes to the LLM in this step. token int64: the
+    one that was sampled last. forced int64: the one to be fed next whatever the model says, which is no part of the
+    text; -1: none. num_tokens, max_tokens int64: tokens of the text, and how many at most. stops [B,MAX_STOPS] int64:
+    tokens that end it; -1 is none. temperature float32.
+    """
+
+    writing: Tensor
+    feed: Tensor
+    token: Tensor
+    forced: Tensor
+    num_tokens: Tensor
+    max_tokens: Tensor
+    stops: Tensor
+    temperature: Tensor
+
+    @classmethod
+    def create(cls, batch: int, device: torch.device) -> TextState:
+        """`batch` rows, none of which writes."""
+        flags = (torch.zeros(batch, dtype=torch.bool, device=device) for _ in range(2))
+        counts = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(4))
+        stops = torch.zeros(batch, MAX_STOPS, dtype=torch.int64, device=device)
+        return cls(*flags, *counts, stops, torch.zeros(batch, device=device))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(getattr(self, f.name).nbytes for f in fields(self))
+
+    def rows(self, start: int, stop: int) -> TextState:
+        """Rows start..stop-1 over the same memory."""
+        return TextState(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+    def begin(self, row: int, plan: TextPlan) -> None:
+        """`row` writes from now on."""
+        stops = [*plan.stops, *[-1] * MAX_STOPS][:MAX_STOPS]
+        self.stops[row] = torch.tensor(stops, device=self.stops.device)
+        self.num_tokens[row], self.max_tokens[row], self.forced[row] = 0, plan.max_tokens, -1
+        self.temperature[row] = plan.temperature
+        self.writing[row] = True
+
+    def force(self, row: int, token: int) -> None:
+        """`row`, whose text has ended, is fed one more token."""
+        self.forced[row], self.writing[row] = token, True
+
+    def clear(self, row: int) -> None:
+        """`row` writes nothing."""
+        self.writing[row] = self.feed[row] = False
+
+    def move(self, source: int, target: int) -> None:
+        """Row `target` becomes a copy of row `source`."""
+        for f in fields(self):
+            part = getattr(self, f.name)
+            part[target] = part[source]
+
+
+@dataclass
+class BatchState:
     """B rows. Tensors:
 
-    hidden [B,H]: conditions the next patch. history [B,P,C] float32: the patch before it. latents
-    [B,P,C] float32: the patch that was emitted last.
-    turn [B] bool: takes part in the next patch; the host's to set. open [B] bool: the run has not
-    ended. going [B] bool: took part in this patch and goes on. made, least, most [B] int64: patches
-    made; how many at least, at most. guidance [B] float32. `decoder` None: nothing is decoded.
-    `text` None: no row writes text.
+    hidden [B,H]: conditions the next patch. history [B,P,C] float32: the patch before it. latents [B,P,C] float32: the
+    patch that was generated last.
+    active [B] bool: takes part in the next step; set by the host. open [B] bool: its patches have not ended. alive [B]
+    bool: took part in this step and goes on. num_patches, min_patches, max_patches [B] int64: patches so far, at
+    least, at most. guidance [B] float32. `semantic` and `decoder` None: no row makes patches. `text` None: no row
+    writes.
     """
 
     llm: KVState
-    semantic: KVState
+    semantic: KVState | None
     decoder: DecoderState | None
     hidden: Tensor
     history: Tensor
     latents: Tensor
-    turn: Tensor
+    active: Tensor
     open: Tensor
-    going: Tensor
-    made: Tensor
-    least: Tensor
-    most: Tensor
+    alive: Tensor
+    num_patches: Tensor
+    min_patches: Tensor
+    max_patches: Tensor
     guidance: Tensor
-    text: TextRows | None = None
+    text: TextState | None = None
 
     @classmethod
-    def over(cls, model, llm: KVState, semantic: KVState, *, decode: bool = True, hidden: Tensor) -> Rows:
-        """Rows over LLM and semantic states that are there, and the hidden states; none is open."""
+    def over(
+        cls, model, llm: KVState, semantic: KVState | None, *, hidden: Tensor, decode: bool = True, text: bool = False
+    ) -> BatchState:
+        """Rows over existing LLM and semantic states and hidden [B,H], none of them open.
+
+        decode: with a decoder. text: they can write.
+        """
         B, device = llm.batch, hidden.device
         patch = (model.config.patch_frames, model.config.latent_dim)
 
@@ -60,7 +123,7 @@ class Rows:
         decoder = None
         if decode:
             decoder = model.vae.new_decoder_state(B)
-            decoder.overlap.skip = None  # rows at places of their own
+            decoder.overlap.skip = None  # each row is at a place of its own
         return cls(
             llm,
             semantic,
@@ -70,11 +133,12 @@ class Rows:
             *(new(B, dtype=torch.bool) for _ in range(3)),
             *(new(B, dtype=torch.int64) for _ in range(3)),
             new(B, dtype=torch.float32),
+            TextState.create(B, device) if text else None,
         )
 
     @classmethod
-    def create(cls, model, batch: int, *, tokens: int, frames: int, text: bool = False) -> Rows:
-        """`batch` rows with room for so many tokens of the LLM and frames of semantic context.
+    def create(cls, model, batch: int, *, tokens: int, frames: int, text: bool = False) -> BatchState:
+        """`batch` empty rows with room for `tokens` of the LLM and `frames` of semantic context each.
 
         text: they can write.
         """
@@ -82,9 +146,7 @@ class Rows:
         semantic = model.vae.new_semantic_state(batch, frames)
         size = (batch, model.config.llm.hidden_size)
         hidden = torch.zeros(size, dtype=model.llm.activation_dtype, device=model.llm.device)
-        rows = cls.over(model, llm, semantic, hidden=hidden)
-        rows.text = TextRows.create(batch, model.llm.device) if text else None
-        return rows
+        return cls.over(model, llm, semantic, hidden=hidden, text=text)
 
     @property
     def batch(self) -> int:
@@ -96,42 +158,41 @@ class Rows:
         parts = (getattr(self, f.name) for f in fields(self))
         return sum(part.nbytes for part in parts if part is not None)
 
-    def rows(self, start: int, stop: int) -> Rows:
+    def rows(self, start: int, stop: int) -> BatchState:
         """Rows start..stop-1 over the same memory; the host's bounds are copied."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, part in parts.items():
             if part is not None:
                 parts[name] = part.rows(start, stop) if name in _STATES else part[start:stop]
-        return Rows(**parts)
+        return BatchState(**parts)
 
-    def begin(self, row: int, hidden: Tensor, history: Tensor, limits: PatchLimits, guidance: float) -> None:
-        """A run begins in `row`, whose LLM and semantic states are filled: hidden [1,H]."""
-        if hidden is not self.hidden:
-            self.hidden[row] = hidden[0]
+    def begin_patches(self, row: int, hidden: Tensor, history: Tensor, limits: PatchLimits, guidance: float) -> None:
+        """Patches begin in `row`, whose LLM and semantic states are filled: hidden [1,H], history [1,P,C]."""
+        self.hidden[row] = hidden[0]
         self.history[row] = history[0]
-        self.made[row], self.least[row], self.most[row] = 0, limits.least, limits.most
+        self.num_patches[row] = 0
+        self.min_patches[row], self.max_patches[row] = limits.min_patches, limits.max_patches
         self.guidance[row] = guidance
-        self.open[row] = self.turn[row] = True
-        self.going[row] = False
+        self.open[row] = self.active[row] = True
+        self.alive[row] = False
 
-    def write(self, row: int, hidden: Tensor, plan: TextPlan) -> None:
+    def begin_text(self, row: int, hidden: Tensor, plan: TextPlan) -> None:
         """Text begins in `row`, whose states are filled: hidden [1,H]."""
         self.hidden[row] = hidden[0]
         self.text.begin(row, plan)
-        self.turn[row], self.going[row] = True, False
+        self.active[row], self.alive[row] = True, False
 
     def clear(self, row: int) -> None:
         """Forgets what `row` has seen; it is free."""
-        self.llm.reset([row])
-        self.semantic.reset([row])
-        if self.decoder is not None:
-            self.decoder.reset([row])
+        for state in (self.llm, self.semantic, self.decoder):
+            if state is not None:
+                state.reset([row])
         if self.text is not None:
             self.text.clear(row)
-        self.open[row] = self.turn[row] = self.going[row] = False
+        self.open[row] = self.active[row] = self.alive[row] = False
 
     def move(self, source: int, target: int) -> None:
-        """The run in row `source` goes on in row `target`; `source` is free."""
+        """The sequence in row `source` goes on in row `target`; `source` is free."""
         for f in fields(self):
             part = getattr(self, f.name)
             if part is None:
@@ -143,7 +204,7 @@ class Rows:
         self.clear(source)
 
     def ensure(self, *, tokens: int, frames: int, patches: int) -> bool:
-        """Every row has so much room, that of what is decoded included; whether memory moved."""
+        """Every row has room for so many tokens, semantic frames and decoded patches; whether memory moved."""
         wanted = ((self.llm, tokens), (self.semantic, frames))
         if self.decoder is not None:
             wanted += ((self.decoder.backbone, patches * self.history.shape[1]),)
@@ -152,12 +213,14 @@ class Rows:
             state.ensure(n)
         return bool(short)
 
-    def counted(self, spoke: Sequence[bool], wrote: Sequence[bool] | None = None) -> None:
-        """The host's side of one step, in which rows `spoke` a patch or `wrote` a token."""
+    def count_step(self, patches: Sequence[bool], tokens: Sequence[bool] | None = None) -> None:
+        """The host's bounds behind one step, in which each row made a patch, or was fed a token, or neither."""
         frames = self.history.shape[1]
-        read = spoke if wrote is None else [a or b for a, b in zip(spoke, wrote)]
-        steps = [(self.llm, 1, read), (self.semantic, frames, spoke)]
+        fed = patches if tokens is None else [a or b for a, b in zip(patches, tokens)]
+        steps = [(self.llm, 1, fed)]
+        if self.semantic is not None:
+            steps.append((self.semantic, frames, patches))
         if self.decoder is not None:
-            steps.append((self.decoder.backbone, frames, spoke))
-        for state, T, taken in steps:
-            state.bounds = [b + T * bool(t) for b, t in zip(state.bounds, taken)]
+            steps.append((self.decoder.backbone, frames, patches))
+        for state, T, rows in steps:
+            state.bounds = [b + T * bool(row) for b, row in zip(state.bounds, rows)]

@@ -6,6 +6,7 @@ import torch
 from mingcore.audio.files import resample
 from mingcore.runtime import prefill
 from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.single import generate_patches
 from mingcore.text.prompts import Prompt, tts_prompt
 
 TEXTS = {"six": "hello abc", "stop": "hello abc", "nostop": "abcd"}
@@ -28,7 +29,7 @@ def biased(model, monkeypatch):
 def context_of(model, prompt: Prompt, latents: torch.Tensor, expected: int = 4):
     voice = prefill.embed_audio(model, latents, expected_patches=expected)
     hidden, llm = prefill.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
-    context = prefill.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
+    context = prefill.PrefillResult(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
     return context, voice
 
 
@@ -46,7 +47,7 @@ def test_loop(tools, biased, golden_models, run):
     tape = tools.Tape(g, f"{run}.")
     # the reference ends by its bound, ours by the limit; `stop` has room to run on
     limits = PatchLimits(18, count + 20 if run == "stop" else count)
-    patches = list(prefill.speak(model, context, tape, FlowParams(), limits))
+    patches = list(generate_patches(model, context, tape, FlowParams(), limits))
 
     assert len(patches) == count and tape.is_over
     assert [p.stopped for p in patches] == g[f"{run}.yielded_last"].bool().tolist()
@@ -111,11 +112,11 @@ def test_from_a_waveform(tools, biased, rate):
         assert torch.corrcoef(torch.stack([ours, resampled[0]]))[0, 1] > 0.95
         waveform = resampled
     tape = tools.Tape(g, f"{run}.")
-    latents = prefill.sample_latents(model, waveform, tape)
+    latents = prefill.posterior_latents(model, waveform, tape)
     assert latents.shape == (1, 50, 64)
     prompt = tts_prompt(model.tokenizer, "abcdef", "hi.", 10)
     context, _ = context_of(model, prompt, latents)
-    patches = list(prefill.speak(model, context, tape, FlowParams(), PatchLimits(18, 40)))
+    patches = list(generate_patches(model, context, tape, FlowParams(), PatchLimits(18, 40)))
     assert len(patches) == 18 and patches[-1].stopped and tape.is_over
     tools.close(torch.cat([p.samples for p in patches], dim=1), g[f"{run}.wave"])
     unread = set(g.names(f"{run}.")) - g.seen

@@ -3,8 +3,10 @@
 import torch
 
 from mingcore.runtime import prefill
-from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.params import PatchLimits
 from mingcore.runtime.sampling import TextPlan
+from mingcore.runtime.single import Continuation, generate_tokens, results
+from mingcore.runtime.task import Patch
 from mingcore.text.prompts import Audio, Prompt, understanding_prompt
 
 
@@ -18,11 +20,11 @@ def placed(g) -> Prompt:
     return Prompt(tuple(g["input_ids"][0].tolist()), ((start, patches),))
 
 
-def test_recognition(tools, model):
+def test_recognition(tools, model, monkeypatch):
     g = tools.Recorded("h_asr")
     prompt = placed(g)
     tape = tools.Tape(g, "vae_")
-    latents = prefill.sample_latents(model, g["waveform"], tape)
+    latents = prefill.posterior_latents(model, g["waveform"], tape)
     assert tape.is_over
     audio = prefill.embed_audio(model, latents).projected
     tools.close(audio, g["audio_embeds"])
@@ -37,13 +39,12 @@ def test_recognition(tools, model):
     tools.close(prefill.embed_prompt(model, prompt, [audio]), g["inputs_embeds"])
 
     hidden, llm = prefill.prefill(model, prompt, [audio], audio_router=True, expected_tokens=12)
-    context = prefill.Context(hidden[:, -1], llm, None, latents[:, :0])
-    tokens, scores = [], []
-    for token in prefill.write(model, context, TextPlan(12, 0.0, ()), likeliest):
-        scores.append(model.llm.logits(context.hidden))
-        tokens.append(token)
+    context = prefill.PrefillResult(hidden[:, -1], llm, None, latents[:, :0])
+    scores, logits = [], model.llm.logits
+    monkeypatch.setattr(model.llm, "logits", lambda hidden: scores.append(logits(hidden)) or scores[-1])
+    tokens = list(generate_tokens(model, context, TextPlan(12, 0.0, ()), likeliest))
     assert list(prompt.ids) + tokens == g["generated"][0].tolist()
-    tools.close(torch.stack(scores, dim=1), g["scores"])
+    tools.close(torch.cat(scores, dim=1), g["scores"])
     unread = set(g.names()) - g.seen
     assert not unread, unread
 
@@ -56,19 +57,19 @@ def test_editing(tools, model, monkeypatch):
     monkeypatch.setattr(model.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
     prompt = placed(g)
     tape = tools.Tape(g, "edit.")
-    latents = prefill.sample_latents(model, g["waveform"], tape)
+    latents = prefill.posterior_latents(model, g["waveform"], tape)
     audio = prefill.embed_audio(model, latents, expected_patches=2)
     hidden, llm = prefill.prefill(model, prompt, [audio.projected], audio_router=False, expected_tokens=2)
     start = torch.zeros(1, 5, 64)
-    context = prefill.Context(hidden[:, -1], llm, audio.semantic, start)
+    context = prefill.PrefillResult(hidden[:, -1], llm, audio.semantic, start)
     gen_audio = 111
-    tokens = list(prefill.write(model, context, TextPlan(20, 0.0, (gen_audio,)), likeliest))
+    plan, limits = TextPlan(20, 0.0, (gen_audio,), then=gen_audio), PatchLimits(17, 40)
+    edit = Continuation(model, context, noise=tape, limits=limits, text=plan)
+    pieces = list(results(model, edit))
+    tokens, patches = ([p for p in pieces if isinstance(p, kind)] for kind in (int, Patch))
     wanted = g["edit.tokens_argmax"].tolist()
-    assert tokens == wanted[:4]
+    assert tokens == wanted[:4] == pieces[:4]
 
-    prefill.feed(model, context, gen_audio)
-    limits = PatchLimits(17, 40)
-    patches = list(prefill.speak(model, context, tape, FlowParams(), limits))
     assert len(patches) == 17 and patches[-1].stopped and tape.is_over
     conditions = torch.stack([p.condition for p in patches], dim=1)
     tools.close(conditions, g["edit.z_diff"])
