@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -79,14 +78,12 @@ class Editing:
     def prefill(self, segment: Segment, target: PrefillTarget = ALONE) -> Prefill:
         """See `Task`."""
         model, frames, expected = self.model, self.model.config.patch_frames, segment.limits.expected
-
-        def semantic_state() -> Any:
-            if target.semantic is not None:
-                return target.semantic
-            return self.request.context.state(model, segment.audio_frames + expected * frames)
-
         audio = prefill.AudioPrefill(
-            model, semantic_state, samples=self.request.samples, noise=self.noise, runner=target.runner
+            model,
+            lambda: self.request.context.state(model, segment.audio_frames + expected * frames),
+            samples=self.request.samples,
+            noise=self.noise,
+            target=target,
         )
         prompt = prefill.PromptPrefill(
             model,
@@ -94,8 +91,7 @@ class Editing:
             lambda: [audio.result().projected],
             audio_router=False,
             expected_tokens=expected + segment.text.expected,
-            state=target.llm,
-            runner=target.runner,
+            target=target,
         )
 
         def result() -> PrefillResult:

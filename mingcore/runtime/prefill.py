@@ -184,7 +184,7 @@ def chunks_of(n: int) -> list[range]:
 
 class AudioPrefill:
     """Audio through the semantic module and pooling: latents [1,n·P,C], or samples [1,L] whose posterior is sampled by
-    `noise` in a chunk of its own. `make_state`, called by the first chunk, gives the empty semantic state to fill.
+    `noise` in a chunk of its own. Where the target has no semantic state, the first chunk calls `make_state`.
     """
 
     def __init__(
@@ -195,11 +195,11 @@ class AudioPrefill:
         latents: Tensor | None = None,
         samples: Tensor | None = None,
         noise: NoiseSource | None = None,
-        runner: PrefillRunner = EAGER,
+        target: PrefillTarget = ALONE,
     ):
-        self._model, self._make_state, self._runner = model, make_state, runner
+        self._model, self._make_state, self._runner = model, make_state, target.runner
         self._samples, self._noise = samples, noise
-        self.latents, self.state = latents, None
+        self.latents, self.state = latents, target.semantic
         self._parts: list[Tensor] = []
 
     def chunks(self) -> list[Chunk]:
@@ -229,8 +229,8 @@ class PromptPrefill:
     """A prompt through the LLM.
 
     `audios`, asked for by the first chunk, are the embeddings [1,n,H] of its audio blocks. audio_router: audio
-    placeholders take the audio router (understanding), else all take the text router (speech and editing). state: the
-    empty LLM state to fill; None makes one with room for `expected_tokens` that follow.
+    placeholders take the audio router (understanding), else all take the text router (speech and editing). Where the
+    target has no LLM state, one is made with room for `expected_tokens` that follow.
     """
 
     def __init__(
@@ -241,12 +241,11 @@ class PromptPrefill:
         *,
         audio_router: bool,
         expected_tokens: int = 0,
-        state: Any = None,
-        runner: PrefillRunner = EAGER,
+        target: PrefillTarget = ALONE,
     ):
-        self._model, self._prompt, self._audios, self._runner = model, prompt, audios, runner
+        self._model, self._prompt, self._audios, self._runner = model, prompt, audios, target.runner
         self._audio_router, self._expected_tokens = audio_router, expected_tokens
-        self.state, self._embeds, self._mask = state, None, None
+        self.state, self._embeds, self._mask = target.llm, None, None
         self._parts: list[Tensor] = []
 
     def chunks(self) -> list[Chunk]:
@@ -282,10 +281,10 @@ def embed_audio(model, latents: Tensor, *, expected_patches: int = 0, state: Any
 
     `state`: the empty semantic state to fill; None makes one, with room for `expected_patches` more.
     """
-    T, frames = latents.shape[1], model.config.patch_frames
-    if state is None:
-        state = model.vae.new_semantic_state(1, T + expected_patches * frames)
-    audio = AudioPrefill(model, lambda: state, latents=latents)
+    frames = latents.shape[1] + expected_patches * model.config.patch_frames
+    audio = AudioPrefill(
+        model, lambda: model.vae.new_semantic_state(1, frames), latents=latents, target=PrefillTarget(semantic=state)
+    )
     for chunk in audio.chunks():
         chunk.run()
     return audio.result()
@@ -297,7 +296,12 @@ def prefill(
 ) -> tuple[Tensor, Any]:
     """Runs a whole prompt -> (hidden [1,T,H] after the final norm, LLM state); see `PromptPrefill`."""
     run = PromptPrefill(
-        model, prompt, lambda: audios, audio_router=audio_router, expected_tokens=expected_tokens, state=state
+        model,
+        prompt,
+        lambda: audios,
+        audio_router=audio_router,
+        expected_tokens=expected_tokens,
+        target=PrefillTarget(llm=state),
     )
     for chunk in run.chunks():
         chunk.run()

@@ -37,7 +37,7 @@ class _Results:
     def end(self, error: BaseException | None) -> None:
         self._error = error
 
-    def taken(self) -> Iterator[Any]:
+    def drain(self) -> Iterator[Any]:
         """What has gone out since, or the error."""
         while self._pieces:
             yield self._pieces.popleft()
@@ -56,12 +56,12 @@ def results(model, work: Request | Task) -> Iterator[Any]:
         sequence = engine.submit(work, sink)
         while not sequence.finished:
             engine.generate()
-            for piece in sink.taken():
+            for piece in sink.drain():
                 sequence.pause()
                 yield piece
                 sequence.resume()
             engine.advance()
-        yield from sink.taken()
+        yield from sink.drain()
 
 
 class Continuation:

@@ -83,23 +83,22 @@ class Speaking:
             raise InputError("context: requests that share a batch hear as the reference does")
         expected, frames = segment.limits.expected, model.config.patch_frames
 
-        def semantic_state() -> Any:
-            if target.semantic is not None:
-                return target.semantic
-            return request.context.state(model, latents.shape[1] + expected * frames)
-
         def voice() -> EncodedAudio:
             return self._voice or audio.result()
 
-        audio = AudioPrefill(model, semantic_state, latents=latents, runner=target.runner)
+        audio = AudioPrefill(
+            model,
+            lambda: request.context.state(model, latents.shape[1] + expected * frames),
+            latents=latents,
+            target=target,
+        )
         prompt = PromptPrefill(
             model,
             segment.prompt,
             lambda: [voice().projected],
             audio_router=False,
             expected_tokens=expected,
-            state=target.llm,
-            runner=target.runner,
+            target=target,
         )
 
         def result() -> PrefillResult:

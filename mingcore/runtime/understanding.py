@@ -65,28 +65,20 @@ class Understanding:
         """See `Task`; the semantic state is dropped once the recording is encoded, as no patches follow."""
         model = self.model
 
-        def semantic_state() -> Any:
-            if target.semantic is not None:
-                return target.semantic
-            frames = prefill.audio_frames(model, segment.prompt)
-            return AS_REFERENCE.state(model, frames)
-
         def encoded() -> list[Tensor]:
             projected = audio.result().projected
             audio.state = None
             return [projected]
 
         audio = prefill.AudioPrefill(
-            model, semantic_state, samples=self.request.samples, noise=self.noise, runner=target.runner
+            model,
+            lambda: AS_REFERENCE.state(model, prefill.audio_frames(model, segment.prompt)),
+            samples=self.request.samples,
+            noise=self.noise,
+            target=target,
         )
         prompt = prefill.PromptPrefill(
-            model,
-            segment.prompt,
-            encoded,
-            audio_router=True,
-            expected_tokens=segment.text.expected,
-            state=target.llm,
-            runner=target.runner,
+            model, segment.prompt, encoded, audio_router=True, expected_tokens=segment.text.expected, target=target
         )
 
         def result() -> PrefillResult:
