@@ -22,15 +22,15 @@ from mingcore.config.devices import as_device, as_dtype  # noqa: E402
 from mingcore.model.formats import WEIGHTS  # noqa: E402
 from mingcore.runtime.engine import Engine  # noqa: E402
 from mingcore.runtime.params import TextParams  # noqa: E402
+from mingcore.runtime.single import results  # noqa: E402
 from mingcore.runtime.understanding import UnderstandRequest  # noqa: E402
-from mingcore.runtime.work import results  # noqa: E402
 from mingcore.testing.timing import interleaved  # noqa: E402
 
 AUDIO_SECONDS = 3
 
 
 class Listener:
-    """An outlet that takes everything."""
+    """An output sink that takes everything."""
 
     def __init__(self) -> None:
         self.text, self.error = "", None
@@ -60,7 +60,7 @@ def together(engine: Engine, asked: list[UnderstandRequest]) -> list[str]:
     listeners = [Listener() for _ in asked]
     for one, listener in zip(asked, listeners):
         engine.submit(one, listener)
-    while engine.tick():
+    while engine.step():
         pass
     for listener in listeners:
         if listener.error is not None:

@@ -32,9 +32,9 @@ from ..model.vae.model import BLOCK, STREAM_BLOCK
 from ..model.weights import plan_load
 from ..ops import use_backend
 from ..runtime.params import FlowParams
-from ..runtime.rows import Rows
-from ..runtime.step import Group, advance, emit
-from ..runtime.text_rows import pick
+from ..runtime.sampling import sample_tokens
+from ..runtime.state import BatchState
+from ..runtime.step import FlowGroup, advance, generate_patch
 from ..testing.checkpoint_layout import tensor_shapes
 from .targets import Target
 from .trace import Trace, tracing
@@ -172,22 +172,22 @@ def _steps(model: MingModel, limits: Limits) -> None:
     """Patches of 1 to `limits.rows` sequences, with every schedule, as one step and as separate parts; text tokens."""
     frames, channels = model.config.patch_frames, model.config.latent_dim
     for n in range(1, limits.rows + 1):
-        rows = Rows.create(model, max(n, 2), tokens=64, frames=64, text=True)
+        rows = BatchState.create(model, max(n, 2), tokens=64, frames=64, text=True)
         for steps in limits.steps:
             schedule = FlowParams(steps=steps).schedule
             noise = torch.zeros(steps + 1, max(n, 2), frames, channels, device=META)
             for guided in (True, False):
-                group = Group(schedule, guided, noise[:, :n])
+                group = FlowGroup(schedule, guided, noise[:, :n])
                 view = rows.rows(0, n)
-                emit(model, view, [group])
-                emit(model, view, [group], full=True)
+                generate_patch(model, view, [group])
+                generate_patch(model, view, [group], full=True)
             advance(model, view)
             advance(model, view, full=True)
-        pick(model, view, None)
-        advance(model, view, wrote=True)
-    alone = Rows.create(model, 1, tokens=64, frames=64)
-    group = Group(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
-    emit(model, alone, [group])
+        sample_tokens(model, view, None)
+        advance(model, view, tokens=True)
+    alone = BatchState.create(model, 1, tokens=64, frames=64)
+    group = FlowGroup(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
+    generate_patch(model, alone, [group])
     advance(model, alone)
     advance(model, alone, full=True)
 
@@ -195,7 +195,7 @@ def _steps(model: MingModel, limits: Limits) -> None:
 def _caches(model: MingModel, limits: Limits) -> None:
     """A step over caches of every length up to MAX_SLOTS."""
     for slots in range(VIEW, MAX_SLOTS + 1, VIEW):
-        rows = Rows.create(model, 1, tokens=slots, frames=slots)
+        rows = BatchState.create(model, 1, tokens=slots, frames=slots)
         rows.llm.bounds[:] = [slots - 1]
         rows.semantic.bounds[:] = [slots - model.config.patch_frames]
         advance(model, rows, full=True)

@@ -16,7 +16,7 @@ from mingcore.cli import run
 from mingcore.model import load, memory, memory_plan
 from mingcore.model.formats import WEIGHTS
 from mingcore.model.memory import Memory
-from mingcore.runtime.rows import Rows
+from mingcore.runtime.state import BatchState
 from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_requests_are_what_rows_allocate(tiny):
     assert len(made.requests) == 4
     for r in made.requests:
         frames = round(3000 * r.minutes)
-        rows = Rows.create(model, r.batch, tokens=frames // 5 + memory_plan.PROMPT_TOKENS, frames=frames)
+        rows = BatchState.create(model, r.batch, tokens=frames // 5 + memory_plan.PROMPT_TOKENS, frames=frames)
         assert r.llm_cache == rows.llm.nbytes and r.semantic_cache == rows.semantic.nbytes
         assert r.vae_states == rows.decoder.nbytes
         assert abs(r.bytes - r.workspace - rows.nbytes) < 4096 * r.batch
@@ -195,8 +195,9 @@ MEASURE = """
 import sys, torch
 from mingcore import info
 from mingcore.model import load
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.single import generate_patches
 from mingcore.runtime.noise import SeededNoise
 from mingcore.text.prompts import Prompt
 
@@ -208,14 +209,14 @@ def run(model, minutes, patches):
     frames = round(3000 * minutes)
     latents = torch.randn(1, frames - 5 * patches, 64)
     with torch.no_grad():
-        voice = generate.embed_audio(model, latents, expected_patches=patches)
+        voice = prefill.embed_audio(model, latents, expected_patches=patches)
         n = voice.patches
         prompt = Prompt((7,) * 500 + (0,) * n, ((500, n),))
-        hidden, llm = generate.prefill(
+        hidden, llm = prefill.prefill(
             model, prompt, [voice.projected], audio_router=False, expected_tokens=patches)
-        context = generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
+        context = prefill.PrefillResult(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
         noise = SeededNoise(0)
-        for _ in generate.speak(model, context, noise, FlowParams(), PatchLimits(patches, patches)):
+        for _ in generate_patches(model, context, noise, FlowParams(), PatchLimits(patches, patches)):
             pass
 
 small, large, weights, minutes = *sys.argv[1:4], 1.0
