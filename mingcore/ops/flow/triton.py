@@ -8,7 +8,7 @@ from mingcore_kernels.flow import flow_sample as flow_kernels
 from mingcore_kernels.flow import flow_step as step_kernels
 from mingcore_kernels.lib.target import capability_of
 
-from .._core.packing import FORMATS, QUANTISED
+from .._core.packing import QUANTISED
 from .._core.support import FLOATS, FP8_CAPABILITY, Limit, Support
 from .._core.triton import KERNELS
 from . import FLOW_SAMPLE, FLOW_STEP
@@ -49,7 +49,7 @@ def _mismatch(condition, matrices, scales, format, **_) -> str | None:
         dense_last=("condition", "history", "biases", "norms", *_STEPS),
         contiguous=("matrices",),
         layouts=("rows",),
-        formats=(*FORMATS, *_STORED),
+        formats=("fp32", "bf16", "fp16", *_STORED),
         limits=(Limit("heads are {} wide", lambda matrices, heads, **_: matrices[0].shape[0] // heads, MAX_HEAD),),
         rule=_mismatch,
     ),
