@@ -88,7 +88,7 @@ samples, weight = d.normal(1, 40), d.matrix(8, 16)
 for x, w, expected in (
     (samples, weight.float(), "it takes one type"),
     (samples.double(), weight.double(), "samples is torch.float64"),
-    (samples, torch.empty(1, cuda_audio.MOST_HOP + 1, dtype=torch.bfloat16), "it takes up to"),
+    (samples, torch.empty(1, cuda_audio.MAX_HOP + 1, dtype=torch.bfloat16), "hop is 4194305; it takes"),
 ):
     try:
         ops.frame_embed(x, w, hop=w.shape[1], backend="cuda")
