@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.integrations import transformers as kernels  # noqa: E402
-from mingcore.testing.compare import max_relative  # noqa: E402
-from mingcore.testing.timing import interleaved, threads  # noqa: E402
+import reporting
+from mingcore.integrations import transformers as kernels
+from mingcore.testing.compare import max_relative
+from mingcore.testing.timing import interleaved, threads
 
 CLOSE = 1e-5
 SMALL = {

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE  # noqa: E402
-from mingcore.testing.conv_checkpoints import REAL_VIBEVOICE, REAL_VOXCPM, vibevoice_tensors, voxcpm_tensors  # noqa: E402
-from mingcore.testing.eager import conv_vae as eager  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+import reporting
+from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE
+from mingcore.testing.conv_checkpoints import REAL_VIBEVOICE, REAL_VOXCPM, vibevoice_tensors, voxcpm_tensors
+from mingcore.testing.eager import conv_vae as eager
+from mingcore.testing.timing import interleaved
 
 PATCH = {"voxcpm": 4, "vibevoice": 1}  # latents
 

@@ -17,18 +17,14 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import decoder_graph  # noqa: E402
-import reporting  # noqa: E402
-
-from mingcore.model.vae import AudioVAE  # noqa: E402
-from mingcore.testing.checkpoint_layout import tensor_shapes  # noqa: E402
-from mingcore.testing.compare import relative_l2  # noqa: E402
-from mingcore.testing.eager.audio import DecoderState, EagerAudio  # noqa: E402
-from mingcore.testing.synthetic import model_config, random_tensor  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+import decoder_graph
+import reporting
+from mingcore.model.vae import AudioVAE
+from mingcore.testing.checkpoint_layout import tensor_shapes
+from mingcore.testing.compare import relative_l2
+from mingcore.testing.eager.audio import DecoderState, EagerAudio
+from mingcore.testing.synthetic import model_config, random_tensor
+from mingcore.testing.timing import interleaved
 
 PATCH, WARM = decoder_graph.PATCH, 8
 BAR = 1.5

@@ -12,19 +12,15 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
-from mingcore.config.devices import as_device, as_dtype  # noqa: E402
-from mingcore.model.formats import WEIGHTS  # noqa: E402
-from mingcore.runtime.engine import Engine  # noqa: E402
-from mingcore.runtime.params import TextParams  # noqa: E402
-from mingcore.runtime.understanding import UnderstandRequest  # noqa: E402
-from mingcore.runtime.work import results  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+import reporting
+from mingcore.benchmark.subject import SHAPES, Subject
+from mingcore.config.devices import as_device, as_dtype
+from mingcore.model.formats import WEIGHTS
+from mingcore.runtime.engine import Engine
+from mingcore.runtime.params import TextParams
+from mingcore.runtime.understanding import UnderstandRequest
+from mingcore.runtime.work import results
+from mingcore.testing.timing import interleaved
 
 AUDIO_SECONDS = 3
 

@@ -19,15 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.integrations import transformers as kernels  # noqa: E402
-from mingcore.ops._core.packing import FORMATS, QUANTISED  # noqa: E402
-from mingcore.testing.compare import max_relative  # noqa: E402
-from mingcore.testing.timing import Comparison, interleaved, rotate, threads  # noqa: E402
+import reporting
+from mingcore.integrations import transformers as kernels
+from mingcore.ops._core.packing import FORMATS, QUANTISED
+from mingcore.testing.compare import max_relative
+from mingcore.testing.timing import Comparison, interleaved, rotate, threads
 
 # E, K, H, I: those of Qwen3-30B-A3B, of Ling-lite and Ming-UniAudio, and something small
 SIZES = {"qwen3": (128, 8, 2048, 768), "ling": (64, 6, 2048, 1408), "tiny": (8, 2, 64, 48)}

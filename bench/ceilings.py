@@ -13,14 +13,10 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.testing.products import products  # noqa: E402
-from mingcore.testing.roofline import ceilings  # noqa: E402
-from mingcore.testing.timing import threads  # noqa: E402
+import reporting
+from mingcore.testing.products import products
+from mingcore.testing.roofline import ceilings
+from mingcore.testing.timing import threads
 
 N = 1536
 

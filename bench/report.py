@@ -15,16 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import bars  # noqa: E402
-import report_html  # noqa: E402
-import report_plot  # noqa: E402
-import report_rows  # noqa: E402
-import reporting  # noqa: E402
-
-from mingcore.testing import machine  # noqa: E402
+import report_html
+import report_plot
+import report_rows
+import reporting
+import targets
+from mingcore.testing import machine
 
 OURS = ("results",)  # written here, not read
 PARTS = {  # what a complete report of a CPU has: kind of result, and what it is
@@ -61,7 +57,7 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     by_kind = merged(found.values())
     # one for each format of weights, so no merging
     by_kind["speech"] = {"results": [r for r in found.values() if r["kind"] == "end_to_end"]}
-    judged = bars.judge(by_kind, "cpu")
+    judged = targets.judge(by_kind, "cpu")
     held = [b.as_dict() for b in judged]
     for result in found.values():
         held += [_as_bar(bar) for bar in result.get("bars", ())]
@@ -106,7 +102,7 @@ def _source(name: str, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def missing(found: dict[str, dict], rows: list[dict], judged: list[bars.Judged]) -> list[str]:
+def missing(found: dict[str, dict], rows: list[dict], judged: list[targets.Judged]) -> list[str]:
     """What a reader might look for and not find, each with the reason."""
     said = []
     kinds = {result["kind"] for result in found.values()}

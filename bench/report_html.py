@@ -109,8 +109,8 @@ def _ceilings(ceilings: dict[str, Any] | None) -> str:
         for kind, gemm in ceilings["gemms"].items()
     ]
     return (
-        "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, int8 weights to the bfloat16 one.</p>"
-        + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)
+        "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, "
+        "int8 weights to the bfloat16 one.</p>" + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)
     )
 
 

@@ -177,7 +177,7 @@ def _codecs(result: Result) -> list[Row]:
 
 def _transformers(result: Result) -> list[Row]:
     """One layer of experts in a model of transformers. Bytes are those that its bench counted, for
-    bfloat16; operations are those of moe_mlp (mingcore/testing/cost.py)."""
+    bfloat16; operations are those of moe_mlp (mingcore/ops/moe/cases.py)."""
     sizes, rows = result["dims"], []
     for row in result["rows"]:
         others = {way: t["median"] for way, t in row["us"].items() if way[:8] != "mingcore"}

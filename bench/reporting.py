@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +59,22 @@ def kept(name: str, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def joined(before: dict[str, Any] | None, content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def joined(
+    before: dict[str, Any] | None,
+    content: dict[str, Any],
+    keys: Sequence[str],
+    order: Callable[[dict[str, Any]], Any] | None = None,
+) -> dict[str, Any]:
     """A result with the rows of an earlier part of the same series, but for those with equal `keys`
-    that it has itself. SystemExit when the machines, threads or commits differ."""
+    that it has itself. SystemExit when the machines, threads, commits or layers differ."""
     if before is None:
         return content
     for what in ("cpu", "threads", "gpu", "commit"):
         old, new = before["machine"][what], content["machine"][what]
         if old != new:
             raise SystemExit(f"--add to a result of another {what}: {old}, not {new}")
+    if before.get("layers") != content.get("layers"):
+        raise SystemExit(f"--add to a result of {before['layers']} layers, not {content['layers']}")
     fresh = {tuple(row[key] for key in keys) for row in content["rows"]}
     old = [row for row in before["rows"] if tuple(row[key] for key in keys) not in fresh]
     seen = dict(content.get("ceilings", {}))
@@ -76,7 +83,13 @@ def joined(before: dict[str, Any] | None, content: dict[str, Any], keys: Sequenc
         higher = {key: max(best[key], now[key]) for key in ("read_gbs", "copy_gbs")}
         gemms = {k: max(v, now["gemm_tflops"][k]) for k, v in best["gemm_tflops"].items()}
         seen[device] = {**now, **higher, "gemm_tflops": gemms}
-    return {**content, "ceilings": seen, "rows": old + content["rows"]}
+    rows = old + content["rows"]
+    merged = {**content, "rows": sorted(rows, key=order) if order else rows}
+    if seen:
+        merged["ceilings"] = seen
+    if isinstance(content.get("lacking"), dict):
+        merged["lacking"] = {**before["lacking"], **content["lacking"]}
+    return merged
 
 
 def last_line(content: dict[str, Any]) -> None:

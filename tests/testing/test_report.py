@@ -21,9 +21,8 @@ BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture
-def report(monkeypatch):
-    """bench/ is a folder of scripts: its modules import each other by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
+def report():
+    """bench/report.py, imported anew."""
     before = set(sys.modules)
     import report
 

@@ -2,24 +2,19 @@
 
 import ast
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import resources_kept
+import resources_triton
 from mingcore.ops._core import launch
+from resources_kept import Taken
 from tests.native import triton_process
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-import resources_kept  # noqa: E402
-from resources_kept import Taken  # noqa: E402
-
 resources = pytest.importorskip("resources")
-import resources_triton  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 TARGETS = {"sm_80", "sm_90a", "sm_100"}
 WGMMA, MMA = "wgmma m64n64k16 bf16", "mma m16n8k16 bf16"
 GOOD = Taken("sm_90 linear", 100, 20_000, 0, (WGMMA,))
