@@ -1,6 +1,7 @@
 """A kernel that spills, grows or loses its instructions is caught: shown on broken copies."""
 
 import ast
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,7 @@ def test_a_cuda_kernel_compiled_into_too_few_registers_is_caught(monkeypatch, tm
     copy = tmp_path / "cuda" / source.parent.name / source.name
     assert resources.faults(resources.compiled("spectrum_head", "sm_80")) == []
     text = copy.read_text()
-    copy.write_text(text.replace("(INVERSE_THREADS) spec", "(INVERSE_THREADS, 4) spec"))
+    copy.write_text(re.sub(r"\(INVERSE_THREADS\)(\s+spec)", r"(INVERSE_THREADS, 4)\1", text))
     assert copy.read_text() != text
     monkeypatch.setattr(resources.launch, "source", lambda op: copy)
     made = resources.compiled("spectrum_head", "sm_80")
