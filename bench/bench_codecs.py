@@ -100,8 +100,8 @@ def measured(name: str, quick: bool, budget_s: float) -> list[dict[str, Any]]:
             error = max_relative(call(ours), call(theirs))
             if not error <= CLOSE:
                 raise AssertionError(f"{name}, {what}: differs by {error:.2e}")
-        ways = {"theirs": lambda c=call: c(theirs), "ours": lambda c=call: c(ours)}
-        took = interleaved(ways, rounds=3 if quick else 15, budget_s=budget_s, warmup=1)
+        pair = {"theirs": lambda c=call: c(theirs), "ours": lambda c=call: c(ours)}
+        took = interleaved(pair, rounds=3 if quick else 15, budget_s=budget_s, warmup=1)
         ratio = took.speedup("ours", over="theirs")
         rows.append(
             {

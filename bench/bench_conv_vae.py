@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,11 +39,9 @@ def calls(codec: str, seconds: float):
         wide, length = (x if vox else x.unsqueeze(1)), T / vae.latent_rate
         if what == "patch":
             into, out = vae.new_encoder_state(1), vae.new_decoder_state(1)
-            ours = lambda z=z, out=out: vae.decode(z, out, last=False)  # noqa: E731
-            back = lambda x=x, into=into: vae.encode_stream(x, into)  # noqa: E731
+            ours, back = partial(vae.decode, z, out, last=False), partial(vae.encode_stream, x, into)
         else:
-            ours = lambda z=z: vae.decode(z)  # noqa: E731
-            back = lambda x=x: vae.encode(x)  # noqa: E731
+            ours, back = partial(vae.decode, z), partial(vae.encode, x)
         yield f"decode {what}", ours, lambda z=z: decode(tensors, config, z), length
         yield f"encode {what}", back, lambda x=wide: encode(tensors, config, x), length
 

@@ -226,7 +226,7 @@ def leave(folder: Path, records: Path, done: list[Part], content: dict[str, Any]
 
 
 def summarise(done: list[Part], found: dict[str, dict[str, Any]], seconds: float) -> str:
-    """The table: parts, then the bars of the design."""
+    """The table: parts, then the targets of the design."""
     blocks = [
         reporting.table(("part", "result", "s"), [(p.name, p.status, round(p.seconds)) for p in done]),
         targets.table(targets.judge(found)),

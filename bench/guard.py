@@ -3,7 +3,7 @@
 Two measures, each against what was kept for this machine class (guard.json in its results):
 
 - **ratios**: CPU time of one thread (preemption by others does not count) of ours over that of
-  an ordinary PyTorch way to the same, in turns in the same process, the least of each. A ratio
+  its baseline in PyTorch, in turns in the same process, the least of each. A ratio
   LIMIT_RATIO times the kept one fails, when three runs in a row say so.
 - **instructions**: what one call of every kernel of mingcore._cpu executes under valgrind, in avx2,
   which is all it has. The same on every run and whatever else the machine does, so
@@ -82,7 +82,7 @@ def _convolution() -> tuple[Arguments, Call]:
     return {"x": x, "weight": w}, lambda: F.conv1d(padded, w)
 
 
-# name -> op, its arguments, and the PyTorch way it is held to. Small: what fits in a core's own
+# name -> op, its arguments, and its baseline. Small: what fits in a core's own
 # cache is as fast on a busy machine as on an idle one, between two turns of the others
 CASES: dict[str, tuple[str, str, Callable[[], tuple[Arguments, Call]]]] = {
     "linear, fp32": ("linear", "oneDNN prepacked", lambda: _linear(torch.float32)),
@@ -98,7 +98,7 @@ def _random(*shape: int) -> torch.Tensor:
 
 
 def calls(name: str) -> tuple[Call, Call]:
-    """Ours and the other way, on equal arguments; ours is right, or AssertionError says how not."""
+    """Ours and the baseline, on equal arguments; ours is right, or AssertionError says how not."""
     op, _, make = CASES[name]
     arguments, other = make()
     check_op(op, arguments)
@@ -107,7 +107,7 @@ def calls(name: str) -> tuple[Call, Call]:
 
 
 def ratio(ours: Call, other: Call, rounds: int = ROUNDS, sample_s: float = SAMPLE_S) -> float:
-    """CPU time of ours over that of the other way, in turns, on one thread: of each the least,
+    """CPU time of ours over that of the baseline, in turns, on one thread: of each the least,
     since others can only add to it."""
     with threads(1):
         pair = [(call, _repeats(call, sample_s)) for call in (ours, other)]

@@ -20,7 +20,7 @@ from mingcore.testing.timing import Comparison, events_interleaved, graph_interl
 
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 AGREE = {torch.float32: 1e-4, torch.bfloat16: 4e-2, torch.float16: 1e-2}
-HEAD = ("op", "case", "dtype", "backend", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best", "best other")
+HEAD = ("op", "case", "dtype", "backend", "cache", "us", "GB/s", "% read", "TFLOP/s", "x best", "best baseline")
 PROBE = "read probe"
 
 Calls = dict[str, Callable[[], Any]]
@@ -147,7 +147,7 @@ def timed_on_cpu(
 
 def timed_on_gpu(calls: Calls, eager_too: bool, budget_s: float) -> tuple[Comparison, dict[str, float]]:
     """CUDA graphs in turns; apart, in µs, the loops, which wait for the device, so that a graph cannot
-    hold them. eager_too: every baseline both ways."""
+    hold them. eager_too: every baseline in both."""
     theirs = {n for n in calls if not n.startswith("ours") and n != PROBE}
     loops = {name for name in theirs if name.startswith("loop")}
     apart = {name: call for name, call in calls.items() if name in (theirs if eager_too else loops)}

@@ -1,7 +1,7 @@
 """One report of everything that was measured on a machine, from what the benches kept.
 
 `python bench/report.py [FOLDER]`, by default bench/results/<this machine>, reads the JSON files
-there and writes results.json (every row in one shape, ceilings, bars, what is missing), report.html
+there and writes results.json (every row in one shape, ceilings, targets, what is missing), report.html
 (opens from disk: no network, no other file) and the roofline as roofline.svg and roofline.png,
 where matplotlib is installed. It measures nothing: `make bench` does, then calls it.
 """
@@ -60,7 +60,7 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     judged = targets.judge(by_kind, "cpu")
     held = [b.as_dict() for b in judged]
     for result in found.values():
-        held += [_as_bar(bar) for bar in result.get("bars", ())]
+        held += [_as_target(bar) for bar in result.get("bars", ())]
     newest = max(found.values(), key=lambda result: result["machine"]["time_utc"])
     return {
         "kind": "report",
@@ -76,7 +76,7 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def merged(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """kind -> result, rows of later ones behind; so the bars find their row."""
+    """kind -> result, rows of later ones behind; so the targets find their row."""
     by_kind: dict[str, dict[str, Any]] = {}
     for result in sorted(results, key=lambda r: len(r.get("rows", ())), reverse=True):
         seen = by_kind.setdefault(result["kind"], result)
@@ -85,7 +85,7 @@ def merged(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return by_kind
 
 
-def _as_bar(bar: dict[str, Any]) -> dict[str, Any]:
+def _as_target(bar: dict[str, Any]) -> dict[str, Any]:
     verdict, wanted = "pass" if bar["met"] else "fail", f">= {bar['at_least']}"
     return {"name": bar["bar"], "wanted": wanted, "value": bar["got"], "verdict": verdict}
 
@@ -107,7 +107,7 @@ def missing(found: dict[str, dict], rows: list[dict], judged: list[targets.Judge
     said = []
     kinds = {result["kind"] for result in found.values()}
     said += [f"{what}: not measured" for kind, what in PARTS.items() if kind not in kinds]
-    said += [f"bar “{b.name}”: not measured" for b in judged if b.value is None]
+    said += [f"target “{b.name}”: not measured" for b in judged if b.value is None]
     for name, result in found.items():
         lacking = result.get("lacking") or ()
         said += [f"{name}: {entry}: only the reference serves it here" for entry in lacking]
@@ -124,7 +124,7 @@ def missing(found: dict[str, dict], rows: list[dict], judged: list[targets.Judge
         said.append(f"share of the ceilings of {some} rows: their bytes are not counted")
     alone = sum(row["best"] is None for row in rows)
     if alone:
-        said.append(f"{alone} rows have no other way in PyTorch to be compared to")
+        said.append(f"{alone} rows have no baseline in PyTorch")
     said.append("GPU: not measured in this report; `make gpu` leaves one of its own")
     said.append("released checkpoints: not measured; weights are random, of the named sizes")
     return said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,17 +65,19 @@ def joined(
     content: dict[str, Any],
     keys: Sequence[str],
     order: Callable[[dict[str, Any]], Any] | None = None,
+    same: Sequence[str] = ("layers",),
 ) -> dict[str, Any]:
     """A result with the rows of an earlier part of the same series, but for those with equal `keys`
-    that it has itself. SystemExit when the machines, threads, commits or layers differ."""
+    that it has itself. SystemExit when the machines, threads, commits, or one of `same` differ."""
     if before is None:
         return content
     for what in ("cpu", "threads", "gpu", "commit"):
         old, new = before["machine"][what], content["machine"][what]
         if old != new:
             raise SystemExit(f"--add to a result of another {what}: {old}, not {new}")
-    if before.get("layers") != content.get("layers"):
-        raise SystemExit(f"--add to a result of {before['layers']} layers, not {content['layers']}")
+    for what in same:
+        if before.get(what) != content.get(what):
+            raise SystemExit(f"--add to a result of other {what}: {before[what]}, not {content[what]}")
     fresh = {tuple(row[key] for key in keys) for row in content["rows"]}
     old = [row for row in before["rows"] if tuple(row[key] for key in keys) not in fresh]
     seen = dict(content.get("ceilings", {}))
@@ -90,6 +93,14 @@ def joined(
     if isinstance(content.get("lacking"), dict):
         merged["lacking"] = {**before["lacking"], **content["lacking"]}
     return merged
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An option's numbers by comma, all >= 1."""
+    found = tuple(map(int, text.split(",")))
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {min(found)}")
+    return found
 
 
 def last_line(content: dict[str, Any]) -> None:

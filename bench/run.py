@@ -230,10 +230,10 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--backend", help="for all that is ours, as in MINGCORE_BACKEND")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--size", choices=list(sweeps.SIZES), default="real", help="of --sweep moe and flow")
-    parser.add_argument("--tokens", type=_counts, help="of --sweep moe; of flow: 11, 37 or both")
+    parser.add_argument("--tokens", type=reporting.counts, help="of --sweep moe; of flow: 11, 37 or both")
     parser.add_argument("--routing", type=_names(sweeps.ROUTINGS), default=tuple(sweeps.ROUTINGS))
     parser.add_argument("--layers", type=int, default=4, help="that weights of --sweep moe rotate over")
-    parser.add_argument("--batches", type=_counts, help="of --sweep flow")
+    parser.add_argument("--batches", type=reporting.counts, help="of --sweep flow")
     parser.add_argument("--no-phases", dest="phases", action="store_false", help="with --sweep flow")
     parser.add_argument("--reference", action="store_true", help="--sweep flow: also what only it serves")
     parser.add_argument("--lengths", type=_names(LENGTHS), default=tuple(LENGTHS), help="of --sweep conv")
@@ -266,13 +266,6 @@ def _check_flow(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
     ):
         if unknown := [x for x in given if x not in allowed]:
             parser.error(f"{name} must be of {', '.join(map(str, allowed))}, got {unknown[0]}")
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(map(int, text.split(",")))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"must be >= 1, got {min(counts)}")
-    return counts
 
 
 def _names(known: Collection[str]) -> Callable[[str], tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import flow_baselines
 from codec_layers import LAYERS, Built
 from measure import AGREE, PROBE, SHORT, Calls, Ours, Point, against, packed, serving
 from mingcore import ops
-from mingcore.ops._core.cases import Draw, baselines, cost, for_op
+from mingcore.ops._core.cases import Cost, Draw, baselines, cost, for_op
 from mingcore.ops.flow.cases import SWEEP_BATCHES, head_weights
 from mingcore.ops.flow.cases import SWEEP_TOKENS as FLOW_TOKENS
 from mingcore.ops.moe.cases import ROUTINGS, SIZES, SWEEP_TOKENS, routed
@@ -119,22 +119,17 @@ class Layers:
         wide = 4 if self.device == "cpu" else 0
         return self.elements * (self.count * per_weight + wide)
 
-    @cached_property
-    def probe(self) -> Callable[[int], tuple[Calls, int]]:
-        made: dict[int, tuple[Calls, int]] = {}
-
-        def probe(nbytes: int) -> tuple[Calls, int]:
-            if nbytes not in made:
-                x = torch.randn(nbytes // 2, dtype=torch.bfloat16)
-                made[nbytes] = {PROBE: fastest_read(x)}, x.nbytes
-            return made[nbytes]
-
-        return probe
-
     def tokens(self, T: int, routing: str, seed: int) -> dict[str, Tensor]:
         """Routed inputs in bfloat16: x [T, H], weights [T, K], ids [T, K]."""
         dims = {name: self.dims[name] for name in ("K", "E", "H")}
         return routed(Draw(self.device, torch.bfloat16, seed), T, **dims, routing=routing)
+
+
+@lru_cache(maxsize=1)
+def read_probe(nbytes: int) -> tuple[Calls, int]:
+    """The read probe of the ceilings as one more call, and the bytes that it reads."""
+    x = torch.randn(nbytes // 2, dtype=torch.bfloat16)
+    return {PROBE: fastest_read(x)}, x.nbytes
 
 
 def memory() -> int:
@@ -179,7 +174,7 @@ def moe_point(
 
     probe = ({}, 0)
     if layers.device == "cpu" and ceiling is not None:
-        probe = layers.probe((4 if quick else 8) * ceiling.cache_bytes)
+        probe = read_probe((4 if quick else 8) * ceiling.cache_bytes)
     case = f"{layers.size}_{routing}_t{T}"
     theirs = _moe_baselines(layers, tokens, T, wanted)
     return Point("moe_mlp", case, layers.device, ours, theirs, check, slow=20.0, probe=probe), lacking
@@ -322,12 +317,11 @@ CONV_AGREE = {"cpu": 2e-4, "cuda": 4e-2}  # float32; bfloat16, which PyTorch's o
 
 @dataclass(frozen=True)
 class ConvPoint:
-    """A layer, or an op of the spectrum family, at one length, with its least bytes and operations."""
+    """A layer, or an op of the spectrum family, at one length, and its cost."""
 
     point: Point
     length: str
-    nbytes: int
-    flops: int
+    work: Cost
 
     def row(self, *, quick: bool, budget_s: float) -> dict[str, Any]:
         _, times, apart_us = self.point.measured(quick=quick, budget_s=budget_s)
@@ -340,8 +334,8 @@ class ConvPoint:
             "others_us": {**others, **apart_us},
             "faster": {name: times.speedup("ours", over=name).as_dict() for name in others},
             "best": min(others, key=others.get),
-            "gbs": self.nbytes / took.median / 1e9,
-            "gflops": self.flops / took.median / 1e9,
+            "gbs": self.work.gbs(took.median),
+            "gflops": 1e3 * self.work.tflops(took.median),
         }
 
 
@@ -371,7 +365,7 @@ def conv_points(options: argparse.Namespace, lacking: Lacking) -> Iterator[ConvP
             ours = {"ours": Ours(built.ours, SHORT[dtype], backend, [])}
             check = _conv_check(f"{layer.name} {length}", options.device)
             point = Point(layer.name, layer.name, options.device, ours, calls, check)
-            yield ConvPoint(point, length, built.nbytes, built.flops)
+            yield ConvPoint(point, length, Cost(built.nbytes, built.flops))
 
 
 def _spectrum_point(op: str, length: str, compiled: bool) -> ConvPoint:
@@ -387,13 +381,9 @@ def _spectrum_point(op: str, length: str, compiled: bool) -> ConvPoint:
         out = function(**ready)
         return out if isinstance(out, Tensor) else out[0]
 
-    work = cost(op, kw, (ours(),))
     mine = {"ours": Ours(ours, "fp32", serving(op, ready)[0], [])}
-    return ConvPoint(Point(op, op, "cpu", mine, calls, _conv_check(f"{op} {length}", "cpu")), length, *_both(work))
-
-
-def _both(work: Any) -> tuple[int, int]:
-    return work.nbytes, work.flops
+    point = Point(op, op, "cpu", mine, calls, _conv_check(f"{op} {length}", "cpu"))
+    return ConvPoint(point, length, cost(op, kw, (ours(),)))
 
 
 def _conv_check(name: str, device: str) -> Callable[[dict[str, Any]], None]:

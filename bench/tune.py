@@ -72,11 +72,11 @@ def fastest(product: str, kind: str, height: int, rounds: int) -> tuple[configs.
         if not error <= 0.02:
             print(f"{config}: differs by {error.item():.2e}: left out", file=sys.stderr)
             continue
-        ways = {
+        pair = {
             name: lambda used=used: grouped_gemm.launch(**given, config=used)
             for name, used in (("table", in_use), ("new", config))
         }
-        gain = timing.graph_interleaved(ways, rounds=rounds).speedup("new", "table").median
+        gain = timing.graph_interleaved(pair, rounds=rounds).speedup("new", "table").median
         if gain > max(best_gain, 1 / MARGIN):
             best, best_gain = config, gain
     return best, best_gain
