@@ -121,6 +121,34 @@ def test_ops_bench_prints_a_table_and_json(tmp_path):
     assert json.loads((tmp_path / "ops-odd.json").read_text()) == said
 
 
+def test_runner_measures_named_ops_against_named_baselines(tmp_path, capsys):
+    common = ["--quick", "--budget", "0.02", "--keep", str(tmp_path), "--case", "odd_sizes"]
+    ours = ["--op", "rms_norm,silu_mul", "--dtype", "fp32", "--backend", "reference", "--against", "none"]
+    assert run.main([*common, *ours]) == 0
+    rows = last_json(capsys.readouterr().out)["rows"]
+    assert [(r["op"], r["dtype"], r["backend"], r["best"]) for r in rows] == [
+        ("rms_norm", "fp32", "reference", None),
+        ("silu_mul", "fp32", "reference", None),
+    ]
+    assert run.main([*common, "--add", "--op", "moe_mlp", "--dtype", "bf16", "--against", "all experts"]) == 0
+    said = last_json(capsys.readouterr().out)
+    assert json.loads((tmp_path / "ops-odd_sizes.json").read_text()) == said
+    *_, moe = said["rows"]
+    assert len(said["rows"]) == 3 and (moe["op"], moe["dtype"], moe["backend"]) == ("moe_mlp", "bf16", "cpu")
+    assert moe["others_us"].keys() == {"loop over all experts", "einsum over all experts"}
+    for wrong in (
+        ["--op", "no_such_op"],
+        ["--op", "linear", "--sweep", "moe"],
+        ["--add"],
+        ["--sweep", "flow", "--tokens", "5"],
+    ):
+        with pytest.raises(SystemExit) as error:
+            run.parsed(wrong)
+        assert error.value.code == 2
+    with pytest.raises(SystemExit, match="--case must be a tag or a name"):
+        run.main(["--quick", "--op", "linear", "--case", "nothing"])
+
+
 @pytest.mark.slow
 def test_ops_bench_is_compared_with_an_earlier_run():
     folder = ROOT / ".benchmarks" / "test"  # pytest-benchmark takes none outside of where it runs
