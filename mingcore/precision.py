@@ -20,7 +20,7 @@ from .errors import InputError
 from .model import load
 from .model.headers import read_headers
 from .results import Voice
-from .runtime import generate
+from .runtime import prefill
 from .runtime.noise import RequestNoise
 from .runtime.params import AS_REFERENCE, ContextParams, number
 from .text import prompts
@@ -156,7 +156,7 @@ def _inputs(model, folder: Path, samples: np.ndarray | None, text: str | None, s
     if sound is not None:
         sound = sound.to(device)
         latents = model.vae.encode(sound)[0]
-    latents = generate.whole_patches(model, latents)[:, : MAX_PATCHES * config.patch_frames]
+    latents = prefill.whole_patches(model, latents)[:, : MAX_PATCHES * config.patch_frames]
     n = latents.shape[1] // config.patch_frames
     if n < 2:
         raise InputError(f"samples: must hold at least two patches, got {n}")
@@ -193,7 +193,7 @@ def _outputs(model, inputs: Inputs, condition: Tensor | None, seed: int) -> dict
     out["unified"], _ = model.vae.unify(latents)
     out["decoding"], _ = model.vae.decode(latents)
     projected = model.pool(out["unified"])
-    speaking = generate.embed_prompt(model, inputs.speaking, [projected])
+    speaking = prefill.embed_prompt(model, inputs.speaking, [projected])
     ((start, n),) = inputs.speaking.spans
     out["hidden"] = model.llm(speaking)[0][0]
     # the hidden state after patch p is the condition of patch p + 1
@@ -220,7 +220,7 @@ def _velocity(model, t: float, condition: Tensor, history: Tensor, noise: Tensor
 
 def _answers(model, prompt: Prompt, projected: Tensor) -> Tensor:
     """Logits [T,V] of the tokens after the audio."""
-    embeds = generate.embed_prompt(model, prompt, [projected])
+    embeds = prefill.embed_prompt(model, prompt, [projected])
     mask = torch.tensor([prompt.audio_mask], device=embeds.device)
     hidden, _ = model.llm(embeds, audio_mask=mask)
     ((start, n),) = prompt.spans

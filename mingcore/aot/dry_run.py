@@ -22,19 +22,19 @@ from mingcore_kernels.attention.attention_decode import choose, shares_of
 from .. import ops
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
-from ..model.checkpoint import MingModel, build_parts
 from ..model.context import ContextCache
 from ..model.formats import Formats, resolve
 from ..model.headers import read_headers
+from ..model.ming import MingModel, declare_parts
 from ..model.sources import HeaderTensors
 from ..model.state import VIEW
 from ..model.vae.model import BLOCK, STREAM_BLOCK
-from ..model.weights import LoadReport, Weights, _Ledger
+from ..model.weights import plan_load
 from ..ops import use_backend
 from ..runtime.params import FlowParams
-from ..runtime.rows import Rows
-from ..runtime.step import Group, advance, emit
-from ..runtime.text_rows import pick
+from ..runtime.sampling import sample_tokens
+from ..runtime.state import BatchState
+from ..runtime.step import FlowGroup, advance, generate_patch
 from ..testing.checkpoint_layout import tensor_shapes
 from .targets import Target
 from .trace import Trace, tracing
@@ -123,13 +123,6 @@ def _first_moe(llm: Mapping[str, Any]) -> int:
     return llm.get("first_k_dense_replace") or 0 if llm.get("num_experts") else 0
 
 
-class _Shapes(HeaderTensors):
-    """A source of tensors whose values are never read."""
-
-    def fill(self, name: str, dest: torch.Tensor, index: int | None = None) -> bool:
-        return True
-
-
 def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
     """What `dtype` and `weights` mean on a GPU."""
     return resolve(weights, dtype, torch.device("cuda"))
@@ -137,22 +130,19 @@ def formats(dtype: torch.dtype | None, weights: str | None) -> Formats:
 
 def build(spec: ModelSpec, *, dtype: torch.dtype | None, weights: str | None) -> MingModel:
     """The model on the meta device, in the formats that it would have on a GPU. Raises CheckpointError."""
-    config, found = MingConfig.from_json(spec.config), formats(dtype, weights)
-    ledger = _Ledger(LoadReport())
-    view = Weights(_Shapes(spec.headers, spec.name), device=META, formats=found, dry=False, ledger=ledger)
-    with torch.no_grad():
-        parts = build_parts(view, config)
-    missing = [name for name in ledger.used if name not in spec.headers]
-    if missing:
-        raise CheckpointError(f"{spec.name} lacks {', '.join(sorted(missing)[:4])}")
+    config, kept = MingConfig.from_json(spec.config), formats(dtype, weights)
+    source = HeaderTensors(spec.headers, spec.name)
+    plan = plan_load(source, lambda w: declare_parts(w, config), device=META, formats=kept)
+    if plan.report.missing:
+        raise CheckpointError(f"{spec.name} lacks {', '.join(sorted(plan.report.missing)[:4])}")
     return MingModel(
         config=config,
         tokenizer=None,
-        load_report=ledger.report,
+        load_report=plan.report,
         device=META,
-        dtype=found.dtype,
-        weights=found.weights,
-        **parts,
+        dtype=kept.dtype,
+        weights=kept.weights,
+        **plan.read(),
     )
 
 
@@ -182,22 +172,22 @@ def _steps(model: MingModel, limits: Limits) -> None:
     """Patches of 1 to `limits.rows` sequences, with every schedule, as one step and as separate parts; text tokens."""
     frames, channels = model.config.patch_frames, model.config.latent_dim
     for n in range(1, limits.rows + 1):
-        rows = Rows.create(model, max(n, 2), tokens=64, frames=64, text=True)
+        rows = BatchState.create(model, max(n, 2), tokens=64, frames=64, text=True)
         for steps in limits.steps:
             schedule = FlowParams(steps=steps).schedule
             noise = torch.zeros(steps + 1, max(n, 2), frames, channels, device=META)
             for guided in (True, False):
-                group = Group(schedule, guided, noise[:, :n])
+                group = FlowGroup(schedule, guided, noise[:, :n])
                 view = rows.rows(0, n)
-                emit(model, view, [group])
-                emit(model, view, [group], full=True)
+                generate_patch(model, view, [group])
+                generate_patch(model, view, [group], full=True)
             advance(model, view)
             advance(model, view, full=True)
-        pick(model, view, None)
-        advance(model, view, wrote=True)
-    alone = Rows.create(model, 1, tokens=64, frames=64)
-    group = Group(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
-    emit(model, alone, [group])
+        sample_tokens(model, view, None)
+        advance(model, view, tokens=True)
+    alone = BatchState.create(model, 1, tokens=64, frames=64)
+    group = FlowGroup(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
+    generate_patch(model, alone, [group])
     advance(model, alone)
     advance(model, alone, full=True)
 
@@ -205,7 +195,7 @@ def _steps(model: MingModel, limits: Limits) -> None:
 def _caches(model: MingModel, limits: Limits) -> None:
     """A step over caches of every length up to MAX_SLOTS."""
     for slots in range(VIEW, MAX_SLOTS + 1, VIEW):
-        rows = Rows.create(model, 1, tokens=slots, frames=slots)
+        rows = BatchState.create(model, 1, tokens=slots, frames=slots)
         rows.llm.bounds[:] = [slots - 1]
         rows.semantic.bounds[:] = [slots - model.config.patch_frames]
         advance(model, rows, full=True)

@@ -21,7 +21,7 @@ from triton.runtime.driver import driver
 
 from ..errors import InputError, KernelBundleError
 from ..ops._core import launch
-from ..runtime.stats import served_kernels
+from ..runtime.stats import report_kernels
 from . import identity, manifest
 from .targets import Target
 from .trace import Launch
@@ -163,7 +163,7 @@ def install_checked(folder: Path, found: Mapping[str, Any], target: Target) -> I
         launch.serve(binaries)
         _installed = InstalledBundle(folder, target, len(entries), len(binaries))
         _refuse_others(_installed)
-        served_kernels["cuda"] = _installed.as_dict
+        report_kernels("cuda", _installed.as_dict)
         return _installed
 
 
@@ -214,4 +214,4 @@ def uninstall() -> None:
         _installed = None
         knobs.runtime.jit_cache_hook = knobs.compilation.listener = None
         launch.serve(None)
-        served_kernels.clear()
+        report_kernels("cuda", None)

@@ -14,7 +14,8 @@ from ..errors import ClosedError
 from ..results import Speech, Transcript, Voice
 from ..runtime.engine import SLOT_SECONDS, Engine
 from ..runtime.params import whole as whole_number
-from ..runtime.worker import Ticket, Worker, once
+from ..runtime.sequence import Call
+from ..runtime.worker import Ticket, Worker
 from .batch import combine
 from .ming_audio import MingAudio
 
@@ -125,7 +126,7 @@ class AsyncMingAudio:
             return [piece async for piece in pieces]
 
     async def _call(self, function: Callable[[], Any]) -> Any:
-        (result,) = await self._all(lambda: once(function))
+        (result,) = await self._all(lambda: Call(function))
         return result
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from ..errors import InputError
 from ..results import Speech, Transcript
 from ..runtime.engine import Engine
+from ..runtime.model_runner import check_slots
 from ..runtime.requests import Request
-from ..runtime.slots import check_slots
 
 Piece = Speech | Transcript
 # task -> the argument that a request must have, and the method that makes a request of its arguments
@@ -104,7 +104,7 @@ def _run(
     try:
         for index, request in valid:
             engine.submit(request, _SharedSink(index, queue))
-        while queue or engine.tick():
+        while queue or engine.step():
             while queue:
                 index, piece = queue.popleft()
                 if strict and isinstance(piece, BaseException):

@@ -18,7 +18,7 @@ from ..results import Speech
 from ..runtime.noise import SeededNoise
 from ..runtime.params import draw_seed
 from ..runtime.stats import Meter
-from ..runtime.work import to_numpy
+from ..runtime.task import to_numpy
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Codec:
             with torch.no_grad():
                 sound, _ = self.model.vae.decode(latents, state, last)
             samples = to_numpy(sound[0])
-            meter.heard(samples.size, self.sample_rate)
+            meter.count_audio(samples.size, self.sample_rate)
             meter.pause()
             meter.stats.ended_by = "stop" if last else None
             if samples.size:

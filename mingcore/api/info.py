@@ -19,8 +19,8 @@ from ..config.devices import as_device, as_dtype
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
 from ..model.headers import DTYPES, read_headers
+from ..model.memory_plan import MemoryPlan, make
 from ..model.parts import PARTS, part_of
-from ..model.plan import Plan, make
 from ..model.sources import HeaderTensors
 from ..runtime.locate import bundled, find_folder
 from ..runtime.params import ContextParams
@@ -87,8 +87,8 @@ def plan(
     minutes: Sequence[float] = (1.0,),
     context_seconds: float | None = None,
     context_format: str | None = None,
-) -> Plan:
-    """The memory that a checkpoint would need, by its headers; see `model.plan`.
+) -> MemoryPlan:
+    """The memory that a checkpoint would need, by its headers; see `model.memory_plan`.
 
     device: None is a GPU if there is one; "cuda" is possible without one. batches, minutes: one line of the plan for
     each pair.

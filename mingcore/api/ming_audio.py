@@ -14,16 +14,16 @@ from ..errors import CheckpointError, InputError
 from ..fidelity import RoundTrip
 from ..model import load
 from ..results import Speech, Transcript, Voice
-from ..runtime import generate
+from ..runtime import prefill
 from ..runtime.editing import EditRequest
 from ..runtime.fingerprint import fingerprint
 from ..runtime.locate import locate
 from ..runtime.noise import SeededNoise
 from ..runtime.params import ContextParams, FlowParams, TextParams, draw_seed, number, seconds_range
-from ..runtime.requests import results
+from ..runtime.single import results
 from ..runtime.speaking import SpeechRequest
+from ..runtime.task import Progress, to_numpy
 from ..runtime.understanding import UnderstandRequest
-from ..runtime.work import Progress, to_numpy
 from ..text import normalize as norm
 from .batch import combine, run_batch
 from .codec import Codec
@@ -85,7 +85,7 @@ class MingAudio(Codec):
             raise InputError(f"transcript: must be a string, got {type(transcript).__name__}")
         noise = SeededNoise(draw_seed(seed), self.device)
         samples = self._read(audio, self._patch_samples, "one patch")
-        latents = generate.sample_latents(self.model, samples, noise)
+        latents = prefill.posterior_latents(self.model, samples, noise)
         return Voice(to_numpy(latents[0]), transcript.strip(), self._fingerprint)
 
     @property
@@ -285,7 +285,7 @@ class MingAudio(Codec):
                 f"voice: was made with another checkpoint ({voice.checkpoint}), this one is {self._fingerprint}"
             )
         latents = self._latents("voice", voice.latents)
-        return generate.whole_patches(self.model, latents), voice.transcript
+        return prefill.whole_patches(self.model, latents), voice.transcript
 
     def _resolve_voice(self, voice: Voice | str | Path | None) -> Voice:
         if isinstance(voice, Voice):

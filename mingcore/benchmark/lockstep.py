@@ -19,11 +19,12 @@ from torch import Tensor
 
 from ..errors import MingError
 from ..runtime.graphs import Graphs, graphs_for
+from ..runtime.model_runner import ModelRunner
 from ..runtime.params import FlowParams
-from ..runtime.slots import Slots
+from ..runtime.prefill import PrefillTarget
 from ..runtime.speaking import Speaking
-from ..runtime.step import Group, draw, hear, sound, think
-from ..runtime.work import patch_seconds
+from ..runtime.step import FlowGroup, decode_audio, encode_audio, llm_step, sample_latents
+from ..runtime.task import patch_seconds
 from ..testing.compare import max_relative
 from ..testing.eager import EagerMing
 from ..testing.eager.audio import DecoderState
@@ -48,23 +49,23 @@ class Ours:
     def __init__(self, model, batch: int, patches: int, *, graphs: bool = True):
         self.model, self.batch, self._patches = model, batch, patches
         seconds = (patches + 1) * patch_seconds(model.config)
-        self.slots = Slots(model, batch, seconds=seconds, graphs=Graphs(None))
+        self.runner = ModelRunner(model, batch, seconds=seconds, graphs=Graphs(None))
         self.graphs = graphs_for(model.llm.device) if graphs else Graphs(None)
         self.full = not self.graphs.used
         config, flow = model.config, FlowParams()
         shape = (flow.steps + 1, batch, config.patch_frames, config.latent_dim)
         self._noise = torch.zeros(shape, device=model.llm.device)
         packed, schedule = model.flow.packed, flow.schedule
-        view = self.slots.view(batch)
-        groups = [Group(schedule, True, self._noise)]
+        view = self.runner.view(batch)
+        groups = [FlowGroup(schedule, True, self._noise)]
         # constants of the head's caches; the graphs need them to stay alive
         keep_alive = (packed.times(schedule), packed.steps(schedule), packed.rope(11))
         self._outputs: dict[str, Any] = {}
         self._stages = {
-            "flow": lambda: draw(model, view, groups),
-            "decode": lambda: sound(model, view, self._outputs["flow"], full=self.full),
-            "semantic": lambda: hear(model, view, full=self.full),
-            "llm": lambda: think(model, view, self._outputs["semantic"], full=self.full),
+            "flow": lambda: sample_latents(model, view, groups),
+            "decode": lambda: decode_audio(model, view, self._outputs["flow"], full=self.full),
+            "semantic": lambda: encode_audio(model, view, full=self.full),
+            "llm": lambda: llm_step(model, view, self._outputs["semantic"], full=self.full),
         }
         if self.graphs.used:
             for name, stage in self._stages.items():  # no sequence is active, so no state changes
@@ -76,18 +77,19 @@ class Ours:
         for row in range(self.batch):
             request = new_request(self.model, row, self._patches)
             speaking = Speaking(self.model, request)
-            segment = speaking.next()
-            alone = self.slots.row(row)
-            context = speaking.fill(segment, alone.llm, alone.semantic)
-            self.slots.begin(row, context, segment, request.flow.guidance)
+            segment = speaking.next_segment()
+            self.runner.clear(row)
+            state = self.runner.state.rows(row, row + 1)
+            result = speaking.prefill(segment, PrefillTarget(state.llm, state.semantic)).run()
+            self.runner.begin(row, result, segment, request.flow.guidance)
 
     def patch(self, noise: Tensor, mark: Mark) -> None:
         self._noise.copy_(noise)
-        self.slots.view(self.batch)  # updates the bounds of its caches
+        self.runner.view(self.batch)  # updates the bounds of its caches
         for name, stage in self._stages.items():
             self._outputs[name] = self.graphs.run(name, stage)
             mark()
-        self.slots.rows.counted([True] * self.batch)
+        self.runner.state.count_step([True] * self.batch)
 
     @property
     def latents(self) -> Tensor:
@@ -110,7 +112,7 @@ class Baseline:
     def start(self) -> None:
         eager, requests = self.eager, [new_request(self.model, row, self._patches) for row in range(self.batch)]
         self._semantic, self._cache, self._decoder = {}, {}, DecoderState()
-        prompt = Speaking(self.model, requests[0]).next().prompt
+        prompt = Speaking(self.model, requests[0]).next_segment().prompt
         device = requests[0].latents.device
         ids = torch.tensor(prompt.ids, device=device)
         voice = torch.cat([request.latents for request in requests])

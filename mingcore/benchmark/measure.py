@@ -138,5 +138,5 @@ def measure(subject: Subject, settings: Settings, progress: Progress = lambda li
 
 
 def _prompt(model, request) -> str:
-    tokens = len(Speaking(model, request).next().prompt.ids)
+    tokens = len(Speaking(model, request).next_segment().prompt.ids)
     return f"{tokens} tokens, {serving.VOICE_SECONDS:g} s of voice among them"

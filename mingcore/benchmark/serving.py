@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from ..runtime.engine import Engine
+from ..runtime.model_runner import check_slots
 from ..runtime.params import FlowParams
-from ..runtime.slots import check_slots
 from ..runtime.speaking import SpeechRequest
-from ..runtime.work import patch_seconds
+from ..runtime.task import patch_seconds
 
 VOICE_SECONDS = 3.0
 TRANSCRIPT = "This is how I sound when I read a sentence to you."
@@ -146,7 +146,7 @@ def _run(engine: Engine, requests: Sequence[SpeechRequest]) -> list[TimingSink]:
     for request in requests:
         sinks.append(TimingSink(begun))
         engine.submit(request, sinks[-1])
-    while engine.tick():
+    while engine.step():
         pass
     for sink in sinks:
         if sink.error is not None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from ..config.model_config import MingConfig
 from ..errors import InputError, NotEnoughMemory
 from ..model.checkpoint import MingModel, from_source, load
+from ..model.headers import read_headers
 from ..model.memory import device_memory
 from ..model.sources import HeaderTensors
-from ..model.weights import read_headers
 from ..runtime.locate import locate
 from ..testing.eager import EagerMing
 from ..testing.synthetic import model_config, random_tensor, tensor_shapes

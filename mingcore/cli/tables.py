@@ -13,7 +13,7 @@ from .doctor import NO_GPU, is_unproven
 from .terminal import count, size
 
 if TYPE_CHECKING:
-    from ..model.plan import Plan
+    from ..model.memory_plan import MemoryPlan
     from ..precision import Precision
 
 
@@ -99,8 +99,8 @@ def show_roundtrip(trip: RoundTrip) -> None:
     Console(highlight=False).print(table)
 
 
-def show_plan(plan: Plan) -> None:
-    """Prints a memory plan."""
+def show_plan(plan: MemoryPlan) -> None:
+    """Prints what a model would take of memory."""
     console = Console(highlight=False)
     table = table_of("weights", "format", "bytes")
     for row in plan.weights:

@@ -1,9 +1,8 @@
-"""A whole checkpoint, from a folder to a model that is ready to run."""
+"""Loading: from a checkpoint's folder to a model that is ready to run."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,37 +10,14 @@ import torch
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError
 from ..text.prompts import Tokenizer
-from .flow import FlowHead
-from .formats import resolve, unserved
-from .heads import LinearPooling, StopHead
-from .llm import LLM
-from .plan import check
-from .vae import AudioVAE
-from .weights import FileTensors, LoadReport, Source, Weights, assemble, read_headers
+from .formats import resolve, unsupported_reason
+from .headers import read_headers
+from .memory_plan import require_memory
+from .ming import MingModel, declare_parts
+from .sources import FileTensors, Source
+from .weights import plan_load
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class MingModel:
-    """The parts of Ming-UniAudio, the config they were built by, and the tokenizer if there is one.
-
-    `load_report` says which tensors of the checkpoint are known to be unused, and with
-    strict=False what did not fit. `weights` is the format of the large matrices, `dtype` the type
-    of the others.
-    """
-
-    config: MingConfig
-    llm: LLM
-    flow: FlowHead
-    vae: AudioVAE
-    pool: LinearPooling
-    stop_head: StopHead
-    tokenizer: Tokenizer | None
-    load_report: LoadReport
-    device: torch.device
-    dtype: torch.dtype
-    weights: str = "fp32"
 
 
 def load(
@@ -67,7 +43,7 @@ def load(
     language model are read at every pass, and dropped: for a look at a model that does not fit.
 
     check_memory: raise NotEnoughMemory, before anything is read, where the weights and a request of
-    one minute will not fit in what the device has left (`plan.check`).
+    one minute will not fit in what the device has left (`memory_plan.require_memory`).
 
     Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
     contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
@@ -108,48 +84,21 @@ def from_source(
 ) -> MingModel:
     """`load` with the tensors of any source."""
     formats = resolve(weights, dtype, device, activation_dtype)
-    reason = unserved(formats, device)
+    reason = unsupported_reason(formats, device)
     if reason is not None:
         logger.warning("weights %s: %s; the formulas compute, slowly", formats.weights, reason)
-    if check_memory and strict and not layers_on_demand:
-        check(source, config, device=device, dtype=dtype, weights=weights)
-    parts, report = assemble(
-        source,
-        lambda w: build_parts(w, config, layers_on_demand),
-        device=device,
-        dtype=dtype,
-        weights=weights,
-        activation_dtype=activation_dtype,
-        strict=strict,
+    plan = plan_load(
+        source, lambda w: declare_parts(w, config, layers_on_demand=layers_on_demand), device=device, formats=formats
     )
+    plan.require_complete(strict)
+    if check_memory and strict and not layers_on_demand:
+        require_memory(plan, config)
     return MingModel(
         config=config,
         tokenizer=tokenizer,
-        load_report=report,
+        load_report=plan.report,
         device=device,
         dtype=formats.dtype,
         weights=formats.weights,
-        **parts,
+        **plan.read(),
     )
-
-
-def build_parts(w: Weights, config: MingConfig, layers_on_demand: bool = False) -> dict:
-    """The parts of `MingModel`, by name."""
-    H, audio = config.llm.hidden_size, config.audio
-    head = w.sub("flowloss.cfm.model")
-    flow = FlowHead.from_weights(head, config.flow, cond_size=H)
-    channels = head.shape("x_embedder.weight")[1]
-    if channels != config.latent_dim:
-        raise CheckpointError(
-            f"{w.source.what}: the flow head makes {channels} channels, but "
-            f"audio_tokenizer_config.enc_kwargs.latent_dim is {config.latent_dim}"
-        )
-    return {
-        "llm": LLM.from_weights(w.sub("model"), config.llm, on_demand=layers_on_demand),
-        "flow": flow,
-        "vae": AudioVAE.from_weights(w.sub("audio"), audio),
-        "pool": LinearPooling.from_weights(
-            w.sub("linear_proj_audio.final_layer"), audio.semantic_hidden, H, config.patch_frames
-        ),
-        "stop_head": StopHead.from_weights(w, H),
-    }

@@ -1,4 +1,4 @@
-"""A cache that departs from the reference so that long sound stays in memory: two options.
+"""KV cache options for long audio, which depart from the reference: a sliding window, int8.
 
 window: the newest so many tokens are seen, in a ring of slots, so memory is constant. int8: keys
 and values with a scale per token and head, a quarter of float32. By default neither: every key is
@@ -27,7 +27,7 @@ FORMATS = ("int8",)
 
 
 class ContextCache(NamedTuple):
-    """One layer's slots: keys, values [B,S,Hkv,D], the scales [B,S,Hkv,1] of int8 ones, window."""
+    """One layer's KV cache: keys, values [B,S,Hkv,D], scales [B,S,Hkv,1] if they are int8, window."""
 
     keys: Tensor
     values: Tensor
@@ -57,7 +57,7 @@ def _quantised(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _words(x: Tensor) -> Tensor:
-    """Four int8 as one float32: what only moves them does not look at them."""
+    """Four int8 reinterpreted as one float32: `kv_write_` copies bits, whatever they mean."""
     return x.view(torch.float32)
 
 
@@ -100,16 +100,16 @@ class ContextState(KVState):
             )
         return made
 
-    def _sides(self) -> Sequence[list[Tensor]]:
+    def _caches(self) -> Sequence[list[Tensor]]:
         scales = () if self.key_scales is None else (self.key_scales, self.value_scales)
         return self.keys, self.values, *scales
 
     def _view(self, layer: int, shown: int) -> ContextCache:
         window = self.windows[layer]
-        sides = [side[layer] for side in self._sides()]
+        caches = [cache[layer] for cache in self._caches()]
         if window is None:
-            sides = [t[:, :shown] for t in sides]
-        return ContextCache(*sides, *(None,) * (4 - len(sides)), window)
+            caches = [t[:, :shown] for t in caches]
+        return ContextCache(*caches, *(None,) * (4 - len(caches)), window)
 
     def rows(self, start: int, stop: int) -> KVState:
         raise InputError("context: requests that share a batch keep every key as it is")

@@ -1,4 +1,4 @@
-"""In which formats a model's weights are kept, and which of them a format is for.
+"""Weight formats, and which matrices each of them is for.
 
 `weights` is the format of the large matrices: the experts, shared ones too; the projections and
 MLPs of every transformer block (language model, semantic module, both backbones of the AudioVAE);
@@ -24,6 +24,9 @@ from ..errors import CheckpointError, InputError
 from ..ops._core.packing import FORMATS, QUANTISED, format_of
 
 WEIGHTS = ("fp32", "fp16", "bf16", "int8", "int8_dyn", "fp8")
+# What a tensor is for, which decides its format: a large matrix of a transformer block, or of a block
+# of the flow head; another matrix; a router; a vector (bias, norm); an operand of weight folding.
+ROLES = ("block", "flow_block", "matrix", "router", "vector", "float32")
 _FP8_CAPABILITY = (8, 9)
 
 
@@ -46,6 +49,18 @@ class Formats:
     def router_dtype(self) -> torch.dtype:
         """Routers keep the activations' type where the rest is quantised."""
         return self.activation_dtype if self.quantised else self.dtype
+
+    def of(self, role: str) -> str:
+        """The format of a tensor by what it is for, one of `ROLES`."""
+        if role in ("block", "flow_block"):
+            return self.weights if role == "block" else self.flow
+        held = {
+            "matrix": self.dtype,
+            "router": self.router_dtype,
+            "vector": self.activation_dtype,
+            "float32": torch.float32,
+        }
+        return format_of(held[role])
 
 
 def resolve(
@@ -79,7 +94,7 @@ def resolve(
     return Formats(weights, flow, dtype, activation_dtype)
 
 
-def unserved(formats: Formats, device: torch.device) -> str | None:
+def unsupported_reason(formats: Formats, device: torch.device) -> str | None:
     """Why no kernel takes this format on this device, where that is so: formulas would compute."""
     if formats.weights != "fp8":
         return None

@@ -127,10 +127,10 @@ def _read_file(path: Path) -> dict[str, TensorInfo]:
 def _info(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     try:
         dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        whole = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
+        valid = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
     except (KeyError, TypeError, ValueError):
-        whole = False
-    if not whole:
+        valid = False
+    if not valid:
         raise CheckpointError(f"{path} has a corrupt header: the entry of {name} is {entry!r}")
     if dtype not in DTYPES:
         raise CheckpointError(f"{path}: {name} has dtype {dtype}, which is not supported")
@@ -143,8 +143,8 @@ def _info(path: Path, name: str, entry: object, start: int) -> TensorInfo:
     return info
 
 
-class Reader:
-    """Open checkpoint files, read by offset: no mapping, so no page of a file stays resident."""
+class FileReader:
+    """Positional reads (preadv) of checkpoint files, not mmap: mapped pages would count as resident."""
 
     def __init__(self) -> None:
         self._files: dict[Path, int] = {}

@@ -1,4 +1,4 @@
-"""The two small parts between the others: pooling into the language model, and the stop head."""
+"""The two small parts beside the LLM: pooling of audio into its embeddings, and the stop head."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
+from .declared import Build, Declared
 from .layers import Linear
 from .weights import Weights
 
@@ -23,9 +24,8 @@ class LinearPooling:
         self.norm, self.linear, self.frames = norm, linear, frames
 
     @classmethod
-    def from_weights(cls, w: Weights, hidden: int, out: int, frames: int) -> LinearPooling:
-        norm = w.vector("norm_final.weight", hidden)
-        return cls(norm, w.linear("linear", out, hidden), frames)
+    def declare(cls, w: Weights, hidden: int, out: int, frames: int) -> Declared[LinearPooling]:
+        return Build(cls, w.vector("norm_final.weight", hidden), w.linear("linear", out, hidden), frames)
 
     def __call__(self, embedding: Tensor) -> Tensor:
         """embedding [B, frames * n, Hs] -> [B, n, H]. Raises InputError unless whole patches."""
@@ -44,8 +44,8 @@ class StopHead:
         self.linear = linear
 
     @classmethod
-    def from_weights(cls, w: Weights, hidden: int) -> StopHead:
-        return cls(w.linear("stop_head", 2, hidden))
+    def declare(cls, w: Weights, hidden: int) -> Declared[StopHead]:
+        return Build(cls, w.linear("stop_head", 2, hidden))
 
     def __call__(self, hidden: Tensor) -> Tensor:
         return self.linear(hidden).float().softmax(dim=-1)[..., 1]

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from .context import ContextCache
+from .declared import Build, Declared
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -35,11 +36,12 @@ class SwiGLU:
         self.gate_up, self.down = gate_up, down
 
     @classmethod
-    def from_weights(cls, w: Weights, hidden: int, width: int) -> SwiGLU:
+    def declare(cls, w: Weights, hidden: int, width: int) -> Declared[SwiGLU]:
         names = ("gate_proj", "up_proj")
-        return cls(
-            w.linear(names, (width, width), hidden, bias=False, activation="swiglu", block=True),
-            w.linear("down_proj", hidden, width, bias=False, block=True),
+        return Build(
+            cls,
+            w.linear(names, (width, width), hidden, bias=False, activation="swiglu", role="block"),
+            w.linear("down_proj", hidden, width, bias=False, role="block"),
         )
 
     def __call__(self, x: Tensor, *, residual: Tensor | None = None) -> Tensor:

@@ -56,7 +56,7 @@ class ScaledRope:
     def __call__(self, positions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """positions [B,T] or [3,B,T]; lengths [B] after this step -> cos, sin [B,T,D/2].
 
-        Three streams: pair i turns by the stream of its section, 16 pairs by the first, 24 by the
+        Three streams: pair i is rotated by the stream of its section, 16 pairs by the first, 24 by the
         second, 24 by the third. Without 3-D RoPE the first stream counts.
         """
         inv_freq = self.inv_freq
@@ -84,11 +84,11 @@ class ScaledRope:
 
 
 def _yarn(c: RopeConfig, inv_freq: Tensor) -> Tensor:
-    """Slow pairs are interpolated, fast ones kept, with a linear ramp between (YaRN)."""
+    """YaRN: low frequencies are interpolated, high ones are not, with a linear ramp between."""
 
     def pair_of(rotations: float) -> float:
-        turns = c.original_max_positions / (rotations * 2 * math.pi)
-        return c.head_dim * math.log(turns) / (2 * math.log(c.theta))
+        ratio = c.original_max_positions / (rotations * 2 * math.pi)
+        return c.head_dim * math.log(ratio) / (2 * math.log(c.theta))
 
     low = max(math.floor(pair_of(c.beta_fast)), 0)
     high = min(math.ceil(pair_of(c.beta_slow)), c.head_dim - 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
-from .headers import Reader, TensorInfo
+from .headers import FileReader, TensorInfo
 
 BLOCK_BYTES = 8 << 20
 
@@ -18,7 +18,7 @@ class FileTensors:
 
     def __init__(self, infos: Mapping[str, TensorInfo], what: str):
         self.infos, self.what = infos, what
-        self._reader = Reader()
+        self._reader = FileReader()
         self._staging: Tensor | None = None
 
     def __contains__(self, name: str) -> bool:
@@ -34,7 +34,7 @@ class FileTensors:
         return self.infos[name].dtype
 
     def fill(self, name: str, dest: Tensor, index: int | None = None) -> bool:
-        """Read `name`, or entry `index` of it, into `dest` of its shape; are all values finite?"""
+        """Read `name`, or entry `index` of it, into `dest` of its shape -> whether all values are finite."""
         info = self.infos[name]
         flat, width = dest.view(-1), info.dtype.itemsize
         position = 0 if index is None else index * flat.numel() * width
@@ -93,13 +93,13 @@ def _bytes(block: Tensor) -> memoryview:
 
 
 def _is_finite(values: Tensor) -> bool:
-    # A sum makes no temporary; only where it is not finite itself does it take a closer look.
+    # a sum makes no temporary; elements are looked at only where the sum is not finite (it may overflow)
     total = values.sum(dtype=torch.float32 if values.dtype == torch.float16 else None)
     return bool(total.isfinite()) or bool(values.isfinite().all())
 
 
 class HeaderTensors:
-    """Names, shapes and types without any values: for a plan of what loading would take."""
+    """Names, shapes and types without any values: for a plan, or a model on the meta device."""
 
     def __init__(self, headers: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], what: str):
         self.headers, self.what = headers, what
@@ -121,3 +121,6 @@ class HeaderTensors:
 
     def close(self) -> None:
         pass
+
+
+Source = FileTensors | DictTensors | HeaderTensors

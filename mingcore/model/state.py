@@ -1,8 +1,8 @@
 """State of a causal transformer: one KV cache per layer, and how much of it is filled.
 
-A layer with a window keeps a ring of slots, so its memory is constant; one without keeps every
-key and doubles when full. `lengths` lives on the device and counts the tokens that were stored,
-row by row. `bounds` is the host's upper bound of it, so that nothing ever waits for the device.
+A layer with a window is a ring buffer of constant size; one without keeps every key and doubles
+when full. `lengths` is on the device and counts the tokens stored by each sequence of the batch.
+`bounds` are upper bounds of it on the host, so that no call synchronises with the device.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from torch import Tensor
 
 from ..errors import InputError
 
-VIEW = 64  # slots of a growing cache become visible in steps of this many
-LINE = 64  # bytes that vector loads like to begin at
+VIEW = 64  # a growing cache is read in multiples of so many slots, so few shapes occur
+CACHE_LINE_BYTES = 64  # vector loads that cross no cache line are faster
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`torch.zeros`; on a CPU its pages take memory only once something is written there.
+    """`torch.zeros`; on a CPU by lazy allocation: a page takes memory once something is written there.
 
-    So a cache may be as large as it could ever have to be.
+    So a cache can be allocated for the longest sequence that there may be.
     """
     if torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    room = np.zeros(size + LINE, np.uint8)
-    start = -room.ctypes.data % LINE
-    # cut before it is a tensor: a storage that begins elsewhere would be one more dynamic size to
-    # torch.compile, and another graph wherever the memory came from
+    room = np.zeros(size + CACHE_LINE_BYTES, np.uint8)
+    start = -room.ctypes.data % CACHE_LINE_BYTES
+    # sliced in NumPy: a storage offset would be a dynamic size to torch.compile, which would then
+    # compile anew for every offset
     return torch.from_numpy(room[start : start + size]).view(dtype).view(shape)
 
 
@@ -97,10 +97,10 @@ class KVState:
 
     @property
     def nbytes(self) -> int:
-        return sum(t.nbytes for side in self._sides() for t in side) + self.lengths.nbytes
+        return sum(t.nbytes for side in self._caches() for t in side) + self.lengths.nbytes
 
-    def _sides(self) -> Sequence[list[Tensor]]:
-        """What is kept of tokens, each a list by layer of tensors [B,S,Hkv,...]."""
+    def _caches(self) -> Sequence[list[Tensor]]:
+        """The caches: lists by layer of tensors [B,S,Hkv,...]."""
         return self.keys, self.values
 
     def _view(self, layer: int, shown: int) -> tuple[Tensor, Tensor]:
@@ -137,7 +137,7 @@ class KVState:
     def move(self, source: int, target: int) -> None:
         """Row `target` becomes a copy of row `source`."""
         filled = self.bounds[source]
-        for cache in self._sides():
+        for cache in self._caches():
             for tensor, window in zip(cache, self.windows):
                 used = filled if window is None else tensor.shape[1]
                 tensor[target, :used] = tensor[source, :used]
@@ -146,7 +146,7 @@ class KVState:
 
     def take(self, target: int, other: KVState) -> None:
         """Row `target` becomes a copy of the only row of `other`, which keeps as many heads."""
-        for mine, cache in zip(self._sides(), other._sides()):
+        for mine, cache in zip(self._caches(), other._caches()):
             for tensor, source in zip(mine, cache):
                 used = min(other.bounds[0], tensor.shape[1])
                 tensor[target, :used] = source[0, :used]
@@ -157,7 +157,7 @@ class KVState:
         if self.fixed:
             raise InputError(f"state: {needed} tokens do not fit into rows of {self.capacity} that cannot grow")
         self._views = None
-        for cache in self._sides():
+        for cache in self._caches():
             for layer, window in enumerate(self.windows):
                 if window is None:
                     old = cache[layer]
@@ -169,7 +169,7 @@ class KVState:
 
     def clone(self) -> KVState:
         """An independent copy: a branch of a conversation, a voice that is used again."""
-        copy = _cloned(self)
+        copy = cloned(self)
         copy._views, copy.fixed = None, False
         return copy
 
@@ -184,12 +184,12 @@ class KVState:
             self.lengths[torch.tensor(rows, device=self.lengths.device)] = 0
 
 
-def _cloned(value):
+def cloned(value):
     """A deep copy of a state: of dataclasses, lists and tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, list):
-        return [_cloned(entry) for entry in value]
+        return [cloned(entry) for entry in value]
     if hasattr(value, "__dataclass_fields__"):
-        return type(value)(**{f.name: _cloned(getattr(value, f.name)) for f in fields(value)})
+        return type(value)(**{f.name: cloned(getattr(value, f.name)) for f in fields(value)})
     return value

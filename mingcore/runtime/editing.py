@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +12,11 @@ from torch import Tensor
 
 from ..results import Speech
 from ..text import prompts
-from . import generate
+from . import prefill
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_EDIT_PATCHES, ContextParams, FlowParams, PatchLimits, TextParams
-from .work import Progress, Segment, TextPlan, TextStream, delivered, new_meter, patch_seconds
+from .prefill import ALONE, Prefill, PrefillResult, PrefillTarget
+from .task import Patch, Progress, Segment, TextPlan, TextStream, new_meter, patch_seconds, speech_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,14 +34,14 @@ class EditRequest:
     params: TextParams
     flow: FlowParams
     seed: int
-    least_seconds: float | None = None
-    most_seconds: float | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
     progress: Progress | None = None
     context: ContextParams = AS_REFERENCE
 
 
 class Editing:
-    """A `work.Run` of one segment: pieces of text and of sound, each with the other empty."""
+    """A `Task` of one segment: pieces of text and of sound, each with the other empty."""
 
     def __init__(self, model, request: EditRequest, noise: NoiseSource | None = None):
         self.model, self.request, self.flow = model, request, request.flow
@@ -50,24 +50,24 @@ class Editing:
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._text: TextStream | None = None
         self._start = model.tokenizer.special(prompts.GEN_AUDIO, "editing")
-        self._ended = ""
+        self._ended_by = ""
 
-    def next(self) -> Segment | None:
-        """See `work.Run`."""
+    def next_segment(self) -> Segment | None:
+        """See `Task`."""
         if self._text is not None:
-            self.stats.ended_by = self._ended
+            self.stats.ended_by = self._ended_by
             return None
         model, request, config = self.model, self.request, self.model.config
         self._text = TextStream(model, self.meter, request.params.temperature)
         seconds = request.samples.shape[1] / config.sample_rate
         limits = PatchLimits.from_seconds(
-            request.least_seconds,
-            request.most_seconds or EDIT_FACTOR * seconds + EDIT_EXTRA_SECONDS,
+            request.min_seconds,
+            request.max_seconds or EDIT_FACTOR * seconds + EDIT_EXTRA_SECONDS,
             patch_seconds(config),
-            least=MIN_EDIT_PATCHES,
+            min_patches=MIN_EDIT_PATCHES,
             expected_seconds=1.2 * seconds + 2,
         )
-        patches = generate.patches_of(model, request.samples)
+        patches = prefill.patches_of(model, request.samples)
         prompt = prompts.edit_prompt(model.tokenizer, request.instruction, patches, reasoning=request.reasoning)
         self.stats.segments, self.stats.prompt_tokens = 1, len(prompt.ids)
         stops = (self._start, model.tokenizer.special(prompts.END_OF_TEXT, "editing"))
@@ -75,41 +75,37 @@ class Editing:
         plan = TextPlan(params.max_new_tokens, params.temperature, stops, then=self._start)
         return Segment(prompt, limits, plan, patches * config.patch_frames)
 
-    def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
-        """See `work.Run`."""
-        model, frames = self.model, self.model.config.patch_frames
-        yield segment.heard // frames
-        latents = generate.sample_latents(model, self.request.samples, self.noise)
-        expected = segment.limits.expected
-        if semantic is None:
-            semantic = self.request.context.state(model, segment.heard + expected * frames)
-        for audio in generate.hearing(model, latents, state=semantic, reader=reader):
-            if isinstance(audio, int):
-                yield audio
-        read = generate.reading(
+    def prefill(self, segment: Segment, target: PrefillTarget = ALONE) -> Prefill:
+        """See `Task`."""
+        model, frames, expected = self.model, self.model.config.patch_frames, segment.limits.expected
+        audio = prefill.AudioPrefill(
+            model,
+            lambda: self.request.context.state(model, segment.audio_frames + expected * frames),
+            samples=self.request.samples,
+            noise=self.noise,
+            target=target,
+        )
+        prompt = prefill.PromptPrefill(
             model,
             segment.prompt,
-            [audio.projected],
+            lambda: [audio.result().projected],
             audio_router=False,
             expected_tokens=expected + segment.text.expected,
-            state=llm,
-            reader=reader,
+            target=target,
         )
-        for result in read:
-            if isinstance(result, int):
-                yield result
-        hidden, llm = result
-        history = torch.zeros_like(latents[:, :frames])
-        yield generate.Context(hidden[:, -1], llm, audio.semantic, history)
 
-    def draws(self) -> Tensor | None:
-        """See `work.Run`."""
-        return self._text.draws()
+        def result() -> PrefillResult:
+            history = torch.zeros_like(audio.latents[:, :frames])
+            return PrefillResult(prompt.hidden[:, -1], prompt.state, audio.state, history)
 
-    def wrote(self, token: int, *, last: bool, stopped: bool) -> Iterator[Speech]:
-        """See `work.Run`."""
+        return Prefill([*audio.chunks(), *prompt.chunks()], result)
+
+    def sampling_noise(self) -> Tensor | None:
+        """See `Task`."""
+        return self._text.noise()
+
+    def on_token(self, token: int, *, last: bool, stopped: bool) -> Iterator[Speech]:
+        """See `Task`."""
         silence = np.zeros(0, np.float32)
         for text in self._text.push(token, last=last, stopped=stopped):
             if text:
@@ -117,10 +113,7 @@ class Editing:
         if last and token != self._start:
             logger.warning("edit: the text ended without %s; sound follows anyway", prompts.GEN_AUDIO)
 
-    def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
-        """See `work.Run`."""
-        self._ended = "stop" if stopped else "limit"
-        return delivered(self.model, samples, self.meter, self.request.progress)
-
-    def heard(self, latents: Tensor) -> None:
-        """See `work.Run`: nothing goes on from here."""
+    def on_patch(self, patch: Patch) -> Speech:
+        """See `Task`."""
+        self._ended_by = "stop" if patch.stopped else "limit"
+        return speech_of(self.model, patch.samples[0].numpy(), self.meter, self.request.progress)

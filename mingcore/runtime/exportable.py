@@ -1,9 +1,8 @@
-"""The static step as a module of tensors alone, for `torch.export` (docs/compiler.md).
+"""The step as a module of tensors alone, for `torch.export` (docs/compiler.md).
 
-`PatchStep` is `step.emit` and `step.advance` of `Rows`. Its inputs are the tensors of the rows'
-state, which it changes in place, and a patch's noise; the model's weights are its constants. So an
-exported step needs neither the model's classes nor its checkpoint, only the ops: import
-`mingcore.ops` before loading one.
+`PatchStep` is `step.generate_patch` and `step.advance` of a `BatchState`. Its inputs are the tensors of that state,
+which it changes in place, and a patch's noise; the model's weights are its constants. So an exported step needs neither
+the model's classes nor its checkpoint, only the ops: import `mingcore.ops` before loading one.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .rows import Rows
-from .step import Group, advance, emit
+from .state import BatchState
+from .step import FlowGroup, advance, generate_patch
 
 
 def tensors_of(state: Any) -> list[Tensor]:
@@ -45,23 +44,23 @@ def with_tensors(state: Any, tensors: Iterator[Tensor]) -> Any:
 
 class PatchStep(nn.Module):
     """One patch of every row: forward(state, noise [S+1,B,P,C]) -> (latents [B,P,C], samples [B,L],
-    counts, taken, ended, stopped [B]), as `Emitted` says; `state` is changed in place.
+    counts, consumed, ended, stopped [B]), as `PatchOutput` says; `state` is changed in place.
 
-    rows: whose shapes it is for; they must be rows of other ones (`Rows.rows`), so that caches show
-    all their memory. guided: whether any guidance may be other than 0.
+    rows: the state whose shapes it is for, rows of another one (`BatchState.rows`), so that caches show all their
+    memory. guided: whether any guidance may be other than 0.
     """
 
-    def __init__(self, model: Any, rows: Rows, schedule: ops.FlowSchedule, *, guided: bool = True):
+    def __init__(self, model: Any, rows: BatchState, schedule: ops.FlowSchedule, *, guided: bool = True):
         super().__init__()
         self._model, self._schedule, self._guided = model, schedule, guided
-        # Host-side bounds only say when caches grow, which those of rows never do.
+        # host-side bounds only say when caches grow, which those of rows never do
         self._rows = rows
         packed, tokens = model.flow.packed, 1 + 2 * model.config.patch_frames
         packed.times(schedule), packed.steps(schedule), packed.rope(tokens)  # constants, made now
 
     @property
     def state(self) -> list[Tensor]:
-        """The tensors of the rows that it was made of: what `forward` takes first."""
+        """The tensors of the state that it was made of: what `forward` takes first."""
         return tensors_of(self._rows)
 
     def noise(self) -> Tensor:
@@ -72,6 +71,6 @@ class PatchStep(nn.Module):
 
     def forward(self, state: list[Tensor], noise: Tensor) -> tuple[Tensor, ...]:
         rows = with_tensors(self._rows, iter(state))
-        out = emit(self._model, rows, [Group(self._schedule, self._guided, noise)])
+        out = generate_patch(self._model, rows, [FlowGroup(self._schedule, self._guided, noise)])
         advance(self._model, rows)
-        return out.latents, out.samples, out.counts, out.taken, out.ended, out.stopped
+        return out.latents, out.samples, out.counts, out.consumed, out.ended, out.stopped

@@ -1,7 +1,7 @@
-"""CUDA graphs of the static step: captured at load, replayed by key. Not measured: see README.
+"""CUDA graphs of the step: captured at load, replayed by key. Not measured: see README.
 
-A captured function takes nothing, works on buffers that stay where they are, and gives the same
-tensors with every replay. What was not captured runs as it is, which is right but slower.
+A captured function takes nothing, works on buffers that stay where they are, and gives the same tensors with every
+replay. What was not captured runs eagerly, which is right but slower.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class CudaCapture:
 
     def __call__(self, function: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
         with torch.cuda.device(self._device):
-            # what compiles, tunes or allocates for good does it here
+            # warm-up: what compiles, tunes or allocates for good does it here
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
@@ -62,11 +62,11 @@ class Graphs:
         return len(self._kept)
 
     def add(self, key: Hashable, function: Callable[[], Any], keep: Any = None) -> None:
-        """Captures `function` under `key`; `keep`: what it reads and nobody else may hold.
+        """Captures `function` under `key`; `keep`: tensors that it reads and nobody else may hold.
 
-        It must leave no trace when it is run. Where it cannot be captured, that is logged once and
-        the function will run as it is: without memory for it others may still be captured, but a
-        step that waits for the host (an op that runs as its PyTorch formula) rules all of them out.
+        It must leave no trace when it is run. Where it cannot be captured, that is logged once and the function will
+        run eagerly: short of memory others may still be captured, but a step that synchronises with the host (an op
+        that runs as its PyTorch formula) rules all of them out.
         """
         if self._capture is None or self._impossible:
             return
@@ -95,5 +95,5 @@ class Graphs:
 
 
 def graphs_for(device: torch.device, wanted: bool = True) -> Graphs:
-    """Graphs on a CUDA device where they are wanted; elsewhere functions run as they are."""
+    """Graphs on a CUDA device where they are wanted; elsewhere functions run eagerly."""
     return Graphs(CudaCapture(device) if wanted and device.type == "cuda" else None)

@@ -1,6 +1,6 @@
 """Where randomness enters: the noise of the posterior and of the flow, in one of two orders.
 
-"reference": MODEL.md §3 and §4: a run that encodes a waveform first draws the posterior noise
+"reference" (docs/model.md sections 3 and 4): a run that encodes a waveform first draws the posterior noise
 [B, C, T] on the model's device in the dtype of the mean; then each patch draws its start noise
 [B, C, P] in float32 from the CPU's generator, and one [B, P, C] in float32 on the model's device
 per step, the last of which is not used. The same seed therefore gives the reference's numbers.
@@ -24,7 +24,7 @@ MAX_SEED = 2**63 - 1
 
 
 class NoiseSource(Protocol):
-    """What the loop asks for noise; a recording may stand in for a generator."""
+    """Where the engine gets its noise; recorded noise may stand in for a generator."""
 
     def posterior(self, mean: Tensor) -> Tensor:
         """Noise for `mean` [B, T, C], in its dtype and on its device."""
@@ -36,10 +36,10 @@ class NoiseSource(Protocol):
         """
 
     def mark(self) -> Any:
-        """Where the draws are; only asked for when patches are launched ahead."""
+        """Where the draws are; asked for with lookahead only."""
 
     def rewind(self, mark: Any) -> None:
-        """The draws go on from `mark`: those behind it were of patches that never came to be."""
+        """The draws go on from `mark`: those behind it were of speculative patches, which are discarded."""
 
 
 class SeededNoise:

@@ -10,32 +10,32 @@ from ..errors import InputError
 from ..ops.flow.schedule import FlowSchedule
 from .noise import MAX_SEED, ORDERS
 
-# steps counted from 0 end after 16 in speech, from 1 in editing (MODEL.md §5)
+# steps counted from 0 end after 16 in speech, from 1 in editing (docs/model.md section 5)
 MIN_TTS_PATCHES, MIN_EDIT_PATCHES = 18, 17
 MAX_STEPS = 1000
 
 
-def number(name: str, value: Any, least: float, most: float = math.inf) -> float:
-    """`value` as a float in [least, most]; InputError naming `name` for anything else."""
-    wanted = f"a number from {least:g}" + (f" to {most:g}" if math.isfinite(most) else " on")
+def number(name: str, value: Any, minimum: float, maximum: float = math.inf) -> float:
+    """`value` as a float in [minimum, maximum]; InputError naming `name` for anything else."""
+    wanted = f"a number from {minimum:g}" + (f" to {maximum:g}" if math.isfinite(maximum) else " on")
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InputError(f"{name}: must be {wanted}, got {value!r}")
     number = float(value)
-    if not (math.isfinite(number) and least <= number <= most):
+    if not (math.isfinite(number) and minimum <= number <= maximum):
         raise InputError(f"{name}: must be {wanted}, got {value!r}")
     return number
 
 
-def whole(name: str, value: Any, least: int, most: int) -> int:
-    """`value` as an int in [least, most]; InputError naming `name` for anything else."""
-    wanted = f"a whole number from {least} to {most}"
+def whole(name: str, value: Any, minimum: int, maximum: int) -> int:
+    """`value` as an int in [minimum, maximum]; InputError naming `name` for anything else."""
+    wanted = f"a whole number from {minimum} to {maximum}"
     try:
         if isinstance(value, bool):
             raise TypeError
         number = operator.index(value)
     except TypeError:
         raise InputError(f"{name}: must be {wanted}, got {value!r}") from None
-    if not least <= number <= most:
+    if not minimum <= number <= maximum:
         raise InputError(f"{name}: must be {wanted}, got {value!r}")
     return number
 
@@ -74,11 +74,11 @@ class FlowParams:
 
 @dataclass(frozen=True)
 class ContextParams:
-    """What the semantic module goes on hearing in long sound; by default as the reference does it.
+    """The semantic module's KV cache in long sound; by default as the reference has it.
 
-    keep: it goes on from segment to segment, instead of starting anew at the voice. seconds: only
-    the newest so many are heard, the voice among them at first; None: all. format: "int8" keeps
-    what it remembers in 8 bits; None: as it is. docs/model.md section 7.
+    keep: it goes on from segment to segment, instead of starting anew at the voice. seconds: a window over the newest
+    so many, the voice among them at first; None: all. format: "int8" quantises the cache; None: as it is.
+    docs/model.md section 7.
     """
 
     keep: bool = False
@@ -95,14 +95,14 @@ class ContextParams:
             raise InputError(f"context_format: must be None or 'int8', got {self.format!r}")
 
     def kinds(self, config: Any) -> dict[str, Any]:
-        """What `AudioVAE.new_semantic_state` takes of it."""
+        """The arguments of `AudioVAE.new_semantic_state`."""
         window = None
         if self.seconds is not None:
             window = max(1, round(self.seconds * config.sample_rate / config.hop_samples))
         return {"window": window, "format": self.format}
 
     def state(self, model: Any, frames: int) -> Any:
-        """An empty semantic state of one row for so many frames, more where it grows."""
+        """An empty semantic state of one row with room for `frames`; it grows."""
         return model.vae.new_semantic_state(1, frames, **self.kinds(model.config))
 
 
@@ -111,13 +111,13 @@ AS_REFERENCE = ContextParams()
 
 @dataclass(frozen=True)
 class PatchLimits:
-    """How many patches a run may last: it may stop from `least` on, and ends at `most` anyway.
+    """How many patches there may be: the stop head counts from `min_patches` on, and `max_patches` ends them anyway.
 
     `expected` sizes the caches at the start; they grow when it proves too small.
     """
 
-    least: int
-    most: int
+    min_patches: int
+    max_patches: int
     expected: int = 64
 
     @classmethod
@@ -127,15 +127,15 @@ class PatchLimits:
         max_seconds: float,
         patch_seconds: float,
         *,
-        least: int,
+        min_patches: int,
         expected_seconds: float = 6.4,
     ) -> "PatchLimits":
-        """Limits in seconds of audio as patches; `least` is the minimum when none is given."""
-        most = max(1, math.floor(max_seconds / patch_seconds + 1e-6))
+        """Limits in seconds of audio as patches; `min_patches` holds where `min_seconds` is None."""
+        max_patches = max(1, math.floor(max_seconds / patch_seconds + 1e-6))
         if min_seconds is not None:
-            least = max(1, math.ceil(min_seconds / patch_seconds - 1e-6))
+            min_patches = max(1, math.ceil(min_seconds / patch_seconds - 1e-6))
         expected = max(1, math.ceil(expected_seconds / patch_seconds))
-        return cls(least, most, min(expected, most))
+        return cls(min_patches, max_patches, min(expected, max_patches))
 
 
 def seconds_range(min_seconds: Any, max_seconds: Any) -> tuple[float | None, float | None]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from ..errors import InputError
 from ..results import Speech
 from ..text import prompts
-from . import generate
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
-from .work import Progress, Segment, delivered, new_meter, patch_seconds
+from .prefill import ALONE, AudioPrefill, EncodedAudio, Prefill, PrefillResult, PrefillTarget, PromptPrefill
+from .task import Patch, Progress, Segment, new_meter, patch_seconds, speech_of
 
 # a run that never stops ends after this many times what its text should take, and a bit
 LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
@@ -26,7 +26,7 @@ LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
 class SpeechRequest:
     """`texts`: the segments with how many seconds each should take. `latents` [1,n·P,C]: the voice.
 
-    `least_seconds`, `most_seconds`: of the whole, None for the defaults.
+    `min_seconds`, `max_seconds`: of the whole, None for the defaults.
     """
 
     texts: tuple[tuple[str, float], ...]
@@ -34,15 +34,15 @@ class SpeechRequest:
     transcript: str
     flow: FlowParams
     seed: int
-    least_seconds: float | None = None
-    most_seconds: float | None = None
+    min_seconds: float | None = None
+    max_seconds: float | None = None
     pause_seconds: float = 0.0
     progress: Progress | None = None
     context: ContextParams = AS_REFERENCE
 
 
 class Speaking:
-    """A `work.Run` of a segment for each of the request's texts."""
+    """A `Task` of a segment for each of the request's texts."""
 
     def __init__(self, model, request: SpeechRequest, noise: NoiseSource | None = None):
         self.model, self.request = model, request
@@ -51,108 +51,110 @@ class Speaking:
         self.flow = request.flow
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._gap = np.zeros(0, np.float32)
-        self._ended, self._next = "stop", 0
-        self._kept: generate.EncodedAudio | None = None
+        self._ended_by, self._next = "stop", 0
+        self._voice: EncodedAudio | None = None  # of a context that is kept over segments
+        self._last_latents: Tensor | None = None  # the last patch of a segment, which the kept context lacks
 
-    def next(self) -> Segment | None:
-        """See `work.Run`."""
+    def next_segment(self) -> Segment | None:
+        """See `Task`."""
+        self._keep_last_patch()
         i, rate = self._next, self.model.config.sample_rate
         limits = None
         if i < len(self.request.texts):
             limits = self._limits(i, self.stats.audio_seconds + self._gap.size / rate)
-            self._ended = "limit" if limits is None else self._ended
+            self._ended_by = "limit" if limits is None else self._ended_by
         if limits is None:
-            self.stats.ended_by = self._ended
+            self.stats.ended_by = self._ended_by
             return None
         self._next += 1
-        heard = self.request.latents.shape[1]
-        patches = heard // self.model.config.patch_frames
+        frames = self.request.latents.shape[1]
+        patches = frames // self.model.config.patch_frames
         text, transcript = self.request.texts[i][0], self.request.transcript
         prompt = prompts.tts_prompt(self.model.tokenizer, text, transcript, patches)
-        return Segment(prompt, limits, heard=heard)
+        return Segment(prompt, limits, audio_frames=frames)
 
-    def fill(self, segment: Segment, llm: Any = None, semantic: Any = None) -> generate.Context:
-        """Runs voice and prompt into empty states of one row (None: makes them)."""
-        return generate.last(self.filling(segment, llm, semantic))
+    def prefill(self, segment: Segment, target: PrefillTarget = ALONE) -> Prefill:
+        """See `Task`.
 
-    def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
-        """See `work.Run`.
-
-        The semantic cache of a segment starts anew at the voice, unless the request keeps it.
+        The semantic state of a segment starts anew at the voice, unless the request keeps it.
         """
-        model, expected = self.model, segment.limits.expected
-        latents, voice = self.request.latents, self._kept
-        if voice is None:
-            for voice in self._hearing(latents, expected, semantic, reader):
-                if isinstance(voice, int):
-                    yield voice
-        read = generate.reading(
+        model, latents, request = self.model, self.request.latents, self.request
+        if target.semantic is not None and request.context != AS_REFERENCE:
+            raise InputError("context: requests that share a batch hear as the reference does")
+        expected, frames = segment.limits.expected, model.config.patch_frames
+
+        def voice() -> EncodedAudio:
+            return self._voice or audio.result()
+
+        audio = AudioPrefill(
+            model,
+            lambda: request.context.state(model, latents.shape[1] + expected * frames),
+            latents=latents,
+            target=target,
+        )
+        prompt = PromptPrefill(
             model,
             segment.prompt,
-            [voice.projected],
+            lambda: [voice().projected],
             audio_router=False,
             expected_tokens=expected,
-            state=llm,
-            reader=reader,
+            target=target,
         )
-        for result in read:
-            if isinstance(result, int):
-                yield result
-        hidden, llm = result
-        self.stats.segments += 1
-        self.stats.prompt_tokens += len(segment.prompt.ids)
-        history = latents[:, -model.config.patch_frames :]
-        yield generate.Context(hidden[:, -1], llm, voice.semantic, history)
 
-    def _hearing(
-        self, latents: Tensor, expected: int, state: Any, reader: generate.Reader
-    ) -> Iterator[int | generate.EncodedAudio]:
-        context = self.request.context
-        if state is not None and context != AS_REFERENCE:
-            raise InputError("context: requests that share a batch hear as the reference does")
-        if state is None:
-            frames = latents.shape[1] + expected * self.model.config.patch_frames
-            state = context.state(self.model, frames)
-        for voice in generate.hearing(self.model, latents, state=state, reader=reader):
-            if context.keep and not isinstance(voice, int):
-                self._kept = voice
-            yield voice
+        def result() -> PrefillResult:
+            self.stats.segments += 1
+            self.stats.prompt_tokens += len(segment.prompt.ids)
+            found, history = voice(), latents[:, -frames:]
+            if request.context.keep:
+                self._voice = found
+            return PrefillResult(prompt.hidden[:, -1], prompt.state, found.semantic, history)
 
-    def heard(self, latents: Tensor) -> None:
-        """See `work.Run`: a kept context goes on behind it."""
-        if self._kept is not None:
-            with torch.no_grad():
-                self.model.vae.unify(latents, self._kept.semantic)
+        chunks = audio.chunks() if self._voice is None else []
+        return Prefill([*chunks, *prompt.chunks()], result)
 
-    def deliver(self, samples: np.ndarray, *, last: bool, stopped: bool) -> Speech:
-        """See `work.Run`; segments are a pause apart."""
-        rate = self.model.config.sample_rate
+    @torch.no_grad()
+    def _keep_last_patch(self) -> None:
+        """A kept context goes on behind the last patch of the segment before."""
+        latents, self._last_latents = self._last_latents, None
+        if latents is not None:
+            self.model.vae.unify(latents, self._voice.semantic)
+
+    def sampling_noise(self) -> Tensor | None:
+        """See `Task`; there is no text."""
+
+    def on_token(self, token: int, *, last: bool, stopped: bool) -> Iterator[Any]:
+        """See `Task`; there are none."""
+        raise AssertionError("speech writes no text")
+
+    def on_patch(self, patch: Patch) -> Speech:
+        """See `Task`; segments are a pause apart."""
+        rate, samples = self.model.config.sample_rate, patch.samples[0].numpy()
         if self._gap.size:
             samples, self._gap = np.concatenate((self._gap, samples)), self._gap[:0]
-        if last:
+        if patch.last:
             self._gap = np.zeros(round(self.request.pause_seconds * rate), np.float32)
-            self._ended = self._ended if stopped else "limit"
-        return delivered(self.model, samples, self.meter, self.request.progress)
+            self._ended_by = self._ended_by if patch.stopped else "limit"
+            if self._voice is not None:
+                self._last_latents = patch.latents
+        return speech_of(self.model, samples, self.meter, self.request.progress)
 
     def _limits(self, i: int, done: float) -> PatchLimits | None:
         """Limits of segment `i` after `done` seconds; None when nothing is left for it.
 
-        The least binds the last segment only; the most is of the whole.
+        The minimum binds the last segment only; the maximum is of the whole.
         """
         seconds, request = patch_seconds(self.model.config), self.request
         expected = request.texts[i][1]
-        least, most = request.least_seconds, request.most_seconds
-        if most is not None:
-            most -= done
-            if most < seconds and i:
+        low, high = request.min_seconds, request.max_seconds
+        if high is not None:
+            high -= done
+            if high < seconds and i:
                 return None
-        if least is not None:
-            short = min(least, MIN_TTS_PATCHES * seconds)
-            least = max(short, least - done) if i + 1 == len(request.texts) else short
-        if most is None:
-            most = max(LIMIT_FACTOR * expected + LIMIT_EXTRA_SECONDS, least or 0.0)
+        if low is not None:
+            short = min(low, MIN_TTS_PATCHES * seconds)
+            low = max(short, low - done) if i + 1 == len(request.texts) else short
+        if high is None:
+            high = max(LIMIT_FACTOR * expected + LIMIT_EXTRA_SECONDS, low or 0.0)
         return PatchLimits.from_seconds(
-            least, most, seconds, least=MIN_TTS_PATCHES, expected_seconds=1.5 * expected + 2
+            low, high, seconds, min_patches=MIN_TTS_PATCHES, expected_seconds=1.5 * expected + 2
         )

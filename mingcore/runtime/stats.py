@@ -11,13 +11,22 @@ import torch
 
 from ..results import Stats
 
-# by type of device: what a bundle of kernels says of itself; set by who serves one
-served_kernels: dict[str, Callable[[], dict]] = {}
+# by type of device: what tells a request's stats of the kernels in use; see `report_kernels`
+_kernel_reports: dict[str, Callable[[], dict]] = {}
+
+
+def report_kernels(device_type: str, report: Callable[[], dict] | None) -> None:
+    """A hook for whoever serves compiled kernels: from now on, what `report()` gives becomes `Stats.kernels` of every
+    request on such a device. None ends it."""
+    if report is None:
+        _kernel_reports.pop(device_type, None)
+    else:
+        _kernel_reports[device_type] = report
 
 
 @dataclass
 class Meter:
-    """Fills a Stats: a stopwatch that rests while a stream's consumer has the word."""
+    """Fills a Stats: a stopwatch that is paused while a stream's consumer works."""
 
     device: torch.device
     stats: Stats = field(default_factory=Stats)
@@ -30,32 +39,28 @@ class Meter:
         self.resume()
 
     def resume(self) -> None:
-        """The engine works again."""
-        self._started = time.perf_counter()
-
-    def go_on(self) -> None:
-        """The engine works again, if it rested."""
+        """The engine works again, if it paused."""
         if self._started is None:
-            self.resume()
+            self._started = time.perf_counter()
 
     def pause(self) -> None:
-        """Something goes out, or the request ends."""
+        """A result goes out, or the request ends."""
         if self._started is not None:
             self.stats.compute_seconds += time.perf_counter() - self._started
             self._started = None
         self.stats.peak_memory_bytes = peak_memory_bytes(self.device)
-        use = served_kernels.get(self.device.type)
-        if use is not None:
-            self.stats.kernels = use()
+        report = _kernel_reports.get(self.device.type)
+        if report is not None:
+            self.stats.kernels = report()
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
-        """What is done meanwhile is not the engine's work."""
+    def paused(self) -> Iterator[None]:
+        """What is done within is not the engine's work."""
         self.pause()
         yield
         self.resume()
 
-    def heard(self, samples: int, sample_rate: int) -> None:
+    def count_audio(self, samples: int, sample_rate: int) -> None:
         """`samples` of audio are ready to go out."""
         if samples and self.stats.time_to_first_audio is None:
             running = 0.0 if self._started is None else time.perf_counter() - self._started

@@ -1,10 +1,9 @@
-"""One patch for every row at once, in two halves over preallocated state (MODEL.md §1).
+"""One step of a batch, in two halves over preallocated state (docs/model.md section 1).
 
-`emit`: stop head, flow sampler, decoder: what goes out. `advance`: semantic module, pooling, LLM:
-the next hidden state. Both take and give tensors on the device alone, look at none of them and
-leave no row's state but that of the rows that take part; so a CUDA graph of either can be replayed.
-Rows may write text instead: then `text_rows.pick` takes the place of `emit`, the token that of what
-was heard, and one pass of the LLM serves both. `Landing` is how results reach the host.
+`generate_patch`: stop head, flow sampler, decoder: what goes out. `advance`: semantic module, pooling, LLM: the next
+hidden state. Both take and give tensors on the device alone, look at none of them, and change the state of active rows
+only; so a CUDA graph of either can be replayed. Where rows write text, `sampling.sample_tokens` takes the place of
+`generate_patch` and the token's embedding that of the patch's, in one pass of the LLM for both.
 """
 
 from __future__ import annotations
@@ -12,22 +11,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .. import ops
-from .rows import Rows
+from .state import BatchState
 
 STOP_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True)
-class Group:
+class FlowGroup:
     """Rows whose flow runs by one schedule. noise [S+1,m,P,C]; `rows` [m] int64, None: all of them.
 
-    `guided` False: the guidance of every one of them is 0. mask [n] bool: all rows are computed,
-    and these are meant.
+    `guided` False: the guidance of every one of them is 0. mask [n] bool: all rows are computed, these are kept.
     """
 
     schedule: ops.FlowSchedule
@@ -38,93 +35,95 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Emitted:
-    """What a patch gives, on the device: latents [n,P,C] float32, samples [n,L] float32.
-
-    counts [n] int64: how many samples are the row's. taken [n]: took part; ended [n]: this was its
-    last patch; stopped [n]: because the model said so, by probability [n]. Without meaning where
-    not taken.
-    """
+class SampledLatents:
+    """Latents of a patch, and of each row whether it took part and whether it ends; see `PatchOutput`."""
 
     latents: Tensor
-    samples: Tensor
-    counts: Tensor
-    taken: Tensor
+    consumed: Tensor
     ended: Tensor
     stopped: Tensor
     probability: Tensor
 
 
 @dataclass(frozen=True)
-class Decided:
-    """Latents of a patch, who takes part in it and whose last it is; see `Emitted`."""
+class PatchOutput:
+    """What a patch gives, on the device: latents [n,P,C] float32, samples [n,L] float32.
+
+    counts [n] int64: how many samples are the row's. consumed [n] bool: took part, and its noise was used; ended [n]:
+    this was its last patch; stopped [n]: because the stop head said so, by probability [n]. Without meaning where not
+    consumed.
+    """
 
     latents: Tensor
-    taken: Tensor
+    samples: Tensor
+    counts: Tensor
+    consumed: Tensor
     ended: Tensor
     stopped: Tensor
     probability: Tensor
 
 
-def emit(model, rows: Rows, groups: Sequence[Group], *, full: bool = False) -> Emitted:
-    """The first half: the latents and sound of the next patch of every open row whose turn it is.
+def generate_patch(model, state: BatchState, groups: Sequence[FlowGroup], *, full: bool = False) -> PatchOutput:
+    """The first half: latents and sound of the next patch of every open, active row.
 
     full: the host knows that this is every row, which saves masks; the same bits.
 
-    The stop head counts from `least` patches on, and a run ends at `most` anyway; with its last
-    patch a row's decoder gives all it held back, so n patches are exactly n·P·hop samples.
+    The stop head counts from `min_patches` on, and at `max_patches` it ends anyway; with its last patch a row's decoder
+    is flushed, so n patches are exactly n·P·hop samples.
     """
-    decided = draw(model, rows, groups)
-    samples, counts = sound(model, rows, decided, full=full)
-    return Emitted(decided.latents, samples, counts, decided.taken, decided.ended, decided.stopped, decided.probability)
+    sampled = sample_latents(model, state, groups)
+    samples, counts = decode_audio(model, state, sampled, full=full)
+    return PatchOutput(
+        sampled.latents, samples, counts, sampled.consumed, sampled.ended, sampled.stopped, sampled.probability
+    )
 
 
-def draw(model, rows: Rows, groups: Sequence[Group]) -> Decided:
+def sample_latents(model, state: BatchState, groups: Sequence[FlowGroup]) -> SampledLatents:
     """Stop head and flow sampler: who takes part, and the latents."""
-    taken = rows.open & rows.turn
-    rows.made += taken
-    probability = model.stop_head(rows.hidden)
-    stopped = (probability > STOP_PROBABILITY) & (rows.made >= rows.least) & taken
-    ended = (stopped | (rows.made >= rows.most)) & taken
-    latents = _sample(model, rows, groups)
-    rows.latents.copy_(latents)
-    return Decided(latents, taken, ended, stopped, probability)
+    consumed = state.open & state.active
+    state.num_patches += consumed
+    probability = model.stop_head(state.hidden)
+    stopped = (probability > STOP_PROBABILITY) & (state.num_patches >= state.min_patches) & consumed
+    ended = (stopped | (state.num_patches >= state.max_patches)) & consumed
+    latents = _sample_groups(model, state, groups)
+    state.latents.copy_(latents)
+    return SampledLatents(latents, consumed, ended, stopped, probability)
 
 
-def sound(model, rows: Rows, decided: Decided, *, full: bool = False) -> tuple[Tensor, Tensor]:
-    """The decoder -> samples [n,L], counts [n]; who ended is not open any more."""
-    taken, ended, latents = decided.taken, decided.ended, decided.latents
-    if rows.decoder is None:
-        samples, counts = latents.new_zeros(rows.batch, 0), torch.zeros_like(rows.made)
+def decode_audio(model, state: BatchState, sampled: SampledLatents, *, full: bool = False) -> tuple[Tensor, Tensor]:
+    """The decoder -> samples [n,L], counts [n]; rows that ended are not open any more."""
+    consumed, ended, latents = sampled.consumed, sampled.ended, sampled.latents
+    if state.decoder is None:
+        samples, counts = latents.new_zeros(state.batch, 0), torch.zeros_like(state.num_patches)
     else:
-        state = rows.decoder
-        bounds = list(state.backbone.bounds)
-        valid = None if full else taken * latents.shape[1]
-        samples, _ = model.vae.decode(latents, state, last=ended, valid=valid)
-        state.backbone.bounds[:] = bounds  # `Rows.counted` counts
-        counts = state.emitted.clone()
-    rows.open &= ~ended
-    torch.logical_and(taken, ~ended, out=rows.going)
+        decoder = state.decoder
+        bounds = list(decoder.backbone.bounds)
+        valid = None if full else consumed * latents.shape[1]
+        samples, _ = model.vae.decode(latents, decoder, last=ended, valid=valid)
+        decoder.backbone.bounds[:] = bounds  # `BatchState.count_step` counts
+        counts = decoder.emitted.clone()
+    state.open &= ~ended
+    torch.logical_and(consumed, ~ended, out=state.alive)
     return samples, counts
 
 
-def _sample(model, rows: Rows, groups: Sequence[Group]) -> Tensor:
+def _sample_groups(model, state: BatchState, groups: Sequence[FlowGroup]) -> Tensor:
     """Latents [n,P,C] float32; of rows in no group the history."""
-    inputs = (rows.hidden, rows.history, rows.guidance)
+    inputs = (state.hidden, state.history, state.guidance)
     if len(groups) == 1 and groups[0].rows is None:
         return _flow(model, groups[0], *inputs)
-    latents = rows.history.clone()
+    latents = state.history.clone()
     for group in groups:
         if group.rows is None:
             mask = group.mask[:, None, None]
             latents = torch.where(mask, _flow(model, group, *inputs), latents)
         else:
-            picked = (t.index_select(0, group.rows) for t in inputs)
-            latents.index_copy_(0, group.rows, _flow(model, group, *picked))
+            selected = (t.index_select(0, group.rows) for t in inputs)
+            latents.index_copy_(0, group.rows, _flow(model, group, *selected))
     return latents
 
 
-def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor) -> Tensor:
+def _flow(model, group: FlowGroup, hidden: Tensor, history: Tensor, guidance: Tensor) -> Tensor:
     dtype = model.flow.activation_dtype
     return ops.flow_sample(
         model.flow.packed,
@@ -137,99 +136,49 @@ def _flow(model, group: Group, hidden: Tensor, history: Tensor, guidance: Tensor
     )
 
 
-def advance(model, rows: Rows, *, full: bool = False, spoke: bool = True, wrote: bool = False) -> None:
-    """The second half: what was emitted is heard, what was picked is read, and the rows that go on
-    move on.
+def advance(model, state: BatchState, *, full: bool = False, patches: bool = True, tokens: bool = False) -> None:
+    """The second half: patches and tokens go through the LLM, and the rows that are alive move on.
 
-    full: the host knows that this is every row. spoke, wrote: any row emitted a patch, any was
-    picked a token for.
+    full: the host knows that this is every row. patches, tokens: whether any row made a patch, was given a token.
     """
-    if not wrote:
-        embeds = hear(model, rows, full=full)
-    elif not spoke:
-        embeds = read(model, rows)
+    if not tokens:
+        embeds = encode_audio(model, state, full=full)
+    elif not patches:
+        embeds = embed_tokens(model, state)
     else:
-        heard, tokens = hear(model, rows, heard=rows.going & ~rows.text.read), read(model, rows)
-        embeds = torch.where(rows.text.read[:, None, None], tokens, heard)
-    think(model, rows, embeds, full=full)
+        audio = encode_audio(model, state, mask=state.alive & ~state.text.feed)
+        embeds = torch.where(state.text.feed[:, None, None], embed_tokens(model, state), audio)
+    llm_step(model, state, embeds, full=full)
 
 
-def hear(model, rows: Rows, *, full: bool = False, heard: Tensor | None = None) -> Tensor:
-    """Semantic module and pooling on `rows.latents` -> embeddings [n,1,H].
+def encode_audio(model, state: BatchState, *, full: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Semantic module and pooling on `state.latents` -> embeddings [n,1,H].
 
-    heard [n] bool: the rows whose patch it is; None: those that go on.
+    mask [n] bool: the rows whose patch it is; None: those that are alive.
     """
-    latents, frames = rows.latents, rows.latents.shape[1]
-    heard = rows.going if heard is None else heard
+    latents, frames = state.latents, state.latents.shape[1]
+    mask = state.alive if mask is None else mask
     embedding = model.vae.semantic.forward(
         latents,
-        rows.semantic.reserve(frames),
-        rows.semantic.lengths,
-        mask=None if full else heard[:, None].expand(-1, frames),
+        state.semantic.reserve(frames),
+        state.semantic.lengths,
+        mask=None if full else mask[:, None].expand(-1, frames),
     )
     return model.pool(embedding)
 
 
-def read(model, rows: Rows) -> Tensor:
-    """Embeddings [n,1,H] of the tokens that were picked last."""
-    return model.llm.embed(rows.text.token)[:, None]
+def embed_tokens(model, state: BatchState) -> Tensor:
+    """Embeddings [n,1,H] of the tokens that were sampled last."""
+    return model.llm.embed(state.text.token)[:, None]
 
 
-def think(model, rows: Rows, embeds: Tensor, *, full: bool = False) -> None:
-    """The LLM on embeds [n,1,H]: the next `rows.hidden`; the patch becomes history."""
-    going = None if full else rows.going[:, None]
-    states = model.llm.forward(embeds, rows.llm.reserve(1), rows.llm.lengths, attention_mask=going)
-    hidden, latents = states[:, -1], rows.latents
+def llm_step(model, state: BatchState, embeds: Tensor, *, full: bool = False) -> None:
+    """The LLM on embeds [n,1,H]: the next `state.hidden`; the patch becomes history."""
+    alive = None if full else state.alive[:, None]
+    states = model.llm.forward(embeds, state.llm.reserve(1), state.llm.lengths, attention_mask=alive)
+    hidden, latents = states[:, -1], state.latents
     if not full:
-        hidden = torch.where(going, hidden, rows.hidden)
-        latents = torch.where(going[:, :, None], latents, rows.history)
-    rows.hidden.copy_(hidden)
-    rows.history.copy_(latents)
-
-
-@dataclass(frozen=True)
-class Landed:
-    """A patch on the host: `samples` [n,L] float32, and of each row what `Emitted` says."""
-
-    samples: np.ndarray
-    counts: list[int]
-    taken: list[bool]
-    ended: list[bool]
-    stopped: list[bool]
-
-
-class Landing:
-    """The one way from device to host: the copy starts at once and is waited for when it is read.
-
-    Work that is launched after it is not waited for. kept: the tensors will not change, as those of
-    a replayed graph do, so a CPU needs no copy.
-    """
-
-    def __init__(self, *tensors: Tensor, kept: bool = True):
-        self._event = None
-        if tensors[0].is_cuda:
-            host = [torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for t in tensors]
-            for copy, tensor in zip(host, tensors):
-                copy.copy_(tensor, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(tensors[0].device))
-            tensors = tuple(host)
-        elif not kept:
-            tensors = tuple(t.clone() for t in tensors)
-        self._tensors = tensors
-
-    @classmethod
-    def of(cls, out: Emitted, *, kept: bool = True) -> Landing:
-        """What goes out of a patch."""
-        return cls(out.samples, out.counts, out.taken, out.ended, out.stopped, kept=kept)
-
-    def wait(self) -> tuple[Tensor, ...]:
-        """What landed."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensors
-
-    def patch(self) -> Landed:
-        """What landed of a patch."""
-        samples, *rest = self.wait()
-        return Landed(samples.numpy(), *(t.tolist() for t in rest))
+        hidden = torch.where(alive, hidden, state.hidden)
+        latents = torch.where(alive[:, :, None], latents, state.history)
+    state.hidden.copy_(hidden)
+    state.history.copy_(latents)

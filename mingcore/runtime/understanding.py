@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..results import LanguageTag, Transcript
 from ..text import prompts
-from . import generate
+from . import prefill
 from .noise import NoiseSource, SeededNoise
-from .params import FlowParams, TextParams
-from .work import Segment, TextPlan, TextStream, new_meter
+from .params import AS_REFERENCE, FlowParams, TextParams
+from .prefill import ALONE, Prefill, PrefillResult, PrefillTarget
+from .task import Patch, Segment, TextPlan, TextStream, new_meter
 
 # the names by which recognition's answers begin; other languages are passed on as given
 ANSWER_LANGUAGES = {"zh": "Chinese", "en": "English"}
@@ -31,7 +32,7 @@ class UnderstandRequest:
 
 
 class Understanding:
-    """A `work.Run` of one segment; the last piece ends the transcript."""
+    """A `Task` of one segment; the last piece ends the transcript."""
 
     flow = FlowParams()  # of patches, which there are none of
 
@@ -47,51 +48,50 @@ class Understanding:
         self._tag = LanguageTag() if tagged else None
         self._text: TextStream | None = None
 
-    def next(self) -> Segment | None:
-        """See `work.Run`."""
+    def next_segment(self) -> Segment | None:
+        """See `Task`."""
         if self._text is not None:
             return None
         model, params, tokenizer = self.model, self.request.params, self.model.tokenizer
         self._text = TextStream(model, self.meter, params.temperature)
-        patches = generate.patches_of(model, self.request.samples)
+        patches = prefill.patches_of(model, self.request.samples)
         parts = [self.request.instruction or prompts.ASR_INSTRUCTION, prompts.Audio(patches)]
         prompt = prompts.understanding_prompt(tokenizer, parts, self._language)
         self.stats.prompt_tokens, self.stats.patches = len(prompt.ids), patches
         end = tokenizer.special(prompts.END_OF_TEXT, "understanding")
         return Segment(prompt, None, TextPlan(params.max_new_tokens, params.temperature, (end,)))
 
-    def filling(
-        self, segment: Segment, llm: Any = None, semantic: Any = None, reader: generate.Reader = generate.PLAIN
-    ) -> Iterator[int | generate.Context]:
-        """See `work.Run`; what the semantic module keeps is not needed any more."""
+    def prefill(self, segment: Segment, target: PrefillTarget = ALONE) -> Prefill:
+        """See `Task`; the semantic state is dropped once the recording is encoded, as no patches follow."""
         model = self.model
-        yield generate.patches_of(model, self.request.samples)
-        latents = generate.sample_latents(model, self.request.samples, self.noise)
-        for audio in generate.hearing(model, latents, state=semantic, reader=reader):
-            if isinstance(audio, int):
-                yield audio
-        read = generate.reading(
+
+        def encoded() -> list[Tensor]:
+            projected = audio.result().projected
+            audio.state = None
+            return [projected]
+
+        audio = prefill.AudioPrefill(
             model,
-            segment.prompt,
-            [audio.projected],
-            audio_router=True,
-            expected_tokens=segment.text.expected,
-            state=llm,
-            reader=reader,
+            lambda: AS_REFERENCE.state(model, prefill.audio_frames(model, segment.prompt)),
+            samples=self.request.samples,
+            noise=self.noise,
+            target=target,
         )
-        del audio
-        for result in read:
-            if isinstance(result, int):
-                yield result
-        hidden, llm = result
-        yield generate.Context(hidden[:, -1], llm, None, latents[:, :0])
+        prompt = prefill.PromptPrefill(
+            model, segment.prompt, encoded, audio_router=True, expected_tokens=segment.text.expected, target=target
+        )
 
-    def draws(self) -> Tensor | None:
-        """See `work.Run`."""
-        return self._text.draws()
+        def result() -> PrefillResult:
+            return PrefillResult(prompt.hidden[:, -1], prompt.state, None, audio.latents[:, :0])
 
-    def wrote(self, token: int, *, last: bool, stopped: bool) -> Iterator[Transcript]:
-        """See `work.Run`."""
+        return Prefill([*audio.chunks(), *prompt.chunks()], result)
+
+    def sampling_noise(self) -> Tensor | None:
+        """See `Task`."""
+        return self._text.noise()
+
+    def on_token(self, token: int, *, last: bool, stopped: bool) -> Iterator[Transcript]:
+        """See `Task`."""
         tag = self._tag
         for piece in self._text.push(token, last=last, stopped=stopped):
             text = tag.push(piece) if tag else piece
@@ -99,6 +99,10 @@ class Understanding:
                 yield self._transcript(text)
         if last:
             yield self._transcript(tag.flush() if tag else "")
+
+    def on_patch(self, patch: Patch) -> Any:
+        """See `Task`; there are none."""
+        raise AssertionError("understanding makes no patches")
 
     def _transcript(self, text: str) -> Transcript:
         return Transcript(text, self.stats, self._tag.language if self._tag else self._language)

@@ -6,15 +6,16 @@ import contextvars
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from ..errors import ClosedError
-from .engine import Engine, Job
-from .faults import Fault
+from .engine import Engine
+from .isolation import ErrorIsolation
+from .sequence import OutputSink, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -39,18 +40,18 @@ class Worker:
         """Whether it takes nothing more."""
         return self._closing
 
-    def submit(self, work: Any, outlet: Any) -> Ticket:
-        """Hands `work` to the engine; what cannot be served ends in its outlet."""
+    def submit(self, work: Any, sink: OutputSink) -> Ticket:
+        """Hands `work` to the engine; what cannot be served ends in its sink."""
         ticket = Ticket()
-        self._call(lambda: ticket.submit(self, self._engine, work, outlet))
+        self._call(lambda: ticket.submit(self, self._engine, work, sink))
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Its slot is freed, after the step that is being computed; its outlet may be gone."""
+        """Its slot is freed, after the step that is being computed; its sink may be gone."""
         self._call(lambda: ticket.cancel(self._engine))
 
     def wake(self) -> None:
-        """Something changed that the engine may have waited for: an outlet has room again."""
+        """Something changed that the engine may have waited for: a sink has room again."""
         with self._changed:
             self._awake = True
             self._changed.notify()
@@ -71,24 +72,24 @@ class Worker:
                 self._awake = True
                 self._changed.notify()
                 return
-        call()  # it is told that nobody is there
+        call()  # it finds no engine
 
     def _run(self) -> None:
         device = self._engine.model.llm.device
-        # a thread's current GPU is its own affair
+        # the current GPU is a thread's own
         here = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with here, Fault(self._break):
+        with here, ErrorIsolation(self._break):
             while not self._closing:
                 with self._changed:
                     self._changed.wait_for(lambda: self._awake)
                     self._awake = False
                 while not self._closing:
-                    self._obey()
-                    if not self._engine.tick() and not self._calls:
+                    self._run_calls()
+                    if not self._engine.step() and not self._calls:
                         break
             self._end(ClosedError("the request: AsyncMingAudio was closed before it was complete"))
 
-    def _obey(self) -> None:
+    def _run_calls(self) -> None:
         while self._calls:
             self._calls.popleft()()
 
@@ -96,10 +97,10 @@ class Worker:
         self._closing = True
         with self._changed:
             self._finished = True
-        self._obey()  # those that came too late are told the same
-        for job in self._engine.jobs:
-            job.over = True
-            job.outlet.end(error)
+        self._run_calls()  # those that came too late get the same error
+        for sequence in self._engine.sequences:
+            sequence.finished = True
+            sequence.sink.end(error)
         self._engine = None  # and with it the memory of its slots
 
     def _break(self, error: Exception) -> None:
@@ -113,19 +114,14 @@ class Worker:
 class Ticket:
     """A request that was handed over; the engine's thread alone looks inside."""
 
-    _job: Job | None = None
+    _sequence: Sequence | None = None
 
-    def submit(self, worker: Worker, engine: Engine | None, work: Any, outlet: Any) -> None:
+    def submit(self, worker: Worker, engine: Engine | None, work: Any, sink: OutputSink) -> None:
         if worker.closed:
-            outlet.end(ClosedError("the request: AsyncMingAudio is closed"))
+            sink.end(ClosedError("the request: AsyncMingAudio is closed"))
         else:
-            self._job = engine.submit(work, outlet)
+            self._sequence = engine.submit(work, sink)
 
     def cancel(self, engine: Engine | None) -> None:
-        if self._job is not None and not self._job.over:
-            engine.cancel(self._job)
-
-
-def once(function: Callable[[], Any]) -> Iterator[Any]:
-    """One result, computed when the engine comes to it."""
-    yield function()
+        if self._sequence is not None and not self._sequence.finished:
+            engine.cancel(self._sequence)

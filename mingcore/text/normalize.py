@@ -217,7 +217,7 @@ def _cut(sentence: str, limit_seconds: float) -> list[str]:
         at = max((m.end() for m in _CLAUSE_END.finditer(rest[:fits])), default=0)
         if at < fits // 2:
             at = max((m.end() for m in _SPACE.finditer(rest[:fits])), default=0) or at
-        at = at or _whole_character(rest, fits)
+        at = at or _before_combining(rest, fits)
         pieces.append(rest[:at].strip())
         rest = rest[at:].strip()
     return [p for p in (*pieces, rest) if p]
@@ -234,7 +234,7 @@ def _prefix(text: str, limit_seconds: float) -> int:
     return len(text)
 
 
-def _whole_character(text: str, at: int) -> int:
+def _before_combining(text: str, at: int) -> int:
     """`at`, moved left so that no combining mark loses its letter."""
     cut = at
     while cut > 1 and unicodedata.combining(text[cut]):

@@ -1,4 +1,4 @@
-"""Text to token ids and back, and the prompts of the tasks (MODEL.md §5).
+"""Text to token ids and back, and the prompts of the tasks (docs/model.md section 5).
 
 The ids of special tokens are asked of the checkpoint's tokenizer.json, never assumed. Every
 piece of a prompt is tokenised by itself and the ids are concatenated, as in training.
@@ -51,7 +51,7 @@ class Tokenizer:
         return cls(_Tokenizer.from_str(text), str(path))
 
     def special(self, name: str, task: str) -> int:
-        """The id of the special token `name`; CheckpointError when `task` needs it in vain."""
+        """The id of the special token `name`; raises CheckpointError, naming `task`, where there is none."""
         i = self._tokenizer.token_to_id(name)
         if i is None:
             raise CheckpointError(f"{self._label}: has no token {name!r}, which {task} needs")
@@ -151,7 +151,7 @@ class Prompt:
         return mask
 
 
-class _Builder:
+class _PromptBuilder:
     """Collects the pieces of a prompt for `task`."""
 
     def __init__(self, tokenizer: Tokenizer, task: str):
@@ -187,7 +187,7 @@ def tts_prompt(tokenizer: Tokenizer, text: str, transcript: str, patches: int) -
     The audio block stays open: generation continues it. Instruction and transcript are one
     piece, the text another.
     """
-    b = _Builder(tokenizer, "tts")
+    b = _PromptBuilder(tokenizer, "tts")
     b.role(HUMAN)
     b.text(TTS_INSTRUCTION + transcript)
     b.text(text)
@@ -201,7 +201,7 @@ def understanding_prompt(tokenizer: Tokenizer, parts: Sequence[str | Audio], lan
 
     `language`, when known, is the name that the answer begins with ("Chinese", "English", …).
     """
-    b = _Builder(tokenizer, "understanding")
+    b = _PromptBuilder(tokenizer, "understanding")
     b.role(HUMAN)
     for part in parts:
         if isinstance(part, Audio):
@@ -221,7 +221,7 @@ def edit_prompt(tokenizer: Tokenizer, instruction: str, patches: int, *, reasoni
     An instruction that already carries the marks is taken as it is.
     """
     instruction = instruction.strip().removeprefix("<prompt>").removesuffix("</prompt>").strip()
-    b = _Builder(tokenizer, "editing")
+    b = _PromptBuilder(tokenizer, "editing")
     b.role(HUMAN)
     b.audio(patches)
     b.special("<prompt>")

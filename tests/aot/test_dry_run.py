@@ -14,8 +14,8 @@ pytest.importorskip("cuda.bindings")
 from mingcore.aot import dry_run, targets, trace
 from mingcore.ops import use_backend
 from mingcore.runtime.params import ContextParams, FlowParams
-from mingcore.runtime.rows import Rows
-from mingcore.runtime.step import Group, advance, emit
+from mingcore.runtime.state import BatchState
+from mingcore.runtime.step import FlowGroup, advance, generate_patch
 from mingcore.testing import synthetic
 
 TARGET = targets.parse("sm_90a")[0]
@@ -46,18 +46,18 @@ def prompts(model, sizes, limit):
         hidden, state = model.llm(x, state)
         model.llm.logits(hidden[:, -1:])
         model.llm(x[:, :1], state)
-    rows = Rows.create(model, 3, tokens=limit, frames=320)
+    rows = BatchState.create(model, 3, tokens=limit, frames=320)
     model.llm(x, rows.rows(1, 2).llm)
 
 
 def patches(model, n, slots):
-    rows = Rows.create(model, n, tokens=slots, frames=slots)
+    rows = BatchState.create(model, n, tokens=slots, frames=slots)
     frames, channels = model.config.patch_frames, model.config.latent_dim
-    group = Group(FlowParams().schedule, True, meta(11, n, frames, channels))
+    group = FlowGroup(FlowParams().schedule, True, meta(11, n, frames, channels))
     for _ in range(3):
-        emit(model, rows, [group])
+        generate_patch(model, rows, [group])
         advance(model, rows)
-        rows.counted([True] * n)
+        rows.count_step([True] * n)
 
 
 @pytest.mark.parametrize("weights", ["bf16", "int8"])
@@ -85,12 +85,12 @@ def in_context(model, options, voice, draw):
     state.bounds[0] = draw.randrange(2) * 40  # after the cache of an earlier segment
     model.pool(model.vae.unify(meta(1, voice, config.latent_dim), state)[0])
     hidden = meta(1, config.llm.hidden_size).to(dtype)
-    rows = Rows.over(model, model.llm.new_state(1, 64), state, hidden=hidden)
+    rows = BatchState.over(model, model.llm.new_state(1, 64), state, hidden=hidden)
     noise = meta(11, 1, config.patch_frames, config.latent_dim)
     for full in (True, False):
-        emit(model, rows, [Group(FlowParams().schedule, True, noise)], full=full)
+        generate_patch(model, rows, [FlowGroup(FlowParams().schedule, True, noise)], full=full)
         advance(model, rows, full=full)
-        rows.counted([True])
+        rows.count_step([True])
 
 
 def contexts(model, draw, longest, count):

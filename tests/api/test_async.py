@@ -28,7 +28,7 @@ def serve(ming, talk, **options):
 
 
 def occupied(engine) -> int:
-    return sum(job is not None for job in engine._worker._engine._rows)
+    return sum(sequence is not None for sequence in engine._worker._engine._scheduler.rows)
 
 
 async def until(condition) -> None:
@@ -177,7 +177,7 @@ def test_errors_are_of_their_own_request(ming, tmp_path):
 def test_closing_ends_what_is_left(ming):
     async def main():
         engine = AsyncMingAudio(ming, slots=1)
-        rows = weakref.ref(engine._worker._engine.slots.rows)
+        rows = weakref.ref(engine._worker._engine.runner.state)
         tasks = [asyncio.create_task(engine.tts("Hello.", **LONG)) for _ in range(2)]
         await until(lambda: occupied(engine) == 1)
         await engine.aclose()
@@ -198,7 +198,7 @@ def test_an_engine_that_breaks_leaves_nobody_waiting(ming, caplog):
         raise OSError("the device is gone")
 
     async def talk(engine):
-        engine._worker._engine.tick = breaks
+        engine._worker._engine.step = breaks
         with pytest.raises(ClosedError, match="the engine failed \\(OSError: the device is gone"):
             await engine.tts("Hello.", **QUICK)
         with pytest.raises(ClosedError):

@@ -191,13 +191,13 @@ def test_recognition(ming, sound):
 def test_recognition_takes_the_audio_router(ming, sound, monkeypatch):
     masks = []
     llm = type(ming.model.llm)
-    call = llm.__call__
+    forward = llm.forward
 
-    def spy(self, embeds, state=None, audio_mask=None, **kwargs):
+    def spy(self, *args, audio_mask=None, **kwargs):
         masks.append(None if audio_mask is None else audio_mask.sum().item())
-        return call(self, embeds, state, audio_mask=audio_mask, **kwargs)
+        return forward(self, *args, audio_mask=audio_mask, **kwargs)
 
-    monkeypatch.setattr(llm, "__call__", spy)
+    monkeypatch.setattr(llm, "forward", spy)
     ming.transcribe((sound, 16000), seed=1, max_new_tokens=3)
     assert masks[0] == 6 and set(masks[1:]) == {None}
     masks.clear()

@@ -9,7 +9,7 @@ import torch
 from mingcore import ops
 from mingcore.errors import CheckpointError
 from mingcore.model import load
-from mingcore.model.weights import read_headers
+from mingcore.model.headers import read_headers
 from mingcore.testing.compare import max_relative
 from mingcore.testing.synthetic import write_checkpoint
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from mingcore.errors import CheckpointError
 from mingcore.model import load
-from mingcore.model.weights import read_headers
+from mingcore.model.headers import read_headers
 from mingcore.testing.synthetic import write_checkpoint
 
 

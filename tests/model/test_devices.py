@@ -8,50 +8,23 @@ import pytest
 import torch
 
 from mingcore.config.model_config import MingConfig
-from mingcore.model.checkpoint import build_parts
 from mingcore.model.formats import resolve
-from mingcore.model.weights import LoadReport, Weights, _Ledger, read_headers
+from mingcore.model.headers import read_headers
+from mingcore.model.ming import declare_parts
+from mingcore.model.sources import FileTensors
+from mingcore.model.weights import plan_load
 
 META = torch.device("meta")
 
 
-class Unread:
-    """Tensors by their headers alone, whose values nobody fills in."""
-
-    what = "headers"
-
-    def __init__(self, infos):
-        self.infos = infos
-
-    def __contains__(self, name):
-        return name in self.infos
-
-    def names(self):
-        return self.infos
-
-    def shape(self, name):
-        return self.infos[name].shape
-
-    def dtype(self, name):
-        return self.infos[name].dtype
-
-    def fill(self, name, dest, index=None):
-        return True
-
-
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
-def parts(golden_folder, request, monkeypatch):
-    monkeypatch.setattr(Weights, "check_buffer", lambda *args, **kw: None)
+def parts(golden_folder, request):
     config = MingConfig.from_folder(golden_folder)
+    source = FileTensors(read_headers(golden_folder), str(golden_folder))
+    formats = resolve(None, request.param, META, request.param)
+    plan = plan_load(source, lambda w: declare_parts(w, config), device=META, formats=formats)
     with torch.no_grad():
-        weights = Weights(
-            Unread(read_headers(golden_folder)),
-            device=META,
-            formats=resolve(None, request.param, META, request.param),
-            dry=False,
-            ledger=_Ledger(LoadReport()),
-        )
-        yield build_parts(weights, config)
+        yield plan.read()
 
 
 def on_meta(t, *shape):

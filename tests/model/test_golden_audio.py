@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from mingcore import ops
+from mingcore.model.headers import read_headers
 from mingcore.model.vae.encoder import split_scores
-from mingcore.model.weights import read_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("sdpa", "fa2", "full")

@@ -9,7 +9,7 @@ import torch
 
 from mingcore import ops
 from mingcore.model.flow import FlowHead
-from mingcore.model.weights import read_headers
+from mingcore.model.headers import read_headers
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 INPUTS = ("c", "hist", "noise", "noise_b2", "t", "x", "dit.block0.in", "linear_pooling.in", "*.tape.*")

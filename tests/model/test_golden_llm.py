@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from mingcore import ops
+from mingcore.model.headers import read_headers
 from mingcore.model.layers import SwiGLU
-from mingcore.model.weights import DictTensors, assemble, read_headers
+from mingcore.model.sources import DictTensors
+from mingcore.model.weights import assemble
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VARIANTS = ("text", "amask", "aimask", "pos3d", "b2", "rope1d")
@@ -137,7 +139,7 @@ def moe_outputs(golden, golden_model, part, variant):
     weights = part("model.model.layers.1.mlp")
     for key, name in (("expert3_out", "experts.3."), ("shared_out", "shared_experts.")):
         own = {k.removeprefix(name): v for k, v in weights.items() if k.startswith(name)}
-        expert, _ = assemble(DictTensors(own, name), lambda w: SwiGLU.from_weights(w, H, 96), dtype=torch.float32)
+        expert = assemble(DictTensors(own, name), lambda w: SwiGLU.declare(w, H, 96), dtype=torch.float32)
         ours[key] = expert(x)
 
     narrow = variant(dtype=torch.bfloat16, activation_dtype=torch.bfloat16).llm.layers[1].mlp

@@ -24,7 +24,7 @@ def pretend(capability: int, blocks: int) -> SimpleNamespace:
     fake.is_current_stream_capturing = lambda: False
     fake.get_device_capability = lambda device: divmod(capability, 10)
     fake.get_device_properties = lambda device: gpu
-    launch.why_not = lambda op, device: None
+    launch.unavailable_reason = lambda op, device: None
     launch.fatbin = lambda op: None
     launch.compiled = lambda op, capability: b"\x7fELF"  # the emulated driver has it in C++
     launch._torch = lambda device: torch.device("cpu")

@@ -122,7 +122,7 @@ def test_every_tile_fits_and_all_outputs_are_covered(machine):
 def any_device(monkeypatch):
     """Without a GPU: the architecture is granted, the operands are looked at."""
     there = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=132)
-    monkeypatch.setattr(launch, "why_not", lambda op, device: None)
+    monkeypatch.setattr(launch, "unavailable_reason", lambda op, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
     return there
 

@@ -142,7 +142,7 @@ def test_ptx_has_matrix_products_and_bulk_copies():
 def any_device(monkeypatch):
     """Without a GPU: the architecture is granted, the operands are looked at."""
     there = SimpleNamespace(shared_memory_per_block_optin=232448, multi_processor_count=132)
-    monkeypatch.setattr(launch, "why_not", lambda op, device: None)
+    monkeypatch.setattr(launch, "unavailable_reason", lambda op, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
     return there
 

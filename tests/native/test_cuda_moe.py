@@ -86,7 +86,7 @@ def reason(args, format):
 def any_device(monkeypatch):
     """Reasons without a GPU: the architecture is granted, the operands are looked at."""
     there = SimpleNamespace(shared_memory_per_block_optin=232448)
-    monkeypatch.setattr(launch, "why_not", lambda op, device: None)
+    monkeypatch.setattr(launch, "unavailable_reason", lambda op, device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: there)
     return there

@@ -61,7 +61,7 @@ def reason(args, format):
 @pytest.fixture
 def any_device(monkeypatch):
     """Reasons without a GPU: the architecture is granted, the operands are looked at."""
-    monkeypatch.setattr(launch, "why_not", lambda op, device: None)
+    monkeypatch.setattr(launch, "unavailable_reason", lambda op, device: None)
 
 
 def test_what_it_takes(any_device):
@@ -92,7 +92,7 @@ def test_other_gpus_are_declined(monkeypatch):
     monkeypatch.setattr(launch.torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(
         cuda_prefill.launch,
-        "why_not",
-        lambda op, device, real=launch.why_not.__wrapped__: real(op, SimpleNamespace(type="cuda")),
+        "unavailable_reason",
+        lambda op, device, real=launch.unavailable_reason.__wrapped__: real(op, SimpleNamespace(type="cuda")),
     )
     assert reason(operands(), "bf16") == "T is 64, T * K 128; its kernel is made for sm_90a; this GPU is sm_80"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-import resources_triton
-
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / "bench"))
+
+import resources_triton  # noqa: E402
 
 OLDEST = ROOT / ".venv-triton-3.6"  # kept there by test_triton.py and `make test`
 MOST_STACK = 32  # bytes that ptxas may spill; which launches do is kept, and held to that

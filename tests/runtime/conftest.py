@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers.models import WordLevel
 
 from mingcore.model import load
-from mingcore.runtime.requests import results
+from mingcore.runtime.single import results
 from mingcore.runtime.speaking import SpeechRequest
 from mingcore.text.prompts import Tokenizer
 

@@ -55,7 +55,7 @@ def recognise(seed: int, tokens: int, *, temperature: float = 0.0, samples: int 
 
 def edit(seed: int, tokens: int, patches: int, *, samples: int = 8000, **kinds) -> EditRequest:
     recording = RECORDINGS[seed % 4 : seed % 4 + 1, :samples]
-    limits = {"least_seconds": 0.1, "most_seconds": patches / 10}
+    limits = {"min_seconds": 0.1, "max_seconds": patches / 10}
     kinds = {"reasoning": True, "flow": FEW} | limits | kinds
     return EditRequest(recording, f"louder {seed}", params=TextParams(tokens), seed=seed, **kinds)
 
@@ -75,7 +75,7 @@ REQUESTS = (
 
 
 class Sink:
-    """An outlet that keeps everything; `limit` pieces at most until they are taken."""
+    """An output sink that keeps everything; `limit` pieces at most until they are taken."""
 
     def __init__(self, limit: int = 1000):
         self.limit, self.pieces, self.over, self.error = limit, [], False, None
@@ -126,9 +126,9 @@ def run(engine: Engine, requests, *, most: int = 400) -> list[Sink]:
     for one, sink in zip(requests, sinks):
         engine.submit(one, sink)
     for _ in range(most):
-        if not engine.tick():
+        if not engine.step():
             break
-    assert all(sink.over for sink in sinks) and not engine.jobs
+    assert all(sink.over for sink in sinks) and not engine.sequences
     return sinks
 
 

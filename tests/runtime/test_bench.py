@@ -11,7 +11,7 @@ from mingcore.benchmark import floors, lockstep, measure, serving
 from mingcore.benchmark.subject import Subject
 from mingcore.cli import bench_tables as show
 from mingcore.errors import InputError, NotEnoughMemory
-from mingcore.model import plan
+from mingcore.model import memory_plan
 from mingcore.model.memory import Memory
 from mingcore.ops._core.layouts import tensors_in
 from mingcore.runtime.graphs import Graphs
@@ -133,7 +133,7 @@ def test_floors_are_shown(monkeypatch, capsys):
 
 
 def test_a_shape_that_cannot_fit_is_refused_before_anything_is_made(monkeypatch):
-    monkeypatch.setattr(plan, "device_memory", lambda device: Memory(8 << 30, 16 << 30))
+    monkeypatch.setattr(memory_plan, "device_memory", lambda device: Memory(8 << 30, 16 << 30))
     subject = Subject.of(None, "ming-uniaudio-16b", CPU, torch.bfloat16)
     with pytest.raises(NotEnoughMemory, match="random ming-uniaudio-16b: weights in bf16 and a"):
         subject.load(None)

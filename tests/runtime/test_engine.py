@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mingcore.model.state import KVState
-from mingcore.runtime import slots, speaking
+from mingcore.runtime import model_runner, speaking
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import ContextParams, FlowParams
@@ -23,10 +23,10 @@ WAYS = {
     "three slots": {"slots": 3},
     "a slot each": {"slots": len(MIXED)},
     "padded": {"slots": 4, "batch_invariant": True},
-    "ahead": {"slots": 3, "ahead": 2},
-    "graphs": {"slots": 3, "ahead": 2, "graphs": True},
+    "lookahead": {"slots": 3, "lookahead": 2},
+    "graphs": {"slots": 3, "lookahead": 2, "graphs": True},
     "short slots": {"slots": 3, "seconds": 0.1},
-    "graphs, short slots": {"slots": 2, "ahead": 1, "graphs": True, "seconds": 0.1},
+    "graphs, short slots": {"slots": 2, "lookahead": 1, "graphs": True, "seconds": 0.1},
 }
 
 
@@ -39,7 +39,7 @@ def test_the_same_bits_as_alone(endless, alone, way):
     engine = Engine(endless, **options)
     same(alone, MIXED, run(engine, MIXED))
     if "graphs" in options:
-        assert len(engine.slots.graphs) > 0
+        assert len(engine.runner.graphs) > 0
     # and the slots it leaves behind are as good as new
     same(alone, MIXED[:2], run(engine, MIXED[:2]))
 
@@ -47,16 +47,16 @@ def test_the_same_bits_as_alone(endless, alone, way):
 def test_runs_end_by_the_stop_head(endless, monkeypatch):
     monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
     requests = [request(seed, patches) for seed, patches in ((1, 30), (2, 40), (3, 2))]
-    sinks = run(Engine(endless, 2, ahead=1), requests)
+    sinks = run(Engine(endless, 2, lookahead=1), requests)
     # their least is a second, or all there may be
     assert [len(sink.pieces) for sink in sinks] == [10, 10, 2]
     assert [sink.pieces[-1].stats.ended_by for sink in sinks] == ["stop"] * 3
 
 
-@pytest.mark.parametrize("way", ["three slots", "ahead"])
+@pytest.mark.parametrize("way", ["three slots", "lookahead"])
 def test_segments_follow_one_another_in_the_same_slot(endless, alone, monkeypatch, way):
     monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
-    short = {"least_seconds": 0.3}
+    short = {"min_seconds": 0.3}
     requests = [
         replace(request(20, 40, texts=("abc", "de", "f")), **short),
         replace(request(21, 8, texts=("abc", "de", "f"), noise="per_request"), **short),
@@ -77,54 +77,54 @@ def test_a_context_of_its_own_runs_beside_the_others(endless, alone):
 
 def test_an_error_in_a_later_segment(endless, alone, monkeypatch):
     monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
-    filling = speaking.Speaking.filling
+    original = speaking.Speaking.prefill
     monkeypatch.setattr(
-        speaking.Speaking, "filling", lambda self, *args: boom() if self.stats.segments == 1 else filling(self, *args)
+        speaking.Speaking, "prefill", lambda self, *args: boom() if self.stats.segments == 1 else original(self, *args)
     )
     wrong, right = request(30, 40, texts=("abc", "worse")), request(31, 12)
     engine, sinks = Engine(endless, 2), [Sink(), Sink()]
     for one, sink in zip((wrong, right), sinks):
         engine.submit(one, sink)
-    while engine.tick():
+    while engine.step():
         pass
     assert str(sinks[0].error) == "the voice file vanished" and len(sinks[0].pieces) == 10
-    monkeypatch.setattr(speaking.Speaking, "filling", filling)
+    monkeypatch.setattr(speaking.Speaking, "prefill", original)
     same(alone, [right], sinks[1:])
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_a_consumer_that_stops_reading_pauses_its_own_request(endless, alone, ahead):
-    engine = Engine(endless, 3, ahead=ahead)
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_a_consumer_that_stops_reading_pauses_its_own_request(endless, alone, lookahead):
+    engine = Engine(endless, 3, lookahead=lookahead)
     sinks = [Sink(), Sink(limit=2), Sink()]
     for one, sink in zip(MIXED, sinks):
         engine.submit(one, sink)
-    while engine.tick():
+    while engine.step():
         assert len(sinks[1].pieces) <= 2
     assert [sink.over for sink in sinks] == [True, False, True] and len(sinks[1].pieces) == 2
     stats = sinks[1].pieces[0].stats
     worked = stats.compute_seconds
-    assert not engine.tick() and stats.compute_seconds == worked
+    assert not engine.step() and stats.compute_seconds == worked
     sinks[1].limit = 1000
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, MIXED[:3], sinks)
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("lookahead", [0, 2])
 @pytest.mark.parametrize("rounds", [0, 1, 2, 4])
-def test_cancelling_frees_the_slot_and_leaves_the_others_alone(endless, alone, ahead, rounds):
-    engine = Engine(endless, 2, ahead=ahead)
+def test_cancelling_frees_the_slot_and_leaves_the_others_alone(endless, alone, lookahead, rounds):
+    engine = Engine(endless, 2, lookahead=lookahead)
     sinks = [Sink() for _ in range(3)]
-    jobs = [engine.submit(one, sink) for one, sink in zip(MIXED, sinks)]
+    sequences = [engine.submit(one, sink) for one, sink in zip(MIXED, sinks)]
     for _ in range(rounds):
-        engine.tick()
-    engine.cancel(jobs[0])
-    engine.cancel(jobs[0])
-    while engine.tick():
+        engine.step()
+    engine.cancel(sequences[0])
+    engine.cancel(sequences[0])
+    while engine.step():
         pass
-    assert not sinks[0].over and not engine.jobs
+    assert not sinks[0].over and not engine.sequences
     same(alone, MIXED[1:3], sinks[1:])
-    assert all(not row for row in engine.slots.rows.open.tolist())
+    assert all(not row for row in engine.runner.state.open.tolist())
 
 
 def boom(*_, **__):
@@ -155,21 +155,21 @@ def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
         "progress": request(80, 9, progress=boom),
         "tokens": request(81, 9, texts=("worse",)),
         "noise": request(90, 9),
-        "outlet": request(83, 9),
+        "sink": request(83, 9),
     }
     engine = Engine(endless, 3)
     good = [Sink() for _ in MIXED[:4]]
-    sinks = {name: Broken() if name == "outlet" else Sink() for name in bad}
+    sinks = {name: Broken() if name == "sink" else Sink() for name in bad}
     for (name, wrong), right, sink in zip(bad.items(), MIXED, [*good, None]):
         engine.submit(wrong, sinks[name])
         if sink is not None:
             engine.submit(right, sink)
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, MIXED[:4], good)
     for name, sink in sinks.items():
         assert sink.over and str(sink.error) == "the voice file vanished", name
-    assert not engine.jobs
+    assert not engine.sequences
 
 
 def test_a_step_that_fails_ends_those_in_it(endless, alone, monkeypatch):
@@ -177,12 +177,12 @@ def test_a_step_that_fails_ends_those_in_it(endless, alone, monkeypatch):
     sinks = [Sink() for _ in range(3)]
     for one, sink in zip(MIXED, sinks):
         engine.submit(one, sink)
-    engine.tick(), engine.tick()
+    engine.step(), engine.step()
     with monkeypatch.context() as patch:
         patch.setattr(endless, "stop_head", boom)
-        engine.tick()
+        engine.step()
     assert [isinstance(sink.error, OSError) for sink in sinks] == [True, True, False]
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, MIXED[2:3], sinks[2:])
 
@@ -200,7 +200,7 @@ def test_what_cannot_be_captured_runs_without_a_graph(endless, alone, caplog, er
 
     with caplog.at_level(logging.WARNING):
         engine = Engine(endless, 2, graphs=Graphs(refuse))
-    assert len(caplog.records) == 1 and not len(engine.slots.graphs)
+    assert len(caplog.records) == 1 and not len(engine.runner.graphs)
     assert "no CUDA graph of " in caplog.text and str(error) in caplog.text
     same(alone, MIXED[:3], run(engine, MIXED[:3]))
 
@@ -216,7 +216,7 @@ def test_a_run_too_long_for_memory_is_refused_alone(endless, alone, monkeypatch)
     sinks = [Sink(), Sink()]
     engine.submit(MIXED[0], sinks[0])
     engine.submit(request(1, 4000), sinks[1])
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, MIXED[:1], sinks[:1])
     assert "out of memory" in str(sinks[1].error) and not sinks[1].pieces
@@ -224,23 +224,23 @@ def test_a_run_too_long_for_memory_is_refused_alone(endless, alone, monkeypatch)
 
 def test_patches_launched_behind_the_end_find_room(endless, alone, monkeypatch):
     """A run that fills its slot to the last token, with steps launched ahead of its end."""
-    monkeypatch.setattr(slots, "PROMPT_TOKENS", 64)
-    engine = Engine(endless, 1, seconds=6.4, ahead=3)
-    capacity = engine.slots.rows.llm.capacity
-    prompt = len(speaking.Speaking(endless, MIXED[0]).next().prompt.ids)
+    monkeypatch.setattr(model_runner, "PROMPT_TOKENS", 64)
+    engine = Engine(endless, 1, seconds=6.4, lookahead=3)
+    capacity = engine.runner.state.llm.capacity
+    prompt = len(speaking.Speaking(endless, MIXED[0]).next_segment().prompt.ids)
     tight = request(50, capacity - prompt, steps=1)
     same(alone, [tight], run(engine, [tight]))
 
 
 def test_memory_stays_where_it_is_and_goes_with_the_engine(endless):
     engine = Engine(endless, 2, seconds=5)
-    before = engine.slots.memory()
+    before = engine.runner.memory()
     run(engine, [request(1, 40), request(2, 30)])
-    assert engine.slots.memory() == before
+    assert engine.runner.memory() == before
     sink = Sink()
     engine.submit(MIXED[0], sink)
-    engine.tick()
-    gone = weakref.ref(engine.slots.rows)
+    engine.step()
+    gone = weakref.ref(engine.runner.state)
     gc.collect()
     gc.disable()
     try:
@@ -254,7 +254,7 @@ def test_memory_stays_where_it_is_and_goes_with_the_engine(endless):
 def test_slots_take_no_memory_before_they_are_used(endless):
     before = psutil.Process().memory_info().rss
     engine = Engine(endless, 64, seconds=600)
-    assert engine.slots.rows.nbytes > 1 << 30
+    assert engine.runner.state.nbytes > 1 << 30
     assert psutil.Process().memory_info().rss - before < 32 << 20
 
 
@@ -274,15 +274,15 @@ def test_long_speech_does_not_grow(endless):
 
     for seed in range(40):
         engine.submit(request(seed, 150, steps=1), Swallow())
-    while engine.tick():
+    while engine.step():
         pass
     assert patches == 6000 and len(sizes) == 30
     assert sizes[-1] - sizes[0] < 4 << 20, sizes
 
 
 def test_the_batch_invariant_mode_always_computes_all_slots(endless):
-    padded, other = (Engine(endless, 5, batch_invariant=mode).slots for mode in (True, False))
+    padded, other = (Engine(endless, 5, batch_invariant=mode).runner for mode in (True, False))
     assert [padded.bucket(used) for used in (1, 3, 5)] == [5, 5, 5]
     assert [other.bucket(used) for used in (1, 3, 5)] == [1, 3, 5]
-    graphs = Engine(endless, 5, graphs=Graphs(replayed_by_calling)).slots
+    graphs = Engine(endless, 5, graphs=Graphs(replayed_by_calling)).runner
     assert [graphs.bucket(used) for used in (1, 2, 3, 5)] == [1, 2, 4, 5]

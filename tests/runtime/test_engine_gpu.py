@@ -26,7 +26,7 @@ def spoken(model, requests, **options) -> list[tuple]:
     for request, sink in zip(requests, sinks):
         moved = {k: v.cuda() for k, v in vars(request).items() if isinstance(v, torch.Tensor)}
         engine.submit(replace(request, **moved), sink)
-    while engine.tick():
+    while engine.step():
         pass
     assert all(sink.over and sink.error is None for sink in sinks), [s.error for s in sinks]
     torch.cuda.synchronize()

@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.editing import Editing
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from mingcore.runtime.params import ContextParams, FlowParams
-from mingcore.runtime.requests import new_run, results
+from mingcore.runtime.requests import new_task
+from mingcore.runtime.single import generate_tokens, results
 from tests.runtime.engine_support import FEW, MIXED, REQUESTS, Sink, edit, recognise, replayed_by_calling, run, said
 
 WAYS = {
@@ -21,8 +22,8 @@ WAYS = {
     "three slots": {"slots": 3},
     "a slot each": {"slots": len(REQUESTS)},
     "padded": {"slots": 4, "batch_invariant": True},
-    "ahead": {"slots": 3, "ahead": 2},
-    "graphs": {"slots": 3, "ahead": 2, "graphs": True},
+    "lookahead": {"slots": 3, "lookahead": 2},
+    "graphs": {"slots": 3, "lookahead": 2, "graphs": True},
     "short slots, beside which all that hears runs": {"slots": 3, "seconds": 0.1},
 }
 
@@ -61,11 +62,11 @@ def test_the_same_text_and_sound_as_alone(endless, alone, way):
         options["graphs"] = Graphs(replayed_by_calling)
         options["flows"] = (FEW, FlowParams(steps=3))
     engine = Engine(endless, **options)
-    before = engine.slots.memory()
+    before = engine.runner.memory()
     same(alone, REQUESTS, run(engine, REQUESTS))
-    assert not engine.slots.rows.text.writing.any() and not engine.slots.rows.open.any()
+    assert not engine.runner.state.text.writing.any() and not engine.runner.state.open.any()
     if options["slots"] != 3 or "seconds" not in options:
-        assert engine.slots.memory() == before
+        assert engine.runner.memory() == before
     # and the slots it leaves behind are as good as new
     same(alone, REQUESTS[:3], run(engine, REQUESTS[:3]))
 
@@ -92,32 +93,32 @@ def stop_at(monkeypatch, endless, requests, at: dict[int, int]) -> dict[int, int
     """Makes the token that a request writes at `at` by itself end its text -> where it is first."""
     first, stops = {}, {}
     for one in requests:
-        begun = new_run(endless, one)
-        segment = begun.next()
-        context = generate.last(begun.filling(segment))
-        tokens = list(generate.write(endless, context, segment.text, begun.draws))
+        begun = new_task(endless, one)
+        segment = begun.next_segment()
+        result = begun.prefill(segment).run()
+        tokens = list(generate_tokens(endless, result, segment.text, begun.sampling_noise))
         stops[one.seed] = tokens[at[one.seed]]
         first[one.seed] = tokens.index(stops[one.seed])
-    for kind in {type(new_run(endless, one)) for one in requests}:
+    for kind in {type(new_task(endless, one)) for one in requests}:
 
-        def planned(run, plan=kind.next):
-            segment = plan(run)
+        def planned(task, plan=kind.next_segment):
+            segment = plan(task)
             if segment is None:
                 return None
-            text = replace(segment.text, stops=(stops[run.request.seed],))
+            text = replace(segment.text, stops=(stops[task.request.seed],))
             return replace(segment, text=text)
 
-        monkeypatch.setattr(kind, "next", planned)
+        monkeypatch.setattr(kind, "next_segment", planned)
     return first
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_text_ends_by_a_stop_token(endless, alone, monkeypatch, ahead, caplog):
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_text_ends_by_a_stop_token(endless, alone, monkeypatch, lookahead, caplog):
     requests = [recognise(s, 12, temperature=5.0, instruction="?") for s in (71, 72, 73)]
     requests += [edit(74, 12, 3), edit(75, 12, 4), MIXED[0]]
     first = stop_at(monkeypatch, endless, requests[:-1], {71: 2, 72: 3, 73: 4, 74: 0, 75: 6})
     with caplog.at_level(logging.WARNING):
-        sinks = run(Engine(endless, 3, ahead=ahead), requests)
+        sinks = run(Engine(endless, 3, lookahead=lookahead), requests)
     assert caplog.text.count("the text ended without <gen_audio>") == 2
     same(alone, requests, sinks)
     for one, sink in zip(requests[:-1], sinks):
@@ -125,41 +126,41 @@ def test_text_ends_by_a_stop_token(endless, alone, monkeypatch, ahead, caplog):
     assert [sink.pieces[-1].stats.ended_by for sink in sinks[:3]] == ["stop"] * 3
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
-def test_a_consumer_that_stops_reading_pauses_its_own_text(endless, alone, ahead):
-    engine = Engine(endless, 3, ahead=ahead)
+@pytest.mark.parametrize("lookahead", [0, 2])
+def test_a_consumer_that_stops_reading_pauses_its_own_text(endless, alone, lookahead):
+    engine = Engine(endless, 3, lookahead=lookahead)
     requests = [recognise(81, 20, temperature=9.0, instruction="?"), edit(82, 12, 6), MIXED[0]]
     sinks = [Sink(limit=2), Sink(limit=1), Sink()]
     for one, sink in zip(requests, sinks):
         engine.submit(one, sink)
-    while engine.tick():
+    while engine.step():
         assert len(sinks[1].pieces) <= 1
     # a token may complete a piece and end the text
     assert not sinks[0].over and not sinks[1].over and sinks[2].over
     for sink in sinks:
         sink.limit = 1000
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, requests, sinks)
 
 
-@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize("lookahead", [0, 2])
 @pytest.mark.parametrize("rounds", range(0, 12, 2))
-def test_cancelled_at_every_stage(endless, alone, ahead, rounds):
-    engine = Engine(endless, 2, ahead=ahead)
+def test_cancelled_at_every_stage(endless, alone, lookahead, rounds):
+    engine = Engine(endless, 2, lookahead=lookahead)
     requests = [edit(91, 3, 3), recognise(92, 8, temperature=2.0), edit(93, 2, 2), MIXED[0]]
     sinks = [Sink() for _ in requests]
-    jobs = [engine.submit(one, sink) for one, sink in zip(requests, sinks)]
+    sequences = [engine.submit(one, sink) for one, sink in zip(requests, sinks)]
     for _ in range(rounds):
-        engine.tick()
+        engine.step()
     ended = sinks[0].over
-    engine.cancel(jobs[0])
-    engine.cancel(jobs[2])
-    while engine.tick():
+    engine.cancel(sequences[0])
+    engine.cancel(sequences[2])
+    while engine.step():
         pass
-    assert sinks[0].over == ended and not engine.jobs
+    assert sinks[0].over == ended and not engine.sequences
     same(alone, [requests[1], requests[3]], [sinks[1], sinks[3]])
-    rows = engine.slots.rows
+    rows = engine.runner.state
     assert not (rows.open | rows.text.writing).any()
 
 
@@ -171,14 +172,14 @@ def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
     def fails(seconds):
         raise OSError("no disk")
 
-    sampled = generate.sample_latents
+    sampled = prefill.posterior_latents
 
     def sample(model, samples, noise):
         if samples.shape[1] == 4800:
             raise OSError("the recording vanished")
         return sampled(model, samples, noise)
 
-    monkeypatch.setattr(generate, "sample_latents", sample)
+    monkeypatch.setattr(prefill, "posterior_latents", sample)
     bad = [
         (recognise(101, 3, instruction="?"), Broken(), "the loop is gone"),
         (edit(102, 3, 3, progress=fails), Sink(), "no disk"),
@@ -191,25 +192,25 @@ def test_an_error_ends_its_own_request_alone(endless, alone, monkeypatch):
         engine.submit(wrong, sink)
         if right is not None:
             engine.submit(right, right_sink)
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, good, sinks)
     for _, sink, message in bad:
         assert sink.over and str(sink.error) == message
-    assert not engine.jobs
+    assert not engine.sequences
 
 
 def test_what_is_too_long_or_hears_otherwise_runs_beside(endless, alone):
     engine = Engine(endless, 2, seconds=1)
     own = edit(111, 2, 3, context=ContextParams(seconds=0.5))
     long = recognise(112, 5000, temperature=9.0, samples=24000)
-    before, beside = engine.slots.memory(), []
+    before, beside = engine.runner.memory(), []
     sinks = [Sink(), Sink(limit=4), Sink()]
     for one, sink in zip((own, long, MIXED[0]), sinks):
         engine.submit(one, sink)
-    while engine.tick():
-        beside.append(len(engine._others))
-    assert max(beside) == 2 and engine.slots.memory() == before
+    while engine.step():
+        beside.append(len(engine._unbatched))
+    assert max(beside) == 2 and engine.runner.memory() == before
     same(alone, [own, MIXED[0]], [sinks[0], sinks[2]])
     first = []
     for piece in results(endless, long):
@@ -218,4 +219,4 @@ def test_what_is_too_long_or_hears_otherwise_runs_beside(endless, alone):
             break
     assert said(sinks[1].pieces)[0] == said(first)[0]
     engine.close()
-    assert isinstance(new_run(endless, own), Editing)
+    assert isinstance(new_task(endless, own), Editing)

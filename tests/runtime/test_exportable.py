@@ -12,8 +12,8 @@ from mingcore import ops
 from mingcore.model import load
 from mingcore.runtime.exportable import PatchStep, tensors_of, with_tensors
 from mingcore.runtime.params import PatchLimits
-from mingcore.runtime.rows import Rows
-from mingcore.runtime.step import Group, advance, emit
+from mingcore.runtime.state import BatchState
+from mingcore.runtime.step import FlowGroup, advance, generate_patch
 
 ROOT = Path(__file__).parents[2]
 TINY = ROOT / "mingcore" / "checkpoints" / "tiny"
@@ -25,14 +25,14 @@ def model():
     return load(TINY)
 
 
-def begun(model, batch: int = 2) -> Rows:
-    """Rows of a state that cannot grow, each with a history and the LLM's hidden state."""
+def begun(model, batch: int = 2) -> BatchState:
+    """BatchState of a state that cannot grow, each with a history and the LLM's hidden state."""
     draw = torch.Generator().manual_seed(5)
-    rows = Rows.create(model, batch + 1, tokens=64, frames=128).rows(0, batch)
+    rows = BatchState.create(model, batch + 1, tokens=64, frames=128).rows(0, batch)
     for row in range(batch):
         hidden = torch.randn(1, model.config.llm.hidden_size, generator=draw)
         history = torch.randn(1, 5, model.config.latent_dim, generator=draw)
-        rows.begin(row, hidden, history, PatchLimits(most=3 + row, least=1, expected=4), 2.0)
+        rows.begin_patches(row, hidden, history, PatchLimits(max_patches=3 + row, min_patches=1, expected=4), 2.0)
     return rows
 
 
@@ -46,8 +46,8 @@ def noises(model, steps: int, patches: int, batch: int = 2) -> list[torch.Tensor
 def by_step(model, schedule, patches):
     rows, out = begun(model), []
     for noise in noises(model, schedule.steps, patches):
-        e = emit(model, rows, [Group(schedule, True, noise)])
-        out.append((e.latents, e.samples, e.counts, e.taken, e.ended, e.stopped))
+        e = generate_patch(model, rows, [FlowGroup(schedule, True, noise)])
+        out.append((e.latents, e.samples, e.counts, e.consumed, e.ended, e.stopped))
         advance(model, rows)
         out[-1] = tuple(t.clone() for t in out[-1])
     return out, tensors_of(rows)

@@ -7,27 +7,28 @@ import pytest
 import torch
 
 from mingcore.errors import InputError
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.noise import SeededNoise
 from mingcore.runtime.params import FlowParams, PatchLimits
-from mingcore.runtime.text_rows import Draws, TextPlan, choose
+from mingcore.runtime.sampling import SamplingNoise, TextPlan, choose
+from mingcore.runtime.single import generate_patches, generate_tokens
 from mingcore.text.prompts import Prompt
 
 LATENTS = torch.randn(1, 15, 64, generator=torch.Generator().manual_seed(5))
 
 
-def start(model, *, expected: int = 32, latents: torch.Tensor = LATENTS) -> generate.Context:
+def start(model, *, expected: int = 32, latents: torch.Tensor = LATENTS) -> prefill.PrefillResult:
     n = latents.shape[1] // 5
     prompt = Prompt((503, 34, 504, 500, *[501] * n), ((4, n),))
-    voice = generate.embed_audio(model, latents, expected_patches=expected)
-    hidden, llm = generate.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
-    return generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
+    voice = prefill.embed_audio(model, latents, expected_patches=expected)
+    hidden, llm = prefill.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
+    return prefill.PrefillResult(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
 
 
 def run(model, least: int, most: int, *, flow=None, seed: int = 1, **options):
     flow = flow or FlowParams(steps=2)
     context = start(model, **options)
-    return list(generate.speak(model, context, SeededNoise(seed), flow, PatchLimits(least, most)))
+    return list(generate_patches(model, context, SeededNoise(seed), flow, PatchLimits(least, most)))
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_closing_frees_the_state(never_stops, monkeypatch):
 
         monkeypatch.setattr(owner, name, remember)
     flow, limits = FlowParams(steps=1), PatchLimits(1, 20)
-    patches = generate.speak(never_stops, start(never_stops), SeededNoise(0), flow, limits)
+    patches = generate_patches(never_stops, start(never_stops), SeededNoise(0), flow, limits)
     next(patches)
     gc.disable()
     try:
@@ -120,7 +121,7 @@ def test_speaks_on_beyond_the_reference_s_4096_frames(never_stops):
     latents = torch.randn(1, 4090, 64, generator=torch.Generator().manual_seed(9))
     context = start(never_stops, latents=latents)
     semantic = context.semantic
-    patches = list(generate.speak(never_stops, context, SeededNoise(0), FlowParams(steps=1), PatchLimits(1, 4)))
+    patches = list(generate_patches(never_stops, context, SeededNoise(0), FlowParams(steps=1), PatchLimits(1, 4)))
     made = torch.cat([p.latents for p in patches[:3]], dim=1)
     assert semantic.max_length == 4105
     embedding, _ = never_stops.vae.unify(patches[3].latents, semantic)
@@ -130,9 +131,9 @@ def test_speaks_on_beyond_the_reference_s_4096_frames(never_stops):
     assert all(torch.isfinite(p.samples).all() for p in patches)
 
 
-def write(model, most: int, *, temperature: float = 0.0, stops=(), seed: int = 0) -> list[int]:
-    draws = Draws(seed, model.config.llm.vocab_size, temperature, model.llm.device)
-    return list(generate.write(model, start(model), TextPlan(most, temperature, stops), draws))
+def write(model, max_tokens: int, *, temperature: float = 0.0, stops=(), seed: int = 0) -> list[int]:
+    draws = SamplingNoise(seed, model.config.llm.vocab_size, temperature, model.llm.device)
+    return list(generate_tokens(model, start(model), TextPlan(max_tokens, temperature, stops), draws))
 
 
 def test_text_sampling(model):
@@ -152,7 +153,7 @@ def test_tokens_are_drawn_as_pytorch_draws_them():
     draws, wanted = [], []
     for row in range(6):
         one, t = logits[row : row + 1], float(temperature[row])
-        draws.append(Draws(row, 301, t, one.device)())
+        draws.append(SamplingNoise(row, 301, t, one.device)())
         if t == 0:
             wanted.append(int(one.argmax()))
         else:
@@ -175,17 +176,17 @@ def test_audio_and_placeholders_must_agree(model):
     prompt = Prompt((503, 500, 501, 501), ((2, 2),))
     audio = torch.zeros(1, 3, 256)
     with pytest.raises(InputError, match="2 placeholders, got 3 patches"):
-        generate.embed_prompt(model, prompt, [audio])
+        prefill.embed_prompt(model, prompt, [audio])
     with pytest.raises(InputError, match="1 audio blocks, got 0"):
-        generate.embed_prompt(model, prompt, [])
+        prefill.embed_prompt(model, prompt, [])
 
 
 def test_whole_patches_cuts_and_refuses(model):
-    assert generate.whole_patches(model, torch.zeros(1, 17, 64)).shape == (1, 15, 64)
+    assert prefill.whole_patches(model, torch.zeros(1, 17, 64)).shape == (1, 15, 64)
     with pytest.raises(InputError, match="at least one patch of 5 frames, got 4"):
-        generate.whole_patches(model, torch.zeros(1, 4, 64))
+        prefill.whole_patches(model, torch.zeros(1, 4, 64))
 
 
 @pytest.mark.parametrize(("samples", "patches"), [(1, 0), (1280, 0), (1281, 1), (1600, 1), (16037, 10), (16000, 10)])
 def test_patches_of_a_waveform(samples, patches):
-    assert generate.audio_patches(samples, 320, 5) == patches
+    assert prefill.audio_patches(samples, 320, 5) == patches

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from mingcore.audio.files import resample
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.single import generate_patches
 from mingcore.text.prompts import Prompt, tts_prompt
 
 TEXTS = {"six": "hello abc", "stop": "hello abc", "nostop": "abcd"}
@@ -26,9 +27,9 @@ def biased(model, monkeypatch):
 
 
 def context_of(model, prompt: Prompt, latents: torch.Tensor, expected: int = 4):
-    voice = generate.embed_audio(model, latents, expected_patches=expected)
-    hidden, llm = generate.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
-    context = generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
+    voice = prefill.embed_audio(model, latents, expected_patches=expected)
+    hidden, llm = prefill.prefill(model, prompt, [voice.projected], audio_router=False, expected_tokens=expected)
+    context = prefill.PrefillResult(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
     return context, voice
 
 
@@ -37,7 +38,7 @@ def test_loop(tools, biased, golden_models, run):
     g = tools.Recorded("g_tts")
     model = biased(run)
     count = len(g.tensors[f"{run}.latents"])
-    latents = generate.whole_patches(model, g["prompt_latents"])
+    latents = prefill.whole_patches(model, g["prompt_latents"])
     assert latents.shape == (1, 15, 64)
     prompt = tts_prompt(model.tokenizer, TEXTS[run], "hi.", 3)
     if run != "nostop":
@@ -46,7 +47,7 @@ def test_loop(tools, biased, golden_models, run):
     tape = tools.Tape(g, f"{run}.")
     # the reference ends by its bound, ours by the limit; `stop` has room to run on
     limits = PatchLimits(18, count + 20 if run == "stop" else count)
-    patches = list(generate.speak(model, context, tape, FlowParams(), limits))
+    patches = list(generate_patches(model, context, tape, FlowParams(), limits))
 
     assert len(patches) == count and tape.is_over
     assert [p.stopped for p in patches] == g[f"{run}.yielded_last"].bool().tolist()
@@ -63,7 +64,7 @@ def test_loop(tools, biased, golden_models, run):
 
     # embeddings fed back: the voice's, then each patch's but the last (nostop was resumed once)
     tools.close(voice.projected[0, :, None], g[f"{run}.proj.00"])
-    state = generate.embed_audio(model, latents).semantic
+    state = prefill.embed_audio(model, latents).semantic
     for i in range(1, len(g.names(f"{run}.proj."))):
         embedding, state = model.vae.unify(patches[i - 1].latents, state)
         tools.close(model.pool(embedding), g[f"{run}.proj.{i:02d}"])
@@ -111,11 +112,11 @@ def test_from_a_waveform(tools, biased, rate):
         assert torch.corrcoef(torch.stack([ours, resampled[0]]))[0, 1] > 0.95
         waveform = resampled
     tape = tools.Tape(g, f"{run}.")
-    latents = generate.sample_latents(model, waveform, tape)
+    latents = prefill.posterior_latents(model, waveform, tape)
     assert latents.shape == (1, 50, 64)
     prompt = tts_prompt(model.tokenizer, "abcdef", "hi.", 10)
     context, _ = context_of(model, prompt, latents)
-    patches = list(generate.speak(model, context, tape, FlowParams(), PatchLimits(18, 40)))
+    patches = list(generate_patches(model, context, tape, FlowParams(), PatchLimits(18, 40)))
     assert len(patches) == 18 and patches[-1].stopped and tape.is_over
     tools.close(torch.cat([p.samples for p in patches], dim=1), g[f"{run}.wave"])
     unread = set(g.names(f"{run}.")) - g.seen

@@ -41,7 +41,7 @@ def joining(engine: Engine, plan) -> list[Sink]:
         while waiting and waiting[0][0][0] <= rounds:
             (_, one), i = waiting.pop(0)
             engine.submit(one, sinks[i])
-        busy, rounds = engine.tick(), rounds + 1
+        busy, rounds = engine.step(), rounds + 1
     assert all(sink.over for sink in sinks)
     return sinks
 
@@ -55,7 +55,7 @@ def make_with_graphs(model, slots: int) -> Engine:
         model,
         slots,
         batch_invariant=True,
-        ahead=1,
+        lookahead=1,
         graphs=Graphs(replayed_by_calling),
         flows=(FlowParams(steps=2), FlowParams(steps=3)),
     )

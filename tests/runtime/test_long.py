@@ -13,6 +13,7 @@ from mingcore.ops._core.packing import dequantise, quantise_activations
 from mingcore.precision import measure_context
 from mingcore.runtime.params import AS_REFERENCE, ContextParams, FlowParams
 from mingcore.runtime.speaking import Speaking, SpeechRequest
+from mingcore.runtime.task import Patch
 from mingcore.testing.compare import relative_l2
 
 MIB = 1 << 20
@@ -112,9 +113,9 @@ def test_by_default_segments_start_anew(ming):
         request = SpeechRequest(texts, latents, transcript, FlowParams(2), 0, context=context)
         speaking = Speaking(model, request)
         made = []
-        while (segment := speaking.next()) is not None:
-            made.append(speaking.fill(segment))
-            speaking.heard(torch.zeros(1, 5, 64))
+        while (segment := speaking.next_segment()) is not None:
+            made.append(speaking.prefill(segment).run())
+            speaking.on_patch(Patch(0, torch.zeros(1, 0), True, False, torch.zeros(1, 5, 64)))
         return made
 
     both, second = contexts(texts), contexts(texts[1:])

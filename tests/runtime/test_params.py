@@ -95,8 +95,8 @@ def test_durations(low, high, message):
 def test_seconds_become_patches():
     def limits(low, high, expected=1.0):
         seconds = (low, high, 0.1)
-        found = PatchLimits.from_seconds(*seconds, least=18, expected_seconds=expected)
-        return found.least, found.most, found.expected
+        found = PatchLimits.from_seconds(*seconds, min_patches=18, expected_seconds=expected)
+        return found.min_patches, found.max_patches, found.expected
 
     assert limits(None, 30) == (18, 300, 10)
     assert limits(0, 30) == (1, 300, 10)

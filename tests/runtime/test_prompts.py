@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mingcore.model import load
-from mingcore.runtime import generate, reader
+from mingcore.runtime import graph_prefill, prefill
 from mingcore.runtime.engine import Engine
 from mingcore.runtime.graphs import Graphs
 from tests.runtime.engine_support import MIXED, Sink, replayed_by_calling, request, run, same
@@ -23,18 +23,18 @@ def small_pieces(monkeypatch, alone):
     """Eight tokens at a time; what requests give alone was made of whole prompts."""
     for one in (*MIXED, LONG):
         alone(one)
-    monkeypatch.setattr(generate, "PIECE", 8)
+    monkeypatch.setattr(prefill, "CHUNK", 8)
 
 
 def test_pieces_are_few_and_alike():
     for n in (1, 2, 255, 256, 257, 512, 1000):
-        parts = generate.pieces(n)
+        parts = prefill.chunks_of(n)
         assert [i for part in parts for i in part] == list(range(n))
         lengths = [len(part) for part in parts]
         assert len(parts) == -(-n // 256) and max(lengths) - min(lengths) <= 1
 
 
-@pytest.mark.parametrize("way", [{}, {"ahead": 2}, {"graphs": True, "ahead": 1}])
+@pytest.mark.parametrize("way", [{}, {"lookahead": 2}, {"graphs": True, "lookahead": 1}])
 def test_a_long_prompt_stalls_nobody(endless, alone, small_pieces, monkeypatch, way):
     """The patches of one request go on while the prompt of another is run."""
     if way.get("graphs"):
@@ -44,7 +44,7 @@ def test_a_long_prompt_stalls_nobody(endless, alone, small_pieces, monkeypatch, 
     speaking = request(51, 60)
     engine.submit(speaking, sinks[0])
     while not sinks[0].pieces:
-        engine.tick()
+        engine.step()
     at_once = []
     for part in ("pool", "llm"):
         watch(monkeypatch, endless, part, at_once)
@@ -52,11 +52,11 @@ def test_a_long_prompt_stalls_nobody(endless, alone, small_pieces, monkeypatch, 
     rounds = 0
     while not sinks[1].pieces:
         before = len(sinks[0].pieces)
-        engine.tick()
+        engine.step()
         rounds += 1
         assert len(sinks[0].pieces) == before + 1
     assert rounds > 20 and max(at_once) <= 32  # a bucket where there are graphs
-    while engine.tick():
+    while engine.step():
         pass
     same(alone, [speaking, LONG], sinks)
 
@@ -78,15 +78,15 @@ def watch(monkeypatch, model, part, seen):
 def test_a_prompt_is_cancelled_at_any_piece_and_others_take_its_place(endless, alone, small_pieces, rounds):
     engine = Engine(endless, 3)
     sinks = [Sink() for _ in range(4)]
-    jobs = [engine.submit(one, sink) for one, sink in zip((MIXED[2], LONG, MIXED[0], MIXED[1]), sinks)]
+    sequences = [engine.submit(one, sink) for one, sink in zip((MIXED[2], LONG, MIXED[0], MIXED[1]), sinks)]
     while not sinks[0].pieces:
-        engine.tick()
+        engine.step()
     for _ in range(rounds):
-        engine.tick()
-    engine.cancel(jobs[1])
-    while engine.tick():
+        engine.step()
+    engine.cancel(sequences[1])
+    while engine.step():
         pass
-    assert not sinks[1].over and not sinks[1].pieces and not engine.jobs
+    assert not sinks[1].over and not sinks[1].pieces and not engine.sequences
     same(alone, (MIXED[2], MIXED[0], MIXED[1]), [sinks[0], *sinks[2:]])
 
 
@@ -99,7 +99,7 @@ def test_who_leaves_while_a_prompt_is_run_does_not_move_it(endless, alone, small
 
 def test_an_error_in_a_later_piece_is_its_own_requests(endless, alone, small_pieces, monkeypatch):
     calls = 0
-    read = generate.PlainReader.read
+    read = prefill.EagerPrefillRunner.run_llm
 
     def fail(self, model, embeds, state, mask):
         nonlocal calls
@@ -108,11 +108,11 @@ def test_an_error_in_a_later_piece_is_its_own_requests(endless, alone, small_pie
             raise OSError("the voice file vanished")
         return read(self, model, embeds, state, mask)
 
-    monkeypatch.setattr(generate.PlainReader, "read", fail)
+    monkeypatch.setattr(prefill.EagerPrefillRunner, "run_llm", fail)
     engine, sinks = Engine(endless, 2), [Sink(), Sink()]
     for one, sink in zip((LONG, MIXED[0]), sinks):
         engine.submit(one, sink)
-    while engine.tick():
+    while engine.step():
         pass
     assert str(sinks[0].error) == "the voice file vanished" and not sinks[0].pieces
     same(alone, MIXED[:1], sinks[1:])
@@ -120,20 +120,20 @@ def test_an_error_in_a_later_piece_is_its_own_requests(endless, alone, small_pie
 
 def test_segments_are_prompts_like_others(endless, alone, small_pieces, monkeypatch):
     monkeypatch.setattr(endless.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
-    three = replace(request(52, 40, texts=("abc", "de", "f")), least_seconds=0.3)
-    sinks = run(Engine(endless, 2, ahead=1), [three, replace(three, seed=53)])
+    three = replace(request(52, 40, texts=("abc", "de", "f")), min_seconds=0.3)
+    sinks = run(Engine(endless, 2, lookahead=1), [three, replace(three, seed=53)])
     same(alone, [three, replace(three, seed=53)], sinks)
     assert sinks[0].pieces[-1].stats.segments == 3
 
 
 def test_what_is_longer_than_the_graphs_reach_is_run_without(endless, alone, monkeypatch):
-    monkeypatch.setattr(reader, "ROOM", 40)
+    monkeypatch.setattr(graph_prefill, "CAPACITY", 40)
     engine = Engine(endless, 2, graphs=Graphs(replayed_by_calling))
     used = []
     monkeypatch.setattr(
-        generate.PlainReader,
-        "read",
-        lambda self, *args, read=generate.PlainReader.read: used.append(1) or read(self, *args),
+        prefill.EagerPrefillRunner,
+        "run_llm",
+        lambda self, *args, read=prefill.EagerPrefillRunner.run_llm: used.append(1) or read(self, *args),
     )
     requests = [LONG, MIXED[0]]
     same(alone, requests, run(engine, requests))

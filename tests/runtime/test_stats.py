@@ -11,11 +11,11 @@ from mingcore.runtime.stats import Meter, Stats
 def test_the_clock_rests_while_the_consumer_works():
     meter = Meter(torch.device("cpu"))
     time.sleep(0.02)
-    meter.heard(1600, 16000)
+    meter.count_audio(1600, 16000)
     meter.pause()
     time.sleep(0.3)
     meter.resume()
-    meter.heard(1600, 16000)
+    meter.count_audio(1600, 16000)
     meter.pause()
     stats = meter.stats
     assert 0.02 <= stats.time_to_first_audio <= stats.compute_seconds < 0.25

@@ -166,7 +166,7 @@ def _attention_decode_kernel(
     if SCALED:
         k_scale += i_b * stride_ks_b + i_h.to(tl.int64) * stride_ks_h
         v_scale += i_b * stride_vs_b + i_h.to(tl.int64) * stride_vs_h
-    b_most = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    b_max = tl.full([BLOCK_R], float("-inf"), tl.float32)
     b_total = tl.zeros([BLOCK_R], tl.float32)
     b_out = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for s in range(start, end, BLOCK_S):
@@ -183,23 +183,23 @@ def _attention_decode_kernel(
         if WINDOWED:
             m_seen = m_seen & (o_key[None, :] > b_last[:, None] - window)
         b_dots = tl.where(m_seen, b_dots, float("-inf"))
-        b_new = tl.maximum(b_most, tl.max(b_dots, 1))
+        b_new = tl.maximum(b_max, tl.max(b_dots, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)  # nothing seen so far
         b_p = tl.exp2(b_dots - b_base[:, None])
-        b_keep = tl.exp2(b_most - b_base)
+        b_keep = tl.exp2(b_max - b_base)
         b_v = tl.load(v_cache + o_slot[:, None] * stride_v_s + o_d[None, :], mask=m_sd, other=0.0)
         b_total = b_total * b_keep + tl.sum(b_p, 1)
         b_out = b_out * b_keep[:, None]
         if SCALED:
             b_p *= tl.load(v_scale + o_slot * stride_vs_s, mask=m_s, other=0.0)[None, :]
         b_out = tl.dot(b_p.to(b_q.dtype), b_v.to(b_q.dtype), b_out, input_precision="ieee")
-        b_most = b_new
+        b_max = b_new
 
     o_row = (i_b * T + o_t) * (HEADS * GROUP) + o_q  # [BLOCK_R] of out's rows
     if SPLIT:
         p_partial = partial + (o_row * shares + i_share) * (D + 2)
         tl.store(p_partial[:, None] + o_d[None, :], b_out, mask=m_rd)
-        tl.store(p_partial + D, b_most, mask=m_r)
+        tl.store(p_partial + D, b_max, mask=m_r)
         tl.store(p_partial + D + 1, b_total, mask=m_r)
     else:
         b_out = b_out / tl.where(b_total > 0.0, b_total, 1.0)[:, None]
@@ -214,11 +214,11 @@ def _combine_kernel(partial, out, shares, D: tl.constexpr, BLOCK_SHARES: tl.cons
     o_i, o_d = tl.arange(0, BLOCK_SHARES), tl.arange(0, BLOCK_D)
     p_partial = partial + (i_row * shares + o_i) * (D + 2)
     m_i = o_i < shares
-    b_most = tl.load(p_partial + D, mask=m_i, other=float("-inf"))
+    b_max = tl.load(p_partial + D, mask=m_i, other=float("-inf"))
     b_total = tl.load(p_partial + D + 1, mask=m_i, other=0.0)
-    most = tl.max(b_most, 0)
-    most = tl.where(most == float("-inf"), 0.0, most)
-    b_weight = tl.exp2(b_most - most)  # [BLOCK_SHARES], 0 of a share without keys
+    all_max = tl.max(b_max, 0)
+    all_max = tl.where(all_max == float("-inf"), 0.0, all_max)
+    b_weight = tl.exp2(b_max - all_max)  # [BLOCK_SHARES], 0 of a share without keys
     total = tl.sum(b_weight * b_total, 0)
     m_id = m_i[:, None] & (o_d < D)[None, :]
     b_part = tl.load(p_partial[:, None] + o_d[None, :], mask=m_id, other=0.0)

@@ -17,7 +17,7 @@ request runs.
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ..gemm.configs import shared_bytes
+from ..lib.target import shared_bytes
 
 KINDS = {"32": 4, "16": 2}  # bytes of an operand: float32; two 16-bit operands
 PROCESSORS = 132

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ..gemm.configs import shared_bytes
+from ..lib.target import shared_bytes
 
 # bytes of a weight and of an activation, by kind: float32; 16-bit operands; 8-bit weights; the last
 # two where activations are stored in float32

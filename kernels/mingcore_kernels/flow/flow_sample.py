@@ -7,7 +7,7 @@ rest):
   3 out        H rows, bias, residual
   4 up         norm, W rows, bias, GELU
   5 down       H rows, bias, residual
-and two around them (flow_ends.py): tokens in; final norm and product, guidance and step out. The
+and two around them (embed.py, output.py): tokens in; final norm and product, guidance and step out. The
 last block does 2 to 5 for the last P rows alone. The condition and the history are embedded once a
 patch. The unconditional branch is B more rows of the same launches, and absent when not guided.
 
@@ -32,7 +32,8 @@ from ..lib.launch import on_device
 from ..lib.target import device_of
 from . import attention as flow_attention
 from . import configs as flow_configs
-from . import ends as flow_ends
+from . import embed as flow_embed
+from . import output as flow_output
 from . import product as flow_product
 
 
@@ -199,7 +200,7 @@ def _sample(
     base = current = noise[0]
     j = 0
     for e, forward in enumerate(advance):
-        flow_ends.embed(
+        flow_embed.embed(
             current,
             x_w,
             biases[1],
@@ -221,7 +222,7 @@ def _sample(
         drawn = j if forward and j < noise.shape[0] else None
         free = [t for t in states if t is not base and t is not current]
         current = out if e + 1 == len(advance) else free[0]
-        flow_ends.step_out(
+        flow_output.step_out(
             z,
             final_w,
             biases[6],

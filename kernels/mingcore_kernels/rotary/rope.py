@@ -1,7 +1,7 @@
-"""rope and qkv_rope: pairs of elements of a head turned by the angles of its token.
+"""rope and qkv_rope: pairs of elements of a head rotated by the angles of its token.
 
 x [B, T, Hn, D], cos and sin [1|B, T, D/2] float32 -> q [B, T, Hq, D], k, v: the heads of x in this
-order, those of q and k turned, v copied. `rope` is the case of no keys. One read and one write:
+order, those of q and k rotated, v copied. `rope` is the case of no keys. One read and one write:
 2 B T Hn D elements; a token of the released model is 6 KB, so what counts is the launch, and one
 launch stands for split, two rotations and a copy. A pair's other half is loaded a second time, out
 of L1: it lies one element or D/2 away, and either way the same code serves.
@@ -59,13 +59,13 @@ def _rope_kernel(
     b_x = tl.load(p_x + o_d[None, :], mask=m_hd, other=0.0)  # [BLOCK_H, BLOCK_D]
 
     o_place = tl.where(o_h < Hq, o_h, o_h - Hq)  # of q, or of k; that of v is past Hkv
-    turned = (o_place < rope_heads) & (o_h < Hq + Hkv)
-    b_other = tl.load(p_x + o_other[None, :], mask=m_hd & turned[:, None], other=0.0)
+    rotated = (o_place < rope_heads) & (o_h < Hq + Hkv)
+    b_other = tl.load(p_x + o_other[None, :], mask=m_hd & rotated[:, None], other=0.0)
     b_cos = tl.load(cos + i_b * stride_cos_b + i_t * stride_cos_t + o_angle, mask=m_d, other=0.0)
     b_sin = tl.load(sin + i_b * stride_sin_b + i_t * stride_sin_t + o_angle, mask=m_d, other=0.0)
-    b_turned = b_x.to(tl.float32) * b_cos[None, :]
-    b_turned += b_other.to(tl.float32) * (b_sin * b_sign)[None, :]
-    b_out = tl.where(turned[:, None], b_turned.to(x.dtype.element_ty), b_x)
+    b_rotated = b_x.to(tl.float32) * b_cos[None, :]
+    b_rotated += b_other.to(tl.float32) * (b_sin * b_sign)[None, :]
+    b_out = tl.where(rotated[:, None], b_rotated.to(x.dtype.element_ty), b_x)
 
     token = i_b * T + i_t
     p_q = q + (token * Hq + o_h)[:, None] * D + o_d[None, :]
@@ -90,7 +90,7 @@ def rope(
     """Write the heads of x [B, T, Hn, D] (dense heads) into contiguous q and, where given, k and v.
 
     cos and sin [1 or B, T, D/2] float32 with dense rows; the first rope_heads heads of q and of k
-    are turned.
+    are rotated.
     """
     if x.numel() == 0:
         return

@@ -1,5 +1,5 @@
 """The flow head: a small diffusion transformer that turns a hidden state into a latent patch."""
 
-from .model import FlowHead, Patch
+from .model import FlowHead, PatchInputs
 
-__all__ = ["FlowHead", "Patch"]
+__all__ = ["FlowHead", "PatchInputs"]

@@ -9,14 +9,14 @@ from ..layers import Linear
 
 EPS = 1e-6
 QKV, OUT, UP, DOWN = 2, 3, 4, 5  # of `PackedFlowHead.matrices`
-WHOLE_ROWS = 32  # a packed matrix can be cut at multiples of
+PANEL_ROWS = 32  # a packed matrix can be cut between its panels only
 
 
-class Block:
+class FlowBlock:
     """x += attention(norm x); x += mlp(norm x), no mask (docs/model.md section 3).
 
     A view of block `index` of a packed head. The last block of the head computes only its last
-    rows: the others serve as keys and values there, and nothing reads what would become of them.
+    rows: the others are only keys and values there, and their outputs are not read.
     """
 
     def __init__(self, head: ops.PackedFlowHead, index: int):
@@ -26,7 +26,7 @@ class Block:
         self.qk_norm = tuple(norm[index] for norm in head.norms[3:]) or None
         H = head.hidden
         self.qkv: Linear | tuple[Linear, Linear]
-        if index + 1 == head.depth and H % WHOLE_ROWS == 0:
+        if index + 1 == head.depth and H % PANEL_ROWS == 0:
             parts = slice(0, H), slice(H, 3 * H)
             self.qkv = tuple(Linear(*head.linear(QKV, index, rows)) for rows in parts)
         else:
@@ -41,7 +41,7 @@ class Block:
         return self.down(h, residual=x)
 
     def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Normed x [R,T,H] -> q [R,rows,Hn,D], k and v [R,T,Hn,D], turned by RoPE."""
+        """Normed x [R,T,H] -> q [R,rows,Hn,D], k and v [R,T,Hn,D], rotated by RoPE."""
         n, split = self.heads, isinstance(self.qkv, tuple)
         if not split and self.qk_norm is None:
             q, k, v = ops.qkv_rope(self.qkv(x), *rope, n, n, interleaved=True, rope_heads=self.rope_heads)

@@ -12,17 +12,19 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import FlowConfig
 from ...errors import InputError
+from ..declared import Build, Declared
 from ..layers import Linear
-from ..weights import DictTensors, Weights, assemble
-from .block import EPS, Block
-from .weights import read_flow_head
+from ..sources import DictTensors
+from ..weights import Weights, assemble
+from .block import EPS, FlowBlock
+from .weights import declare_flow_head
 
 COND, X, FINAL = 0, 1, 6  # of `PackedFlowHead.matrices`
 
 
 @dataclass
-class Patch:
-    """What stays the same over the steps of one patch; made by `FlowHead.prepare`.
+class PatchInputs:
+    """What the flow head reads at every step of one patch; made by `FlowHead.prepare`.
 
     first [R,H]: the embedded condition, R = B rows, or 2B with the unconditional rows behind.
     history [R,N,H]: the embedded history. rope: cos, sin [1,1+N+P,D/2].
@@ -45,7 +47,7 @@ class FlowHead:
         self.channels, self.num_heads, self.depth = packed.channels, packed.heads, packed.depth
         self.device = packed.device
         self.x_embedder, self.cond_embedder = (Linear(*packed.linear(X)), Linear(*packed.linear(COND)))
-        self.blocks = [Block(packed, i) for i in range(packed.depth)]
+        self.blocks = [FlowBlock(packed, i) for i in range(packed.depth)]
         self.final_norm, self.final = packed.norms[2], Linear(*packed.linear(FINAL))
 
     @classmethod
@@ -69,20 +71,18 @@ class FlowHead:
             dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
             dtype = tensors["x_embedder.weight"].dtype if "x_embedder.weight" in tensors else dtype
         config = FlowConfig(num_heads=num_heads, pe_attn_head=pe_attn_head)
-        head, _ = assemble(
+        return assemble(
             DictTensors(tensors, "the flow head's state dict"),
-            lambda w: cls.from_weights(w, config),
+            lambda w: cls.declare(w, config),
             device=device,
             dtype=dtype,
             activation_dtype=activation_dtype,
         )
-        return head
 
     @classmethod
-    def from_weights(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> FlowHead | None:
+    def declare(cls, w: Weights, config: FlowConfig, cond_size: int | None = None) -> Declared[FlowHead]:
         """cond_size: the condition's width where it is known; the weights must agree."""
-        packed = read_flow_head(w, config, cond_size)
-        return None if packed is None else cls(packed, w.activation_dtype)
+        return Build(cls, declare_flow_head(w, config, cond_size), w.activation_dtype)
 
     def time_embedding(self, t: Tensor) -> Tensor:
         """t [B] in 0..1 -> [B,H] float32."""
@@ -92,7 +92,7 @@ class FlowHead:
         """The time embeddings [E,H] of a schedule's evaluations, computed once per schedule."""
         return self.packed.times(schedule)
 
-    def prepare(self, cond: Tensor, history: Tensor, P: int, *, guided: bool = True) -> Patch:
+    def prepare(self, cond: Tensor, history: Tensor, P: int, *, guided: bool = True) -> PatchInputs:
         """Everything of a patch that does not change from step to step.
 
         cond [B,Hc], history [B,N,C] with any N, P frames to come. guided: add the unconditional
@@ -105,18 +105,18 @@ class FlowHead:
             first = torch.cat((first, self.cond_embedder.bias.expand(B, -1)))
             past = torch.cat((past, past))
         cos, sin = self.packed.rope(1 + N + P)
-        return Patch(first, past, (cos[None], sin[None]))
+        return PatchInputs(first, past, (cos[None], sin[None]))
 
-    def step(self, x: Tensor, time: Tensor, patch: Patch) -> Tensor:
+    def step(self, x: Tensor, time: Tensor, inputs: PatchInputs) -> Tensor:
         """x [B,P,C], time [H] or [R,H] -> velocities [R,P,C], the conditional rows first."""
         B, P, _ = x.shape
-        R = patch.first.shape[0]
+        R = inputs.first.shape[0]
         embedded = self.x_embedder(x.to(self.activation_dtype))
         if R != B:
             embedded = torch.cat((embedded, embedded))
-        first = (patch.first + time).to(embedded.dtype)
-        tokens = torch.cat((first[:, None], patch.history, embedded), dim=1)
-        return self.network(tokens, patch.rope, P)
+        first = (inputs.first + time).to(embedded.dtype)
+        tokens = torch.cat((first[:, None], inputs.history, embedded), dim=1)
+        return self.network(tokens, inputs.rope, P)
 
     def network(self, tokens: Tensor, rope: tuple[Tensor, Tensor], rows: int) -> Tensor:
         """tokens [R,T,H] -> the output's last `rows` rows [R,rows,C]."""
@@ -133,8 +133,8 @@ class FlowHead:
         B, P = self._check("velocity", x, cond, history)
         if t.shape != (B,):
             raise InputError(f"flow.velocity: t must be {[B]}, got {list(t.shape)}")
-        patch = self.prepare(cond, history, P, guided=False)
-        return self.step(x, self.time_embedding(t), patch)
+        inputs = self.prepare(cond, history, P, guided=False)
+        return self.step(x, self.time_embedding(t), inputs)
 
     def sample(
         self,
@@ -185,13 +185,13 @@ class FlowHead:
                 noise_scale=noise_scale,
                 guided=guided,
             )
-        patch = self.prepare(cond, history, P, guided=guided)
+        inputs = self.prepare(cond, history, P, guided=guided)
         times = self.times(schedule)
-        return self.integrate(patch, noise, schedule, times, scale, noise_scale, trace)
+        return self.integrate(inputs, noise, schedule, times, scale, noise_scale, trace)
 
     def integrate(
         self,
-        patch: Patch,
+        inputs: PatchInputs,
         noise: Tensor,
         schedule: ops.FlowSchedule,
         times: Tensor,
@@ -205,7 +205,7 @@ class FlowHead:
         if trace is not None:
             trace.append(x)
         for e, time in zip(schedule.evaluations, times):
-            v = self.step(x, time, patch)
+            v = self.step(x, time, inputs)
             v_null = v[B:] if v.shape[0] != B else None
             draw += e.advance
             if trace is not None and e.advance:

@@ -7,17 +7,20 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import FlowConfig
 from ...errors import CheckpointError
-from ...ops._core.packing import QUANTISED, format_of
 from ...ops.flow.packing import BLOCKS, THETA, TIME_CHANNELS
+from ..declared import Build, Declared, Stacked
+from ..layers import Linear
 from ..rope import inverse_frequencies
 from ..weights import Weights
 
 # of a block: q, k and v make one matrix, then out, up and down
 BLOCK_NAMES = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "mlp.ff.0.0", "mlp.ff.2")
+# of a block: their places among the norms of a packed head; the last two only some heads have
+_NORMS = ((0, "norm1"), (1, "norm2"), (3, "attn.q_norm"), (4, "attn.k_norm"))
 
 
-def read_flow_head(w: Weights, config: FlowConfig, cond_size: int | None = None) -> ops.PackedFlowHead | None:
-    """The tensors below `w`, each read into its place and packed there; None when `w` is dry.
+def declare_flow_head(w: Weights, config: FlowConfig, cond_size: int | None = None) -> Declared[ops.PackedFlowHead]:
+    """The tensors below `w`, each read into its place and packed there.
 
     cond_size: the condition's width where it is known; the weights must agree.
     """
@@ -27,57 +30,52 @@ def read_flow_head(w: Weights, config: FlowConfig, cond_size: int | None = None)
     w.check_buffer("rotary_embed.inv_freq", inverse_frequencies(THETA, D))
     time = [w.linear(f"t_embedder.time_mlp.{i}", H, k) for i, k in ((0, TIME_CHANNELS), (2, H))]
     shapes = (H, cond), (H, C), (L, 3 * H, H), (L, H, H), (L, W, H), (L, H, W), (C, H)
-    format = w.formats.flow
-    quantised = format in QUANTISED
-    blocks = w.sub("blocks.0")
-    stored = blocks.stored_dtype(*(f"{name}.weight" for name in BLOCK_NAMES)) if quantised else None
-    matrices = [w.staged(*s, dtype=stored if i in BLOCKS else None) for i, s in enumerate(shapes)]
-    for i, shape in enumerate(shapes):
-        w.keeps_packed(shape, format if i in BLOCKS else format_of(w.dtype))
-    biases = [w.new_vector(*shape[:-1]) for shape in shapes]
-
-    def fill(view: Weights, name: str, weight: Tensor, bias: Tensor) -> None:
-        view.fill(f"{name}.weight", weight)
-        view.fill(f"{name}.bias", bias)
-
-    small = ("c_embedder.cond_embedder", "x_embedder", "final_layer.linear")
-    for name, i in zip(small, (0, 1, 6)):
-        fill(w, name, matrices[i], biases[i])
+    roles = ["flow_block" if i in BLOCKS else "matrix" for i in range(len(shapes))]
     normed = w.has("blocks.0.attn.q_norm.weight") or w.has("blocks.0.attn.k_norm.weight")
-    norms = [w.new_vector(L, H), w.new_vector(L, H), w.new_vector(H)]
-    norms += [w.new_vector(L, D), w.new_vector(L, D)] if normed else []
-    w.fill("final_layer.norm_final.weight", norms[2])
-    for i in range(L):
-        block = w.sub(f"blocks.{i}")
-        weights, vectors = matrices[2][i].split(H), biases[2][i].split(H)
-        weights += matrices[3][i], matrices[4][i], matrices[5][i]
-        vectors += biases[3][i], biases[4][i], biases[5][i]
-        for name, weight, bias in zip(BLOCK_NAMES, weights, vectors, strict=True):
-            fill(block, name, weight, bias)
-        if quantised:
-            block.finite(*(f"{name}.weight" for name in BLOCK_NAMES), format=format)
-        block.fill("norm1.weight", norms[0][i])
-        block.fill("norm2.weight", norms[1][i])
-        if normed:
-            block.fill("attn.q_norm.weight", norms[3][i])
-            block.fill("attn.k_norm.weight", norms[4][i])
-    if w.dry:
-        return None
-    return ops.pack_flow_head(
-        matrices,
-        biases,
-        norms,
-        [(layer.weight, layer.bias) for layer in time],
+    norm_shapes = (L, H), (L, H), (H,), *(((L, D), (L, D)) if normed else ())
+    for shape, role in zip(shapes, roles):
+        w.stores(shape, role, packed=True)
+        w.stores(shape[:-1], "vector", packed=False)
+    for shape in norm_shapes:
+        w.stores(shape, "vector", packed=False)
+    matrices, biases, norms = [[] for _ in shapes], [[] for _ in shapes], [[] for _ in norm_shapes]
+
+    def place(view: Weights, name: str, i: int, at: tuple[int | slice, ...], rows: int) -> None:
+        matrices[i].append(view.piece(f"{name}.weight", (rows, shapes[i][-1]), at))
+        biases[i].append(view.piece(f"{name}.bias", (rows,), at))
+
+    for name, i in zip(("c_embedder.cond_embedder", "x_embedder", "final_layer.linear"), (0, 1, 6)):
+        place(w, name, i, (), shapes[i][0])
+    norms[2].append(w.piece("final_layer.norm_final.weight", (H,)))
+    for layer in range(L):
+        block = w.sub(f"blocks.{layer}")
+        for part, name in enumerate(BLOCK_NAMES[:3]):
+            place(block, name, 2, (layer, slice(part * H, (part + 1) * H)), H)
+        for i, name in enumerate(BLOCK_NAMES[3:], 3):
+            place(block, name, i, (layer,), shapes[i][1])
+        for i, name in _NORMS[: 4 if normed else 2]:
+            norms[i].append(block.piece(f"{name}.weight", (H if i < 2 else D,), (layer,)))
+    stored_as = tuple(f"{w.prefix}blocks.0.{name}.weight" for name in BLOCK_NAMES)
+    return Build(
+        ops.pack_flow_head,
+        [Stacked(s, role, tuple(p), stored_as) for s, role, p in zip(shapes, roles, matrices)],
+        [Stacked(s[:-1], "vector", tuple(p)) for s, p in zip(shapes, biases)],
+        [Stacked(s, "vector", tuple(p)) for s, p in zip(norm_shapes, norms)],
+        [Build(_pair, layer) for layer in time],
         heads=config.num_heads,
         rope_heads=config.pe_attn_head,
-        format=format,
+        format=w.formats.of("flow_block"),
         overwrite=True,
     )
 
 
+def _pair(layer: Linear) -> tuple[ops.PackedLinear | Tensor, Tensor]:
+    return layer.weight, layer.bias
+
+
 def _dims(w: Weights, config: FlowConfig) -> tuple[int, int, int, int, int]:
     """H, C, L, W and Hc, from the weights; whatever the config says must agree."""
-    what = w.source.what
+    what = w.what
 
     def shape(name: str, rank: int) -> tuple[int, ...]:
         found = w.shape(name)
@@ -86,9 +84,9 @@ def _dims(w: Weights, config: FlowConfig) -> tuple[int, int, int, int, int]:
             raise CheckpointError(f"{what}: {w.prefix}{name} {state}")
         return found
 
-    def agree(key: str, said: float | None, found: float) -> None:
-        if said is not None and said != found:
-            raise CheckpointError(f"{what}: ditar_config.{key} is {said}, but the weights have {found}")
+    def agree(key: str, stated: float | None, found: float) -> None:
+        if stated is not None and stated != found:
+            raise CheckpointError(f"{what}: ditar_config.{key} is {stated}, but the weights have {found}")
 
     H, C = shape("x_embedder.weight", 2)
     (pairs,) = shape("rotary_embed.inv_freq", 1)

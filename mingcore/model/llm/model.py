@@ -10,17 +10,18 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import LLMConfig
 from ...errors import InputError
+from ..declared import Build, Declared, Shared
 from ..layers import Attention, Linear, SwiGLU, dense_positions
 from ..rope import ScaledRope
 from ..state import KVState
 from ..weights import Weights
 from .moe import MoE
-from .on_demand import OnDemand
+from .on_demand import ReadOnDemand
 
 LLMState = KVState
 
 
-class Layer:
+class DecoderLayer:
     """One pre-norm block: attention, then experts (or a dense MLP)."""
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
@@ -30,23 +31,23 @@ class Layer:
         self.mlp_norm, self.mlp = mlp_norm, mlp
 
     @classmethod
-    def from_weights(cls, w: Weights, config: LLMConfig, index: int) -> Layer:
+    def declare(cls, w: Weights, config: LLMConfig, index: int) -> Declared[DecoderLayer]:
         H, D, heads, kv = (config.hidden_size, config.head_dim, config.num_heads, config.num_kv_heads)
         a = w.sub("attention")
-        attention = Attention(
-            a.linear("query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias, block=True),
-            a.linear("dense", H, heads * D, bias=config.use_bias, block=True),
+        attention = Build(
+            Attention,
+            a.linear("query_key_value", (heads + 2 * kv) * D, H, bias=config.use_qkv_bias, role="block"),
+            a.linear("dense", H, heads * D, bias=config.use_bias, role="block"),
             heads,
             kv,
             D,
         )
         if config.is_moe(index):
-            mlp = MoE.from_weights(w.sub("mlp"), config)
+            mlp = MoE.declare(w.sub("mlp"), config)
         else:
-            mlp = SwiGLU.from_weights(w.sub("mlp"), H, config.intermediate_size)
-        return cls(
-            w.vector("input_layernorm.weight", H), attention, w.vector("post_attention_layernorm.weight", H), mlp
-        )
+            mlp = SwiGLU.declare(w.sub("mlp"), H, config.intermediate_size)
+        norm, mlp_norm = w.vector("input_layernorm.weight", H), w.vector("post_attention_layernorm.weight", H)
+        return Build(cls, norm, attention, mlp_norm, mlp)
 
 
 class LLM:
@@ -58,7 +59,7 @@ class LLM:
         embedding: Tensor,
         head: Linear,
         head_scale: Tensor | None,
-        layers: Sequence[Layer],
+        layers: Sequence[DecoderLayer],
         norm: Tensor,
         *,
         activation_dtype: torch.dtype,
@@ -70,26 +71,27 @@ class LLM:
         self.rope = ScaledRope(config.rope, self.device)
 
     @classmethod
-    def from_weights(cls, w: Weights, config: LLMConfig, *, on_demand: bool = False) -> LLM:
+    def declare(cls, w: Weights, config: LLMConfig, *, on_demand: bool = False) -> Declared[LLM]:
         """on_demand: layers are read when they are needed (`OnDemand`)."""
         V, H = config.vocab_size, config.hidden_size
         inner = w.sub("model")
-        # The largest matrix first: the copy that packing needs is gone before memory is full.
-        head = None if config.tie_word_embeddings else w.linear("lm_head", V, H, bias=False)
-        embedding = inner.matrix(("word_embeddings",), (V,), H)
+        head = None if config.tie_word_embeddings else Shared(w.linear("lm_head", V, H, bias=False))
+        embedding = Shared(inner.matrix(("word_embeddings",), (V,), H))
         if head is None:
             w.ignore("lm_head.weight", "the embeddings are the head (tie_word_embeddings)")
-            head = Linear(embedding, None)
-        scale = None
-        if config.norm_head and not w.dry:
-            scale = _head_scale(head).to(w.activation_dtype)
-        layers: Sequence[Layer] = OnDemand(
-            lambda index: Layer.from_weights(inner.sub(f"layers.{index}"), config, index), config.num_layers
+            head = Build(Linear, embedding, None)
+        layers = [DecoderLayer.declare(inner.sub(f"layers.{i}"), config, i) for i in range(config.num_layers)]
+        return Build(
+            cls,
+            config,
+            # the largest matrix first: packing copies it, which is freed before the others are read
+            head=head,
+            embedding=embedding,
+            head_scale=Build(_head_scale, head, w.activation_dtype) if config.norm_head else None,
+            layers=ReadOnDemand(layers) if on_demand else layers,
+            norm=inner.vector("norm.weight", H),
+            activation_dtype=w.activation_dtype,
         )
-        if w.dry or not on_demand:
-            layers = list(layers)
-        norm = inner.vector("norm.weight", H)
-        return cls(config, embedding, head, scale, layers, norm, activation_dtype=w.activation_dtype)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token ids [B,T] -> embeddings [B,T,H]."""
@@ -103,17 +105,7 @@ class LLM:
 
     def new_state(self, batch: int, capacity: int) -> LLMState:
         """An empty KV cache for `capacity` tokens a row; it doubles when they are exceeded."""
-        c = self.config
-        return KVState.create(
-            batch,
-            capacity,
-            (None,) * c.num_layers,
-            c.num_kv_heads,
-            c.head_dim,
-            block=capacity,
-            dtype=self.activation_dtype,
-            device=self.device,
-        )
+        return llm_state(self.config, batch, capacity, dtype=self.activation_dtype, device=self.device)
 
     def __call__(
         self,
@@ -215,10 +207,16 @@ class LLM:
         return B, T, H
 
 
-def _head_scale(head: Linear) -> Tensor:
-    """norm_head: the head's columns have norm one. Applied to the hidden channels instead, [H]."""
+def llm_state(config: LLMConfig, batch: int, capacity: int, *, dtype: torch.dtype, device: torch.device) -> LLMState:
+    """An empty KV cache for `capacity` tokens a row; it doubles when they are exceeded."""
+    shape = (None,) * config.num_layers, config.num_kv_heads, config.head_dim
+    return KVState.create(batch, capacity, *shape, block=capacity, dtype=dtype, device=device)
+
+
+def _head_scale(head: Linear, dtype: torch.dtype) -> Tensor:
+    """norm_head: 1 / |column| of the head [H], applied to the hidden channels instead of the matrix."""
     weight = head.weight if isinstance(head.weight, Tensor) else head.weight.unpack()
     squares = torch.zeros(weight.shape[1], device=weight.device)
     for rows in weight.split(4096):
         squares += rows.float().square().sum(0)
-    return 1.0 / (squares.sqrt() + 1e-7)
+    return (1.0 / (squares.sqrt() + 1e-7)).to(dtype)

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from ... import ops
 from ...config.model_config import LLMConfig
+from ...ops._core.packing import QUANTISED
+from ..declared import Build, Declared, Reader, Stacked
 from ..layers import Linear
 from ..weights import Weights
 
@@ -33,17 +35,18 @@ class MoE:
         self.experts, self.top_k, self.renormalize = experts, top_k, renormalize
 
     @classmethod
-    def from_weights(cls, w: Weights, config: LLMConfig) -> MoE:
+    def declare(cls, w: Weights, config: LLMConfig) -> Declared[MoE]:
         E, H, I = config.num_experts, config.hidden_size, config.moe_intermediate_size
         gates = {
-            name: w.linear(name, E, H, bias=False, dtype=w.formats.router_dtype)
+            name: w.linear(name, E, H, bias=False, role="router")
             for name in ("gate", *(("audio_gate", "image_gate") if config.multi_gate else ()))
         }
-        return cls(
-            experts=read_experts(w, E, H, I, config.num_shared_experts * I),
+        return Build(
+            cls,
+            **gates,
+            experts=declare_experts(w, E, H, I, config.num_shared_experts * I),
             top_k=config.top_k,
             renormalize=config.norm_topk_prob and config.top_k > 1,
-            **gates,
         )
 
     def logits(self, x: Tensor, audio_mask: Tensor | None, image_mask: Tensor | None) -> Tensor:
@@ -70,50 +73,58 @@ class MoE:
         return ops.moe_mlp(flat, self.experts, weights, ids).view(B, T, H)
 
 
-def read_experts(w: Weights, E: int, H: int, I: int, shared: int) -> ops.PackedExperts | None:
-    """All experts of a layer, and the shared one of width `shared` (0: none); None when dry.
+class ExpertByExpert(Declared[ops.PackedExperts]):
+    """Experts in a quantised format, packed while reading: only one is ever held unquantised.
+
+    experts: gate_up [2I,H] and down [H,I] of each; shared: the same of the shared ones, or None.
+    """
+
+    def __init__(self, experts: list[tuple[Stacked, Stacked]], shared: tuple[Stacked, Stacked] | None, format: str):
+        self.experts, self.shared, self.format = experts, shared, format
+
+    def read(self, reader: Reader) -> ops.PackedExperts:
+        (gate_up, down), *_ = self.experts
+        dtype = reader.dtype("block", (*gate_up.keys, *down.keys))
+        room = reader.empty(gate_up.shape, dtype), reader.empty(down.shape, dtype)
+        packer = ops.ExpertPacker(len(self.experts), *down.shape, self.format, reader.device)
+        for expert in self.experts:
+            for part, dest in zip(expert, room):
+                part.fill(reader, dest)
+            packer.add(*room)
+        return packer.finish(None if self.shared is None else tuple(part.read(reader) for part in self.shared))
+
+
+def declare_experts(w: Weights, E: int, H: int, I: int, shared: int) -> Declared[ops.PackedExperts]:
+    """All experts of a layer, and the shared one of width `shared` (0: none).
 
     Quantised formats are packed expert by expert, others where they were read.
     """
-    format = w.formats.weights
-    for shape, activation in (((E, 2 * I, H), "swiglu"), ((E, H, I), None)):
-        w.sub("experts").keeps_packed(shape, format, activation=activation)
-    if shared:
-        for shape, activation in (((2 * shared, H), "swiglu"), ((H, shared), None)):
-            w.sub("shared_experts").keeps_packed(shape, format, activation=activation)
-    if w.formats.quantised:
-        return _quantised_experts(w, E, H, I, shared)
-    gate_up, down = w.staged(E, 2 * I, H), w.staged(E, H, I)
-    for e in range(E):
-        fill_expert(w.sub("experts"), e, E, gate_up[e], down[e])
-    pair = None
-    if shared:
-        s = w.sub("shared_experts")
-        pair = w.staged(2 * shared, H), w.staged(H, shared)
-        for name, part in zip(("gate_proj", "up_proj", "down_proj"), (*pair[0].chunk(2), pair[1])):
-            s.fill(f"{name}.weight", part)
-    if w.dry:
-        return None
-    return ops.pack_experts(gate_up, down, shared=pair, overwrite=True)
-
-
-def _quantised_experts(w: Weights, E: int, H: int, I: int, shared: int) -> ops.PackedExperts | None:
     x, s = w.sub("experts"), w.sub("shared_experts")
-    dtype = x.stored_dtype(*expert_names(x, 0)[1])
-    gate_up, down = w.staged(2 * I, H, dtype=dtype), w.staged(H, I, dtype=dtype)
-    packer = None if w.dry else ops.ExpertPacker(E, H, I, w.formats.weights, w.device)
-    for e in range(E):
-        fill_expert(x, e, E, gate_up, down)
-        x.finite(*expert_names(x, e)[1], format=w.formats.weights)
-        if packer is not None:
-            packer.add(gate_up, down)
-    pair = None
+    _stores(x, (E,), H, I)
+    quantised = w.formats.of("block") in QUANTISED
+    experts = [declare_expert(x, e, E, H, I, stacked=not quantised) for e in range(E)]
+    alone = None
     if shared:
-        pair = (
-            s.to_quantise(("gate_proj", "up_proj"), (shared, shared), H),
-            s.to_quantise(("down_proj",), (H,), shared),
+        _stores(s, (), H, shared)
+        alone = (
+            s.rows(("gate_proj", "up_proj"), (shared, shared), H, "block"),
+            s.rows(("down_proj",), (H,), shared, "block"),
         )
-    return None if packer is None else packer.finish(pair)
+    if quantised:
+        return ExpertByExpert(experts, alone, w.formats.of("block"))
+    gate_up, down = (tuple(piece for part in side for piece in part.pieces) for side in zip(*experts))
+    return Build(
+        ops.pack_experts,
+        Stacked((E, 2 * I, H), "block", gate_up),
+        Stacked((E, H, I), "block", down),
+        shared=alone,
+        overwrite=True,
+    )
+
+
+def _stores(w: Weights, stack: tuple[int, ...], H: int, I: int) -> None:
+    w.stores((*stack, 2 * I, H), "block", packed=True, activation="swiglu")
+    w.stores((*stack, H, I), "block", packed=True)
 
 
 def expert_names(w: Weights, e: int) -> tuple[bool, tuple[str, ...]]:
@@ -136,12 +147,17 @@ def expert_names(w: Weights, e: int) -> tuple[bool, tuple[str, ...]]:
     return False, tuple(f"{e}.{name}.weight" for name in ("gate_proj", "up_proj", "down_proj"))
 
 
-def fill_expert(w: Weights, e: int, E: int, gate_up: Tensor, down: Tensor) -> None:
-    """Expert e of E, from any layout of a checkpoint: gate_up [2I,H] (gate first), down [H,I]."""
-    stacked, names = expert_names(w, e)
-    parts = (gate_up, down) if len(names) == 2 else (*gate_up.chunk(2), down)
-    for name, part in zip(names, parts):
-        if stacked:
-            w.fill(name, part, index=e, count=E)
-        else:
-            w.fill(name, part)
+def declare_expert(w: Weights, e: int, E: int, H: int, I: int, *, stacked: bool) -> tuple[Stacked, Stacked]:
+    """Expert e of E, from any layout of a checkpoint: gate_up [2I,H] (gate first), down [H,I].
+
+    stacked: its pieces have their places in a stack of all experts.
+    """
+    in_stack, names = expert_names(w, e)
+    place, entry = ((e,) if stacked else ()), {"entry": e, "count": E} if in_stack else {}
+    *first, last = names
+    rows = 2 * I // len(first)
+    gate_up = [
+        w.piece(name, (rows, H), (*place, slice(i * rows, (i + 1) * rows)), **entry) for i, name in enumerate(first)
+    ]
+    down = w.piece(last, (H, I), place, **entry)
+    return Stacked((2 * I, H), "block", tuple(gate_up)), Stacked((H, I), "block", (down,))

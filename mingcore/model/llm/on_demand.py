@@ -1,4 +1,4 @@
-"""Layers that are read when they are needed and dropped again: for one pass over a long input.
+"""Layer offloading: layers are read when they are needed and dropped again, for one pass over a long input.
 
 A model runs that way in the memory of two layers, and reads its file once per pass: far too slow to
 generate with, and just right to measure with (`mingcore.precision`).
@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload
 
+from ..declared import Declared, Reader
+
 T = TypeVar("T")
-KEPT = 2  # a layer, and the next one, whose norm it applies
+HELD_LAYERS = 2  # a layer, and the next one, whose norm it applies
 
 
 class OnDemand(Sequence[T], Generic[T]):
-    """The `count` results of `build(index)`, of which the last `KEPT` asked for are kept."""
+    """The `count` results of `build(index)`; the last `HELD_LAYERS` asked for stay in memory."""
 
     def __init__(self, build: Callable[[int], T], count: int):
         self._build, self._count = build, count
-        self._kept: dict[int, T] = {}
+        self._held: dict[int, T] = {}
 
     def __len__(self) -> int:
         return self._count
@@ -33,8 +35,18 @@ class OnDemand(Sequence[T], Generic[T]):
         if not -self._count <= index < self._count:
             raise IndexError(index)
         index %= self._count
-        if index not in self._kept:
-            if len(self._kept) == KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[index] = self._build(index)
-        return self._kept[index]
+        if index not in self._held:
+            if len(self._held) == HELD_LAYERS:
+                del self._held[next(iter(self._held))]
+            self._held[index] = self._build(index)
+        return self._held[index]
+
+
+class ReadOnDemand(Declared[OnDemand[T]]):
+    """Layers that are not read with the rest of the plan, but each whenever it is asked for."""
+
+    def __init__(self, layers: Sequence[Declared[T]]):
+        self.layers = layers
+
+    def read(self, reader: Reader) -> OnDemand[T]:
+        return OnDemand(lambda index: self.layers[index].read(reader), len(self.layers))

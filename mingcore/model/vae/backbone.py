@@ -7,14 +7,15 @@ from torch import Tensor
 
 from ... import ops
 from ...config.model_config import BackboneConfig
+from ..declared import Build, Declared
 from ..layers import Attention, SwiGLU, dense_positions
 from ..rope import Rope
 from ..state import KVState
 from ..weights import Weights
 
 
-class Layer:
-    """One pre-norm block."""
+class BackboneLayer:
+    """A pre-norm block: attention, then a SwiGLU MLP."""
 
     __slots__ = ("attention", "attention_norm", "mlp", "mlp_norm")
 
@@ -23,21 +24,23 @@ class Layer:
         self.mlp_norm, self.mlp = mlp_norm, mlp
 
     @classmethod
-    def from_weights(cls, w: Weights, c: BackboneConfig, window: int | None) -> Layer:
+    def declare(cls, w: Weights, c: BackboneConfig, window: int | None) -> Declared[BackboneLayer]:
         H, kv, a = c.hidden_size, c.num_kv_heads * c.head_dim, w.sub("self_attn")
-        attention = Attention(
-            a.linear(("q_proj", "k_proj", "v_proj"), (H, kv, kv), H, block=True),
-            a.linear("o_proj", H, H, bias=False, block=True),
+        attention = Build(
+            Attention,
+            a.linear(("q_proj", "k_proj", "v_proj"), (H, kv, kv), H, role="block"),
+            a.linear("o_proj", H, H, bias=False, role="block"),
             c.num_heads,
             c.num_kv_heads,
             c.head_dim,
             window=window,
         )
-        return cls(
+        return Build(
+            cls,
             w.vector("input_layernorm.weight", H),
             attention,
             w.vector("post_attention_layernorm.weight", H),
-            SwiGLU.from_weights(w.sub("mlp"), H, c.intermediate_size),
+            SwiGLU.declare(w.sub("mlp"), H, c.intermediate_size),
         )
 
 
@@ -47,7 +50,7 @@ class Backbone:
     def __init__(
         self,
         config: BackboneConfig,
-        layers: list[Layer],
+        layers: list[BackboneLayer],
         norm: Tensor,
         *,
         device: torch.device,
@@ -58,30 +61,23 @@ class Backbone:
         self.rope = Rope(config.rope_theta, config.head_dim, device)
 
     @classmethod
-    def from_weights(cls, w: Weights, config: BackboneConfig) -> Backbone:
+    def declare(cls, w: Weights, config: BackboneConfig) -> Declared[Backbone]:
         w.ignore("embed_tokens.weight", "the backbone reads frames, not tokens")
-        layers = [Layer.from_weights(w.sub(f"layers.{i}"), config, config.windows[i]) for i in range(config.num_layers)]
-        return cls(
+        layers = [
+            BackboneLayer.declare(w.sub(f"layers.{i}"), config, config.windows[i]) for i in range(config.num_layers)
+        ]
+        return Build(
+            cls,
             config,
             layers,
             w.vector("norm.weight", config.hidden_size),
-            device=torch.device("meta") if w.dry else w.device,
+            device=w.device,
             activation_dtype=w.activation_dtype,
         )
 
     def new_state(self, batch: int, block: int) -> KVState:
         """An empty state that takes at most `block` frames a step."""
-        c = self.config
-        return KVState.create(
-            batch,
-            block,
-            c.windows,
-            c.num_kv_heads,
-            c.head_dim,
-            block=block,
-            dtype=self.activation_dtype,
-            device=self.device,
-        )
+        return backbone_state(self.config, batch, block, dtype=self.activation_dtype, device=self.device)
 
     def __call__(self, x: Tensor, state: KVState, mask: Tensor | None = None) -> Tensor:
         """One step of T <= state.block frames; the state is changed in place.
@@ -116,3 +112,11 @@ class Backbone:
             norm = self.norm if last else self.layers[index + 1].attention_norm
             normed, x = ops.add_rms_norm(y, x, norm, eps)
         return normed
+
+
+def backbone_state(
+    config: BackboneConfig, batch: int, block: int, *, dtype: torch.dtype, device: torch.device
+) -> KVState:
+    """An empty state of a backbone that takes at most `block` frames a step."""
+    heads = config.num_kv_heads, config.head_dim
+    return KVState.create(batch, block, config.windows, *heads, block=block, dtype=dtype, device=device)

@@ -11,10 +11,11 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import AudioConfig
 from ...errors import InputError
+from ..declared import Build, Declared
 from ..layers import Linear
-from ..state import KVState, _cloned
+from ..state import KVState, cloned
 from ..weights import Weights
-from .backbone import Backbone
+from .backbone import Backbone, backbone_state
 
 
 @dataclass
@@ -41,7 +42,7 @@ class DecoderState:
         return self.backbone.max_length
 
     def clone(self) -> DecoderState:
-        return _cloned(self)
+        return cloned(self)
 
     def rows(self, start: int, stop: int) -> DecoderState:
         """Rows start..stop-1 as a state of their own over the same memory."""
@@ -70,33 +71,27 @@ class Decoder:
     """fc1 -> backbone -> head: Linear, spectrum, inverse STFT (docs/model.md section 4)."""
 
     def __init__(self, fc1: Linear, backbone: Backbone, head: Linear, config: AudioConfig):
-        self.fc1, self.backbone, self.head = fc1, backbone, head
+        self.fc1, self.backbone, self.head, self.config = fc1, backbone, head, config
         self.hop = config.hop_samples
         self.window = _hann(config.n_fft).to(backbone.device)
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig, fc1: Linear) -> Decoder:
+    def declare(cls, w: Weights, config: AudioConfig, fc1: Declared[Linear]) -> Declared[Decoder]:
         """fc1 is shared with the semantic module."""
         for name in ("fc3.weight", "fc3.bias"):
             w.ignore(name, "decoding goes by fc1, the backbone and the head alone")
         w.check_buffer("head.istft.window", _hann(config.n_fft))
-        return cls(
+        return Build(
+            cls,
             fc1,
-            Backbone.from_weights(w.sub("decoder"), config.decoder),
+            Backbone.declare(w.sub("decoder"), config.decoder),
             w.linear("head.out", config.n_fft + 2, config.decoder.hidden_size),
             config,
         )
 
     def new_state(self, batch: int, block: int) -> DecoderState:
-        wide = self.backbone.activation_dtype == torch.float64
-        overlap = ops.OverlapState.start(
-            batch,
-            len(self.window),
-            self.hop,
-            dtype=torch.float64 if wide else torch.float32,
-            device=self.backbone.device,
-        )
-        return DecoderState(self.backbone.new_state(batch, block), overlap)
+        b = self.backbone
+        return decoder_state(self.config, batch, block, dtype=b.activation_dtype, device=b.device)
 
     def __call__(
         self, latents: Tensor, state: DecoderState, last: bool | Tensor, valid: Tensor | None = None
@@ -110,18 +105,18 @@ class Decoder:
             raise InputError("vae.decode: the state has had its last latents; reset it")
         state.finished = last is True
         block, (B, T, _) = state.backbone.block, latents.shape
-        alike = valid is None and isinstance(last, bool)
-        alike = alike and state.overlap.skip is not None
+        # all sequences of the batch are at the same place, known to the host
+        aligned = valid is None and isinstance(last, bool) and state.overlap.skip is not None
         sounds, hidden = [], []
         for t in range(0, T, block):
             mask = None
             if valid is not None:
                 mask = torch.arange(t, min(t + block, T), device=latents.device) < valid[:, None]
             hidden.append(self.backbone_out(latents[:, t : t + block], state.backbone, mask))
-            if alike:
+            if aligned:
                 sounds.append(self._sound(hidden.pop(), state, last and t + block >= T))
         if not sounds:
-            # rows at different places: one call, so that a row's own samples stay together
+            # ragged: one call for all blocks, so that a row's own samples are contiguous
             hidden = hidden or [latents.new_empty(B, 0, self.backbone.config.hidden_size)]
             sounds = [self._sound(torch.cat(hidden, dim=1), state, last, valid)]
         if isinstance(last, Tensor):
@@ -139,6 +134,16 @@ class Decoder:
     def backbone_out(self, latents: Tensor, state: KVState, mask: Tensor | None = None) -> Tensor:
         """latents [B,T,C] -> hidden states [B,T,H] after the backbone's final norm."""
         return self.backbone(self.fc1(latents.to(self.backbone.activation_dtype)), state, mask)
+
+
+def decoder_state(
+    config: AudioConfig, batch: int, block: int, *, dtype: torch.dtype, device: torch.device
+) -> DecoderState:
+    """An empty state of the decoder that takes at most `block` latents a step."""
+    backbone = backbone_state(config.decoder, batch, block, dtype=dtype, device=device)
+    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    overlap = ops.OverlapState.start(batch, config.n_fft, config.hop_samples, dtype=sums, device=device)
+    return DecoderState(backbone, overlap)
 
 
 def _hann(n: int) -> Tensor:

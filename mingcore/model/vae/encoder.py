@@ -12,8 +12,9 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import AudioConfig
 from ...errors import InputError
+from ..declared import Build, Declared
 from ..layers import Linear
-from ..state import KVState, _cloned
+from ..state import KVState, cloned
 from ..weights import Weights
 from .backbone import Backbone
 
@@ -51,7 +52,7 @@ class EncoderState:
         return self.backbone.max_length
 
     def clone(self) -> EncoderState:
-        return _cloned(self)
+        return cloned(self)
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Rows (None: all) begin a new stream, in place."""
@@ -72,14 +73,15 @@ class Encoder:
         self.frame, self.fc2, self.backbone, self.fc3, self.hop = frame, fc2, backbone, fc3, hop
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig) -> Encoder:
+    def declare(cls, w: Weights, config: AudioConfig) -> Declared[Encoder]:
         H = config.encoder.hidden_size
         for name in ("norm.weight", "norm.bias"):
             w.ignore(name, "the backbone's own final norm is the one applied")
-        return cls(
+        return Build(
+            cls,
             w.linear("fc1", H, config.hop_samples, bias=False),
             w.linear("fc2", H, H),
-            Backbone.from_weights(w.sub("encoder"), config.encoder),
+            Backbone.declare(w.sub("encoder"), config.encoder),
             w.linear("fc3", 2 * config.latent_dim, H),
             config.hop_samples,
         )
@@ -102,9 +104,9 @@ class Encoder:
             raise InputError("vae.encode_stream: the state has had its last samples; reset it")
         state.finished = last is True
         if valid is None and isinstance(last, bool) and state.offset is not None:
-            samples, frames = self._alike(samples, state, last), None
+            samples, frames = self._aligned(samples, state, last), None
         else:
-            samples, frames = self._by_row(samples, state, last, valid)
+            samples, frames = self._ragged(samples, state, last, valid)
         block, T = state.backbone.block, -(-samples.shape[1] // self.hop)
         scores = []
         for t in range(0, T, block):
@@ -120,11 +122,11 @@ class Encoder:
             return mean, std
         if isinstance(last, Tensor):
             state.lengths.masked_fill_(last, 0)
-        strange = (torch.arange(T, device=samples.device) >= frames[:, None])[..., None]
-        return mean.masked_fill(strange, 0.0), std.masked_fill(strange, 0.0)
+        padding = (torch.arange(T, device=samples.device) >= frames[:, None])[..., None]
+        return mean.masked_fill(padding, 0.0), std.masked_fill(padding, 0.0)
 
-    def _alike(self, samples: Tensor, state: EncoderState, last: bool) -> Tensor:
-        """The samples [B,L'] that are due, all rows being at the same place in their frame."""
+    def _aligned(self, samples: Tensor, state: EncoderState, last: bool) -> Tensor:
+        """The samples [B,L'] of complete frames, where all sequences hold equally many samples back."""
         if state.offset:
             samples = torch.cat((state.tail[:, : state.offset], samples), dim=1)
         L = samples.shape[1]
@@ -135,10 +137,10 @@ class Encoder:
         state.emitted.fill_(-(-due // self.hop))
         return samples[:, :due]
 
-    def _by_row(
+    def _ragged(
         self, samples: Tensor, state: EncoderState, last: bool | Tensor, valid: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """(samples [B,T*hop], their frames [B]) that are due; the host waits for nothing.
+        """(samples [B,T*hop], their frames [B]) of complete frames; without host synchronisation.
 
         Each row: what it held, then its own new samples, then zeros. T: of any row at most.
         """
@@ -153,8 +155,8 @@ class Encoder:
         rows = torch.where(place < total, rows, 0.0)
         frames = total[:, 0] // hop
         if last is not False:
-            whole = -(-total[:, 0] // hop)
-            frames = torch.where(last, whole, frames) if isinstance(last, Tensor) else whole
+            padded = -(-total[:, 0] // hop)
+            frames = torch.where(last, padded, frames) if isinstance(last, Tensor) else padded
         due = frames[:, None] * hop
         behind = due + torch.arange(hop - 1, device=device)
         state.tail.copy_(rows.gather(1, behind.clamp(max=place.numel() - 1)))

@@ -11,8 +11,9 @@ from torch import Tensor
 from ...config.model_config import AudioConfig
 from ...errors import InputError
 from ...ops._core import checks
-from ..layers import Linear
-from ..weights import DictTensors, Weights, assemble
+from ..declared import Build, Declared, Shared
+from ..sources import DictTensors
+from ..weights import Weights, assemble
 from .decoder import Decoder, DecoderState
 from .encoder import Encoder, EncoderState
 from .semantic import Semantic, SemanticState
@@ -47,24 +48,24 @@ class AudioVAE:
             probe = tensors.get("encoder.fc2.weight")
             dtype = torch.float32 if probe is None else probe.dtype
         parsed = AudioConfig.from_json(config)
-        vae, _ = assemble(
+        return assemble(
             DictTensors(tensors, "the AudioVAE's state dict"),
-            lambda w: cls.from_weights(w, parsed),
+            lambda w: cls.declare(w, parsed),
             device=device,
             dtype=dtype,
             activation_dtype=activation_dtype,
         )
-        return vae
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig) -> AudioVAE:
+    def declare(cls, w: Weights, config: AudioConfig) -> Declared[AudioVAE]:
         d = w.sub("decoder")
-        fc1: Linear = d.linear("fc1", config.decoder.hidden_size, config.latent_dim)
-        return cls(
+        fc1 = Shared(d.linear("fc1", config.decoder.hidden_size, config.latent_dim))
+        return Build(
+            cls,
             config,
-            Encoder.from_weights(w.sub("encoder"), config),
-            Semantic.from_weights(d, config, fc1),
-            Decoder.from_weights(d, config, fc1),
+            Encoder.declare(w.sub("encoder"), config),
+            Semantic.declare(d, config, fc1),
+            Decoder.declare(d, config, fc1),
         )
 
     def new_encoder_state(self, batch: int, block: int = STREAM_BLOCK) -> EncoderState:
@@ -91,7 +92,7 @@ class AudioVAE:
         The end is padded with zeros to a whole frame. Long inputs are computed in blocks. Raises
         InputError for another shape, or without samples.
         """
-        B = _check_samples("vae.encode", samples, least=1)
+        B = _check_samples("vae.encode", samples, min_samples=1)
         frames = -(-samples.shape[1] // self.config.hop_samples)
         state = self.new_encoder_state(B, min(frames, BLOCK))
         mean, std, _ = self.encode_stream(samples, state, last=True)
@@ -116,10 +117,10 @@ class AudioVAE:
         row's; the others are zeros. Raises InputError for other shapes, and after `last=True`.
         """
         what = "vae.encode_stream"
-        B = _check_samples(what, samples, least=0)
+        B = _check_samples(what, samples, min_samples=0)
         checks.stream_arguments(what, samples, valid, last)
         state = state or self.new_encoder_state(B)
-        _check_rows(what, state.backbone.batch, B)
+        _check_batch(what, state.backbone.batch, B)
         samples = samples.to(self.encoder.backbone.activation_dtype)
         last = last if isinstance(last, Tensor) else bool(last)
         mean, std = self.encoder(samples, state, last, valid)
@@ -138,7 +139,7 @@ class AudioVAE:
         """
         B, T = self._check_latents("vae.unify", latents)
         state = state or self.new_semantic_state(B, T)
-        _check_rows("vae.unify", state.batch, B)
+        _check_batch("vae.unify", state.batch, B)
         parts = [self.semantic(latents[:, i : i + BLOCK], state) for i in range(0, T, BLOCK)]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), state
 
@@ -162,29 +163,29 @@ class AudioVAE:
         row's; the others are zeros. Raises InputError for other shapes, and after `last=True`.
         """
         what = "vae.decode"
-        B, T = self._check_latents(what, latents, least=1 if state is None else 0)
+        B, T = self._check_latents(what, latents, min_frames=1 if state is None else 0)
         checks.stream_arguments(what, latents, valid, last)
         last = last if isinstance(last, Tensor) else bool(last)
         if state is None:
             state = self.new_decoder_state(B, min(T, BLOCK) if last is True else STREAM_BLOCK)
-        _check_rows(what, state.backbone.batch, B)
+        _check_batch(what, state.backbone.batch, B)
         return self.decoder(latents, state, last, valid), state
 
-    def _check_latents(self, what: str, latents: Tensor, least: int = 1) -> tuple[int, int]:
+    def _check_latents(self, what: str, latents: Tensor, min_frames: int = 1) -> tuple[int, int]:
         C = self.config.latent_dim
         fits = latents.dim() == 3 and latents.shape[-1] == C and latents.shape[0] > 0
-        if not fits or latents.shape[1] < least:
+        if not fits or latents.shape[1] < min_frames:
             raise InputError(f"{what}: latents must be [B, T, {C}], got {list(latents.shape)}")
         return latents.shape[0], latents.shape[1]
 
 
-def _check_samples(what: str, samples: Tensor, least: int) -> int:
+def _check_samples(what: str, samples: Tensor, min_samples: int) -> int:
     fits = samples.dim() == 2 and samples.shape[0] > 0 and samples.is_floating_point()
-    if not fits or samples.shape[1] < least:
+    if not fits or samples.shape[1] < min_samples:
         raise InputError(f"{what}: samples must be float [B, L], got {samples.dtype} {list(samples.shape)}")
     return samples.shape[0]
 
 
-def _check_rows(what: str, rows: int, B: int) -> None:
-    if rows != B:
-        raise InputError(f"{what}: the state has {rows} rows, the input has {B}")
+def _check_batch(what: str, found: int, B: int) -> None:
+    if found != B:
+        raise InputError(f"{what}: the state has {found} rows, the input has {B}")

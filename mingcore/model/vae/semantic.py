@@ -8,6 +8,7 @@ from torch import Tensor
 from ... import ops
 from ...config.model_config import AudioConfig
 from ..context import ContextState
+from ..declared import Build, Declared
 from ..layers import Attention, Linear, dense_positions
 from ..rope import Rope
 from ..state import KVState
@@ -18,7 +19,7 @@ EPS = 1e-5
 THETA = 10000.0
 
 
-class Block:
+class WhisperBlock:
     """A block of Whisper's kind: pre-LayerNorm, no bias on the key, GELU MLP."""
 
     __slots__ = ("attention", "attention_norm", "down", "mlp_norm", "up")
@@ -35,27 +36,29 @@ class Block:
         self.mlp_norm, self.up, self.down = mlp_norm, up, down
 
     @classmethod
-    def from_weights(cls, w: Weights, hidden: int, heads: int) -> Block:
+    def declare(cls, w: Weights, hidden: int, heads: int) -> Declared[WhisperBlock]:
         H, a = hidden, w.sub("attn")
         names = ("query", "key", "value")
-        attention = Attention(
-            a.linear(names, (H, H, H), H, bias=("query", "value"), block=True),
-            a.linear("out", H, H, block=True),
+        attention = Build(
+            Attention,
+            a.linear(names, (H, H, H), H, bias=("query", "value"), role="block"),
+            a.linear("out", H, H, role="block"),
             heads,
             heads,
             H // heads,
             interleaved=True,
         )
-        return cls(
+        return Build(
+            cls,
             _norm(w, "attn_ln", H),
             attention,
             _norm(w, "mlp_ln", H),
-            w.linear("mlp.0", 4 * H, H, block=True),
-            w.linear("mlp.2", H, 4 * H, block=True),
+            w.linear("mlp.0", 4 * H, H, role="block"),
+            w.linear("mlp.2", H, 4 * H, role="block"),
         )
 
 
-def _norm(w: Weights, name: str, n: int) -> tuple[Tensor, Tensor]:
+def _norm(w: Weights, name: str, n: int) -> tuple[Declared[Tensor], Declared[Tensor]]:
     return w.vector(f"{name}.weight", n), w.vector(f"{name}.bias", n)
 
 
@@ -66,31 +69,30 @@ class Semantic:
         self,
         fc1: Linear,
         fc2: Linear,
-        blocks: list[Block],
+        blocks: list[WhisperBlock],
         norm: tuple[Tensor, Tensor],
+        config: AudioConfig,
         *,
-        hidden: int,
-        heads: int,
         device: torch.device,
         activation_dtype: torch.dtype,
     ):
-        self.fc1, self.fc2, self.blocks, self.norm = fc1, fc2, blocks, norm
-        self.heads, self.head_dim = heads, hidden // heads
+        self.fc1, self.fc2, self.blocks, self.norm, self.config = fc1, fc2, blocks, norm, config
+        self.heads, self.head_dim = config.semantic_heads, config.semantic_hidden // config.semantic_heads
         self.device, self.activation_dtype = device, activation_dtype
         self.rope = Rope(THETA, self.head_dim, device)
 
     @classmethod
-    def from_weights(cls, w: Weights, config: AudioConfig, fc1: Linear) -> Semantic:
+    def declare(cls, w: Weights, config: AudioConfig, fc1: Declared[Linear]) -> Declared[Semantic]:
         """`w` is the decoder's view; fc1 is shared with the acoustic decoder."""
         H, heads, s = config.semantic_hidden, config.semantic_heads, w.sub("semantic_model")
-        return cls(
+        return Build(
+            cls,
             fc1,
             w.linear("fc2", H, config.decoder.hidden_size),
-            [Block.from_weights(s.sub(f"blocks.{i}"), H, heads) for i in range(config.semantic_layers)],
+            [WhisperBlock.declare(s.sub(f"blocks.{i}"), H, heads) for i in range(config.semantic_layers)],
             _norm(s, "ln_post", H),
-            hidden=H,
-            heads=heads,
-            device=torch.device("meta") if w.dry else w.device,
+            config,
+            device=w.device,
             activation_dtype=w.activation_dtype,
         )
 
@@ -98,29 +100,8 @@ class Semantic:
         self, batch: int, capacity: int, *, window: int | None = None, format: str | None = None, block: int = 0
     ) -> SemanticState:
         """window: frames that are seen (None: all); format: "int8" or None; see context.py."""
-        if window is not None or format is not None:
-            return ContextState.start(
-                batch,
-                capacity,
-                len(self.blocks),
-                self.heads,
-                self.head_dim,
-                window=window,
-                format=format,
-                block=block or capacity,
-                dtype=self.activation_dtype,
-                device=self.device,
-            )
-        return KVState.create(
-            batch,
-            capacity,
-            (None,) * len(self.blocks),
-            self.heads,
-            self.head_dim,
-            block=capacity,
-            dtype=self.activation_dtype,
-            device=self.device,
-        )
+        kinds = {"dtype": self.activation_dtype, "device": self.device}
+        return semantic_state(self.config, batch, capacity, window=window, format=format, block=block, **kinds)
 
     def __call__(self, latents: Tensor, state: SemanticState) -> Tensor:
         """latents [B,T,C] -> [B,T,H]; the state is changed in place."""
@@ -154,3 +135,23 @@ class Semantic:
             h = block.up(ops.layer_norm(x, *block.mlp_norm, EPS), activation="gelu")
             x = block.down(h, residual=x)
         return ops.layer_norm(x, *self.norm, EPS)
+
+
+def semantic_state(
+    config: AudioConfig,
+    batch: int,
+    capacity: int,
+    *,
+    window: int | None = None,
+    format: str | None = None,
+    block: int = 0,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> SemanticState:
+    """An empty state for `capacity` frames a row; see `Semantic.new_state`. block 0: `capacity`."""
+    layers, heads, kinds = config.semantic_layers, config.semantic_heads, {"dtype": dtype, "device": device}
+    head_dim = config.semantic_hidden // heads
+    if window is None and format is None:
+        return KVState.create(batch, capacity, (None,) * layers, heads, head_dim, block=capacity, **kinds)
+    options = {"window": window, "format": format, "block": block or capacity}
+    return ContextState.start(batch, capacity, layers, heads, head_dim, **options, **kinds)

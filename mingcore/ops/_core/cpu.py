@@ -19,8 +19,6 @@ CODES = {
     torch.int64: 6,
 }
 LARGE_BYTES = 4 << 20
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-STRIDED = torch.strided
 
 
 def array(t: Tensor) -> tuple:
@@ -41,21 +39,6 @@ def rows(t: Tensor) -> Tensor:
 def dense_last(t: Tensor) -> Tensor:
     """t, copied only where its last dimension is not dense."""
     return t if t.shape[-1] <= 1 or t.stride(-1) == 1 else t.contiguous()
-
-
-def unfit(names: tuple[str, ...], tensors: tuple[Tensor | None, ...]) -> str | None:
-    """Why these operands cannot go to C++: device, dtype, layout or a gradient to record."""
-    grad = torch.is_grad_enabled()
-    for name, t in zip(names, tensors):
-        if t is None or (t.dtype in FLOATS and t.is_cpu and t.layout is STRIDED and not (grad and t.requires_grad)):
-            continue
-        if t.dtype not in FLOATS:
-            return f"{name} is {t.dtype}; it takes float32, bfloat16 and float16"
-        if t.device.type != "cpu" or t.layout is not torch.strided:
-            return f"{name} is a {t.layout} tensor on {t.device}; it takes dense CPU tensors"
-        if grad and t.requires_grad:
-            return f"{name} requires a gradient; it computes none (torch.no_grad() or reference)"
-    return None
 
 
 def on_huge_pages(t: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ attention changed bits (float32 and bfloat16, x86), as an element's place decide
 or a scalar loop makes it, and an expert's product has as many rows as chose it. In this mode the
 reference ops are called with one row of the batch at a time, each in memory of its own: what shapes
 and alignment they see is the row's own affair. GPU kernels see what they are given: theirs is to be
-called with the same shapes always (`runtime.slots`).
+called with the same shapes always (`runtime.model_runner`).
 """
 
 import inspect

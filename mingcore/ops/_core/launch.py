@@ -92,7 +92,7 @@ def digest(op: str) -> str:
 
 
 @cache
-def why_not(op: str, device: torch.device) -> str | None:
+def unavailable_reason(op: str, device: torch.device) -> str | None:
     """Why the kernels of `op` cannot run on `device`, or None."""
     if device.type != "cuda" or torch.version.hip:
         return f"x is on {device}; it takes tensors on an NVIDIA GPU"

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,8 @@ class Implementation:
     sources: tuple[Path, ...]
     flags: tuple[str, ...]
     packed: bool  # whether the op takes packed weights, whose packing the record vouches for too
-    reason: Callable[..., str | None] = field(repr=False)
+    fits: Callable[[Mapping[str, Any]], bool] = field(repr=False)
+    reason: Callable[..., str | None] = field(repr=False)  # why arguments do not fit
 
 
 class Op:
@@ -105,7 +107,7 @@ class Op:
         self.backends = tuple(backends)
         self.implementations: dict[str, Implementation] = {}
         self.public: Callable | None = None
-        self._chains: dict[torch.device, tuple[Implementation, ...]] = {}
+        self.forget_choices()
         self._torch_op = _define(self, schema, self._fake)
         self.in_place = in_place
         if in_place is not None:
@@ -144,9 +146,10 @@ class Op:
                 sources=(*map(Path, sources), Path(own)) if sources else (),
                 flags=tuple(flags),
                 packed="str layout" in self.schema,
-                reason=support.check(self.first, _DEVICE[backend], self._lists),
+                fits=support.fits(self.first, _DEVICE[backend], self._lists),
+                reason=partial(support.reason, self.first, _DEVICE[backend]),
             )
-            self._chains.clear()
+            self.forget_choices()
             return function
 
         return add
@@ -162,6 +165,11 @@ class Op:
         x = args[self.first]
         if is_compiling() or type(x) not in _PLAIN or (x.is_meta and not _meta_runs.get()):  # is_traced(x)
             return self.traced(backend, args)
+        if x.is_cpu and not (backend or _probes or _watchers or backends.named_backends()):
+            # the usual call, as short as it can be: what `run` and `select` do
+            for chosen in self._cpu_chain or self.chain(x.device):
+                if chosen.fits(args):
+                    return self._launch(chosen, args)
         return self.run(backend, args)
 
     def traced(self, backend: str | None, args: Mapping[str, Any]) -> Any:
@@ -169,7 +177,9 @@ class Op:
         return self._torch_op(*[args[name] for name in self.names], backend=backend or "")
 
     def run(self, backend: str | None, args: dict[str, Any]) -> Any:
-        chosen = self.select(backend, args)
+        return self._launch(self.select(backend, args), args)
+
+    def _launch(self, chosen: Implementation, args: dict[str, Any]) -> Any:
         if chosen.backend in _RETURNING:
             return chosen.function(**args)
         results = self.fake(**args)
@@ -209,7 +219,7 @@ class Op:
     def _automatic(self, args: dict[str, Any], renamed: Mapping[str, str]) -> Implementation:
         device = args[self.first].device
         for candidate in self.chain(device):
-            if candidate.reason(args, renamed) is None:
+            if candidate.fits(args):
                 return candidate
         raise BackendError(f"{self.name}: no backend has this op for {device} tensors")
 
@@ -220,10 +230,9 @@ class Op:
             if found is None:
                 reasons.append(self.absent(backend))
                 continue
-            reason = found.reason(args, renamed)
-            if reason is None:
+            if found.fits(args):
                 return found
-            reasons.append(f"the {backend} backend cannot serve this call: {reason}")
+            reasons.append(f"the {backend} backend cannot serve this call: {found.reason(args, renamed)}")
         raise BackendError(f"{name}: {'; '.join(reasons)}")
 
     def chain(self, device: torch.device) -> tuple[Implementation, ...]:
@@ -239,7 +248,13 @@ class Op:
             ]
             found = tuple(each for each in loaded if each is not None and unproven(each, device) is None)
             self._chains[device] = found
+            if device.type == "cpu":
+                self._cpu_chain = found
         return found
+
+    def forget_choices(self) -> None:
+        """Decide anew whom the automatic choice asks."""
+        self._chains, self._cpu_chain = {}, ()
 
     def absent(self, backend: str) -> str:
         """Why this op has no implementation on a backend that was asked for."""
@@ -412,7 +427,7 @@ def forget_choices() -> None:
     """Decide every choice anew: after new verified records, or another environment."""
     for op in OPS.values():
         if isinstance(op, Op):
-            op._chains.clear()
+            op.forget_choices()
 
 
 def implementations() -> list[Implementation]:

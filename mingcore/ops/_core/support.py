@@ -57,23 +57,12 @@ class Support:
         found |= {name: frozenset(FLOAT32) for name in self.float32}
         return found | {name: frozenset(types) for name, types in self.types.items()}
 
-    def check(self, first: str, device: DeviceRule, lists: tuple[str, ...] = ()) -> Callable[..., str | None]:
-        """(arguments, renamed) -> why they cannot be served, or None.
+    def fits(self, first: str, device: DeviceRule, lists: tuple[str, ...] = ()) -> Callable[[Mapping[str, Any]], bool]:
+        """(arguments by name) -> whether they fit, as one expression made of the declaration: it takes
+        a third of the time of a loop over it.
 
         first: the argument whose device is the call's. lists: arguments that are lists of tensors.
-        renamed: names of results as the caller knows them, for the message. Nearly every call fits,
-        so one expression, made here from the declaration, says whether it does (a third of the time
-        of a loop over it); only where it does not is the reason looked for.
         """
-        fits = self._fits(first, device, lists)
-
-        def reason(args: Mapping[str, Any], renamed: Mapping[str, str] = _NOTHING) -> str | None:
-            return None if fits(args) else self._reason(first, device, args, renamed)
-
-        return reason
-
-    def _fits(self, first: str, device: DeviceRule, lists: tuple[str, ...]) -> Callable[[Mapping[str, Any]], bool]:
-        """Whether arguments fit, as code without a loop."""
         space = {"enabled": torch.is_grad_enabled, "S": torch.strided, "overlap": torch._debug_has_internal_overlap}
         space |= {"device": device, "layouts": self.layouts, "formats": self.formats, "rule": self.rule}
         place = "t.is_cpu" if device is on_cpu else "t.device == place"
@@ -106,9 +95,10 @@ class Support:
         exec("\n".join([*lines, f" return {' and '.join(terms) or 'True'}"]), space)
         return space["fits"]
 
-    def _reason(
-        self, first: str, device: DeviceRule, args: Mapping[str, Any], renamed: Mapping[str, str]
+    def reason(
+        self, first: str, device: DeviceRule, args: Mapping[str, Any], renamed: Mapping[str, str] = _NOTHING
     ) -> str | None:
+        """Why arguments do not fit, or None; renamed: names of results as the caller knows them."""
         x = args[first]
         wrong = device(first, x)
         if wrong is not None:

@@ -57,7 +57,7 @@ def _plan(shape: Shape, device: torch.device) -> Plan | str:
 
 def _support(shape_of) -> Support:
     def rule(x, weight, **rest) -> str | None:
-        reason = launch.why_not(OP, x.device)
+        reason = launch.unavailable_reason(OP, x.device)
         if reason is not None:
             return reason
         if x.dtype not in (weight.dtype, torch.float32):

@@ -64,7 +64,7 @@ def _unsupported_reason(
     condition, history, noise, advance, matrices, biases, norms, scales, heads, guided, format, **_
 ):
     return (
-        launch.why_not("flow_sample", condition.device)
+        launch.unavailable_reason("flow_sample", condition.device)
         or _unsupported_head(matrices, biases, norms, scales, heads, format)
         or _unsupported_sizes(condition, history, noise, advance, matrices, guided, format)
     )
@@ -212,7 +212,7 @@ _STEP_PARAMS = struct.Struct("<7Q11q2ifi")  # FlowStepParams of flow_step.cu
 
 
 def _unsupported_step(x, v_cond, v_null, **_) -> str | None:
-    reason = launch.why_not("flow_step", x.device)
+    reason = launch.unavailable_reason("flow_step", x.device)
     if reason is None and v_null is not None and v_null.dtype != v_cond.dtype:
         return f"v_null is {v_null.dtype}, v_cond {v_cond.dtype}; it takes one type for both"
     return reason

@@ -8,7 +8,7 @@ from mingcore_kernels.flow import flow_sample as flow_kernels
 from mingcore_kernels.flow import flow_step as step_kernels
 from mingcore_kernels.lib.target import capability_of
 
-from .._core.packing import FORMATS, QUANTISED
+from .._core.packing import QUANTISED
 from .._core.support import FLOATS, FP8_CAPABILITY, Limit, Support
 from .._core.triton import KERNELS
 from . import FLOW_SAMPLE, FLOW_STEP
@@ -21,6 +21,8 @@ _STORED = {name: QUANTISED[name] for name in ("int8", "fp8")}  # activations sta
 
 
 def _mismatch(condition, matrices, scales, format, **_) -> str | None:
+    if format in QUANTISED and format not in _STORED:
+        return f"format {format} quantises activations, which stay as they are on a GPU; it takes int8"
     x = condition.dtype
     for name, w in zip(MATRICES, matrices):
         if format in _STORED and name in _BLOCKS:
@@ -49,7 +51,6 @@ def _mismatch(condition, matrices, scales, format, **_) -> str | None:
         dense_last=("condition", "history", "biases", "norms", *_STEPS),
         contiguous=("matrices",),
         layouts=("rows",),
-        formats=(*FORMATS, *_STORED),
         limits=(Limit("heads are {} wide", lambda matrices, heads, **_: matrices[0].shape[0] // heads, MAX_HEAD),),
         rule=_mismatch,
     ),

@@ -58,7 +58,7 @@ def _unsupported_reason(x, gate_up, down, ids, shared_gate_up, shared_down, form
         x, (gate_up, down, shared_gate_up, shared_down), format, cuda_prefill.FORMATS if many else _FORMATS
     )
     if reason is None and not many:
-        reason = launch.why_not("moe_decode", x.device) or _lacks_shared_memory(x.device, format)
+        reason = launch.unavailable_reason("moe_decode", x.device) or _lacks_shared_memory(x.device, format)
     return reason
 
 

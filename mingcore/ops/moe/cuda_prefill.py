@@ -22,7 +22,7 @@ _SUM = struct.Struct("<3Q4i")  # MoeSumParams
 
 def unsupported_reason(x: Tensor, gate_up: Tensor, down: Tensor, ids: Tensor) -> str | None:
     """Why moe_prefill cannot serve these sizes or this GPU, or None."""
-    reason = launch.why_not(OP, x.device)
+    reason = launch.unavailable_reason(OP, x.device)
     if reason is not None:
         return f"T is {x.shape[0]}, T * K {ids.numel()}; {reason}"
     if gate_up.shape[0] > MAX_EXPERTS:

@@ -66,9 +66,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, ba
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:
-    shape = x.shape
-    if not shape or weight.shape != shape[-1:]:
-        checks.shape(op, "weight", weight, "[H]", shape[-1:])
+    if not x.dim() or weight.dim() != 1 or weight.shape[0] != x.shape[-1]:
+        checks.shape(op, "weight", weight, "[H]", x.shape[-1:])
     if x.dtype not in checks.FLOATS:
         checks.floating(op, "x", x)
     if weight.device != x.device:

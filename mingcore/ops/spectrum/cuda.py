@@ -36,7 +36,7 @@ def skinny_gemm_bytes(tiles: int) -> int:
 def _unsupported_embed(samples, weight, **_) -> str | None:
     if weight.dtype != samples.dtype:
         return f"weight is {weight.dtype}, samples {samples.dtype}; it takes one type"
-    return launch.why_not("frame_embed", samples.device)
+    return launch.unavailable_reason("frame_embed", samples.device)
 
 
 def embed_kind(x: Tensor, weight: Tensor, T: int) -> tuple[str, int, int, int]:
@@ -126,7 +126,7 @@ _WRITTEN = ("out", "next_numerator", "next_lengths", "emitted")
         float32=("window", "numerator"),
         dense_last=("frames",),
         contiguous=_WRITTEN,
-        rule=lambda frames, **_: launch.why_not("overlap_add", frames.device),
+        rule=lambda frames, **_: launch.unavailable_reason("overlap_add", frames.device),
     ),
     sources=(launch.source("overlap_add"), cuda_common.__file__),
     flags=launch.FLAGS,
@@ -163,7 +163,7 @@ def _unsupported_head(hidden, weight, bias, window, **_) -> str | None:
     if 8 * F > SHARED_BYTES - SUMS_BYTES - COPY_BYTES:
         largest = (SHARED_BYTES - SUMS_BYTES - COPY_BYTES) // 8
         return f"the window has {F} points; it takes up to {largest}"
-    return unsupported_window(F) or launch.why_not("spectrum_head", hidden.device)
+    return unsupported_window(F) or launch.unavailable_reason("spectrum_head", hidden.device)
 
 
 @functools.cache  # its address is in captured graphs: kept for good

@@ -78,10 +78,10 @@ class ConvVAE(ABC):
         what = "vae.encode_stream"
         x = self._checked_samples(what, samples)
         state = state or self.new_encoder_state(x.shape[0])
-        valid, last = _rows(what, state, x, valid, last)
+        valid, last = _checked_rows(what, state, x, valid, last)
         if last is not False:
             x, valid = self._padded(x, state, valid, last)
-        y = _through(self.encoder, x, Chunk(state, valid), BLOCK * self.hop_samples)
+        y = _run_blocks(self.encoder, x, Chunk(state, valid), BLOCK * self.hop_samples)
         state.end(last)
         return *self._posterior(y.transpose(1, 2).float()), state
 
@@ -112,9 +112,9 @@ class ConvVAE(ABC):
             raise InputError(f"{what}: latents must be float [B, T, {C}], got {latents.dtype} {list(latents.shape)}")
         state = state or self.new_decoder_state(latents.shape[0])
         x = latents.to(self.device, self.activation_dtype).transpose(1, 2)
-        valid, last = _rows(what, state, x, valid, last)
+        valid, last = _checked_rows(what, state, x, valid, last)
         chunk = Chunk(state, valid, condition=condition, noise=noise)
-        y = _through(self.decoder, x, chunk, BLOCK)
+        y = _run_blocks(self.decoder, x, chunk, BLOCK)
         state.end(last)
         return (y[:, 0] if self.channels == 1 else y).float(), state
 
@@ -146,8 +146,8 @@ class ConvVAE(ABC):
         return F.pad(torch.where(own, x, 0), (0, hop - 1)), valid + missing
 
 
-def _rows(what: str, state: CodecState, x: Tensor, valid, last):
-    """valid and last on the state's device; valid counted out where rows differ."""
+def _checked_rows(what: str, state: CodecState, x: Tensor, valid, last):
+    """valid and last, checked and on the state's device; valid as a tensor where the batch is ragged."""
     B, L = x.shape[0], x.shape[2]
     if state.batch != B:
         raise InputError(f"{what}: the state has {state.batch} rows, the input has {B}")
@@ -163,7 +163,7 @@ def _rows(what: str, state: CodecState, x: Tensor, valid, last):
     return valid, last
 
 
-def _through(network: Network, x: Tensor, chunk: Chunk, block: int) -> Tensor:
+def _run_blocks(network: Network, x: Tensor, chunk: Chunk, block: int) -> Tensor:
     """The network's outputs [B, C_out, T], block by block.
 
     A block is whole latents, so a row that owns all of it gives as many outputs as any: what a row

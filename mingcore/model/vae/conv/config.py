@@ -48,10 +48,10 @@ class VoxCPMConfig:
             self.version == 2 or min(self.encoder_rates) > 1,
             f"{VOXCPM}.encoder_rates must be 2 or more each, got {self.encoder_rates}",
         )
-        least = 2 ** len(self.decoder_rates)
+        min_dim = 2 ** len(self.decoder_rates)
         require(
-            self.decoder_dim >= least,
-            f"{VOXCPM}.decoder_dim must be at least {least}, got {self.decoder_dim}: every entry "
+            self.decoder_dim >= min_dim,
+            f"{VOXCPM}.decoder_dim must be at least {min_dim}, got {self.decoder_dim}: every entry "
             "of decoder_rates halves it",
         )
         require(self.cond_type in CONDITIONS, f"{VOXCPM}.cond_type must be one of {CONDITIONS}, got {self.cond_type!r}")

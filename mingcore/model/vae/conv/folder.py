@@ -13,7 +13,7 @@ import torch
 from ....config.sections import require
 from ....errors import CheckpointError
 from ...headers import TensorInfo, read_headers
-from ...weights import DictTensors, FileTensors
+from ...sources import DictTensors, FileTensors
 from .codec import ConvVAE
 from .config import VibeVoiceConfig, VoxCPMConfig
 from .vibevoice import VibeVoiceVAE

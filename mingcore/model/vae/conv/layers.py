@@ -10,10 +10,11 @@ from torch import Tensor
 
 from .... import ops
 from ....ops.conv.packing import context_width
+from ...declared import Build, Declared
 from ...weights import Weights
 from .stream import Chunk, CodecState
 
-Layer = Callable[[Tensor, Chunk], Tensor]
+ConvLayer = Callable[[Tensor, Chunk], Tensor]
 
 # weight norm: magnitude and direction, by torch.nn.utils.weight_norm and by its parametrization
 NORMED = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
@@ -22,7 +23,7 @@ NORMED = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "param
 class Conv:
     """One causal convolution of a stream: x [B, C_in, L] -> [B, C_out, T].
 
-    slot: its place among the states, None where it remembers nothing. before, after: an
+    slot: its index among the states, None where it needs no left context. before, after: an
     activation's name, or for Snake the pair (alpha, gain); both are computed within the
     convolution, as a residual is.
     """
@@ -53,7 +54,7 @@ class Conv:
         if self.slot is None:
             return ops.causal_conv1d(x, *args, **options)[0]
         layers = chunk.state.layers
-        if self.strided:  # how many outputs there are depends on the state: the op makes them
+        if self.strided:  # the number of outputs depends on the state: the op allocates them
             y, layers[self.slot] = ops.causal_conv1d(x, *args, state=layers[self.slot], **options)
         else:
             op = ops.causal_conv_transpose1d_ if self.transposed else ops.causal_conv1d_
@@ -69,10 +70,10 @@ class Conv:
 class Network:
     """Layers one after the other: x [B, C_in, L] and its chunk -> [B, C_out, T].
 
-    contexts: channels and width of what each convolution remembers, in the order of the states.
+    contexts: channels and width of each convolution's left context, in the order of the states.
     """
 
-    layers: list[Layer]
+    layers: list[ConvLayer]
     contexts: list[tuple[int, int]]
     outputs: int
 
@@ -85,11 +86,11 @@ class Network:
         return CodecState.create(batch, self.contexts, dtype=dtype, device=device)
 
 
-class Builder:
-    """Makes a network's convolutions and notes what each of them remembers."""
+class Contexts:
+    """Declares the convolutions of a network; `sizes`: channels and width of each left context."""
 
     def __init__(self) -> None:
-        self.contexts: list[tuple[int, int]] = []
+        self.sizes: list[tuple[int, int]] = []
 
     def conv(
         self,
@@ -104,13 +105,13 @@ class Builder:
         groups: int = 1,
         transposed: bool = False,
         bias: bool = True,
-        scale: Tensor | None = None,
+        scale: Declared[Tensor] | None = None,
         **options,
-    ) -> Conv:
+    ) -> Declared[Conv]:
         """A convolution from `name.weight`, or weight norm's two parts, and `name.bias`.
 
         Several names: convolutions of the same inputs, `outputs` each, one after the other. scale
-        [outputs]: folded into weight and bias.
+        [outputs]: folded into weight and bias. options: `before` and `after` of `Conv`.
         """
         first, second = (inputs, outputs) if transposed else (outputs, inputs)
         shape = (first, second // groups, kernel)
@@ -118,44 +119,59 @@ class Builder:
         for name in [names] if isinstance(names, str) else names:
             part = w.sub(name)
             weights.append(folded_weight(part, shape))
-            biases.append(wide(part, "bias", outputs) if bias else None)
-            if scale is not None:
-                weights[-1] *= scale.view((1, -1, 1) if transposed else (-1, 1, 1))
-                if bias:
-                    biases[-1] *= scale
-        weight = torch.cat(weights, dim=1 if transposed else 0)
-        shapes = {"stride": stride, "dilation": dilation, "groups": groups}
-        if not w.dry:
-            weight = ops.pack_conv(weight.to(w.dtype), transposed=transposed, **shapes)
+            if bias:
+                biases.append(part.float32("bias", outputs))
         slot = None
         if kernel > 1 or stride > 1:
-            slot = len(self.contexts)
-            self.contexts.append((inputs, context_width(kernel, stride, dilation, transposed)))
-        total = torch.cat(biases) if bias else None
-        return Conv(slot, weight, total, transposed=transposed, **shapes, **options)
+            slot = len(self.sizes)
+            self.sizes.append((inputs, context_width(kernel, stride, dilation, transposed)))
+        shapes = {"stride": stride, "dilation": dilation, "groups": groups}
+        folded = {"weights": weights, "biases": biases, "scale": scale, "dtype": w.dtype}
+        return Build(_conv, slot, **folded, transposed=transposed, shapes=shapes, options=options)
 
 
-def wide(w: Weights, name: str, *shape: int) -> Tensor:
-    """A tensor in float32, whatever the weights are kept in."""
-    dest = torch.empty(shape, dtype=torch.float32, device="meta" if w.dry else w.device)
-    w.fill(name, dest)
-    return dest
+def _conv(
+    slot: int | None,
+    *,
+    weights: list[Tensor],
+    biases: list[Tensor],
+    scale: Tensor | None,
+    dtype: torch.dtype,
+    transposed: bool,
+    shapes: dict[str, int],
+    options: dict,
+) -> Conv:
+    if scale is not None:
+        for weight in weights:
+            weight *= scale.view((1, -1, 1) if transposed else (-1, 1, 1))
+        for bias in biases:
+            bias *= scale
+    weight = torch.cat(weights, dim=1 if transposed else 0).to(dtype)
+    packed = ops.pack_conv(weight, transposed=transposed, **shapes)
+    return Conv(slot, packed, torch.cat(biases) if biases else None, transposed=transposed, **shapes, **options)
 
 
-def folded_weight(w: Weights, shape: tuple[int, ...]) -> Tensor:
+def folded_weight(w: Weights, shape: tuple[int, ...]) -> Declared[Tensor]:
     """`weight`, or where the checkpoint has weight norm's parts g v / |v|, in float32.
 
     |v| is over all but the first dimension, which for a transposed convolution is the inputs.
     """
     for g_name, v_name in NORMED:
         if w.has(v_name) or w.has(g_name):
-            g = wide(w, g_name, shape[0], *(1 for _ in shape[1:]))
-            v = wide(w, v_name, *shape)
-            return v * (g / v.flatten(1).norm(dim=1).view(g.shape))
-    return wide(w, "weight", *shape)
+            g = w.float32(g_name, shape[0], *(1 for _ in shape[1:]))
+            return Build(_normed, g, w.float32(v_name, *shape))
+    return w.float32("weight", *shape)
 
 
-def snake(w: Weights, name: str, channels: int) -> ops.Snake:
+def _normed(g: Tensor, v: Tensor) -> Tensor:
+    return v * (g / v.flatten(1).norm(dim=1).view(g.shape))
+
+
+def snake(w: Weights, name: str, channels: int) -> Declared[ops.Snake]:
     """(alpha, 1/alpha) of `name.alpha` [1, C, 1]: x + sin(alpha x)^2 / alpha."""
-    alpha = wide(w.sub(name), "alpha", 1, channels, 1).view(channels)
+    return Build(_snake, w.sub(name).float32("alpha", 1, channels, 1))
+
+
+def _snake(alpha: Tensor) -> ops.Snake:
+    alpha = alpha.flatten()
     return alpha, (alpha + 1e-9).reciprocal()

@@ -1,4 +1,4 @@
-"""The state of a stream through a network of convolutions, and one chunk's way through it."""
+"""The state of a stream through a network of convolutions, and a chunk at one of its layers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from .... import ops
-from ...state import _cloned
+from ...state import cloned
 
 
 @dataclass
 class CodecState:
-    """One state per convolution that remembers anything, in the order of the network.
+    """One state per convolution that has a left context, in the order of the network.
 
     Preallocated and changed in place; its size is constant. emitted [B] int64: how many outputs of
     the last call are a row's own. seen: inputs that every row has had, None where rows differ.
@@ -48,7 +48,7 @@ class CodecState:
         return self.emitted.nbytes + sum(state.nbytes for state in self.layers)
 
     def clone(self) -> CodecState:
-        return _cloned(self)
+        return cloned(self)
 
     def reset(self, rows: Iterable[int] | None = None) -> None:
         """Rows (None: all) begin a new stream."""

@@ -2,8 +2,8 @@
 
 A block is x + gamma * mixer(norm(x)), where the mixer is a causal depthwise convolution, then
 x + gamma' * ffn(norm'(x)) over channels. Both gammas are folded into the weights they follow. Norms
-and FFN take channels last, convolutions time last: a block turns what flows around twice, and adds
-the mixer's residual where it is normed anyway.
+and FFN take channels last, convolutions time last: a block transposes its activations twice, and adds
+the mixer's residual in the norm that follows (`add_rms_norm`).
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .... import ops
+from ...declared import Build, Declared
 from ...layers import Linear
-from ...weights import DictTensors, FileTensors, Weights, assemble
+from ...sources import DictTensors, FileTensors
+from ...weights import Weights, assemble
 from .codec import ConvVAE
 from .config import VibeVoiceConfig
-from .layers import Builder, Layer, Network, wide
+from .layers import Contexts, Conv, ConvLayer, Network
 from .stream import Chunk
 
 
@@ -73,27 +75,36 @@ class VibeVoiceVAE(ConvVAE):
         dtype: torch.dtype,
         activation_dtype: torch.dtype | None,
     ) -> VibeVoiceVAE:
-        def build(w: Weights) -> VibeVoiceVAE:
+        def declare(w: Weights) -> Declared[VibeVoiceVAE]:
             parts = _encoder(w.sub("encoder"), config), _decoder(w.sub("decoder"), config)
-            return cls(*parts, config, device=w.device, dtype=w.activation_dtype)
+            return Build(cls, *parts, config, device=w.device, dtype=w.activation_dtype)
 
         kinds = {"device": device, "dtype": dtype, "activation_dtype": activation_dtype}
-        return assemble(source, build, **kinds)[0]
+        return assemble(source, declare, **kinds)
 
     def _posterior(self, y: Tensor) -> tuple[Tensor, Tensor]:
         return y, torch.full_like(y, self.config.vae_std)
 
 
-class _Block:
-    """x [B, C, L] -> [B, C, L]."""
+class ConvNeXtBlock:
+    """Depthwise convolution, then an MLP over channels, both residual: x [B, C, L] -> [B, C, L]."""
 
-    def __init__(self, w: Weights, build: Builder, C: int, config: VibeVoiceConfig):
+    def __init__(
+        self, norm: Tensor, ffn_norm: Tensor, mixer: Conv, up: Linear, down: Linear, eps: float, activation: str
+    ):
+        self.norm, self.ffn_norm, self.mixer, self.up, self.down = norm, ffn_norm, mixer, up, down
+        self.eps, self.activation = eps, activation
+
+    @classmethod
+    def declare(cls, w: Weights, contexts: Contexts, C: int, config: VibeVoiceConfig) -> Declared[ConvNeXtBlock]:
         width = config.ffn_expansion * C
-        self.norm, self.ffn_norm = (w.sub(n).vector("weight", C) for n in ("norm", "ffn_norm"))
-        self.eps, self.activation = config.rms_norm_eps, config.activation
-        self.mixer = build.conv(w.sub("mixer"), "conv", C, C, config.kernel, groups=C, scale=wide(w, "gamma", C))
-        self.up = w.linear("ffn.linear1", width, C)
-        self.down = _scaled_linear(w.sub("ffn.linear2"), C, width, wide(w, "ffn_gamma", C))
+        norms = [w.sub(name).vector("weight", C) for name in ("norm", "ffn_norm")]
+        gamma = w.float32("gamma", C)
+        mixer = contexts.conv(w.sub("mixer"), "conv", C, C, config.kernel, groups=C, scale=gamma)
+        up = w.linear("ffn.linear1", width, C)
+        ffn_gamma = w.float32("ffn_gamma", C)
+        down = _scaled_linear(w.sub("ffn.linear2"), C, width, ffn_gamma)
+        return Build(cls, *norms, mixer, up, down, config.rms_norm_eps, config.activation)
 
     def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
         x = x.transpose(1, 2).contiguous()  # [B, L, C]
@@ -103,40 +114,44 @@ class _Block:
         return self.down(self.up(h, activation=self.activation), residual=x).transpose(1, 2)
 
 
-def _scaled_linear(w: Weights, outputs: int, inputs: int, scale: Tensor) -> Linear:
+def _scaled_linear(w: Weights, outputs: int, inputs: int, scale: Declared[Tensor]) -> Declared[Linear]:
     """A linear layer whose outputs are multiplied with scale [outputs]."""
-    weight = wide(w, "weight", outputs, inputs) * scale.unsqueeze(1)
-    bias = (wide(w, "bias", outputs) * scale).to(w.activation_dtype)
-    return Linear(weight if w.dry else ops.pack_linear(weight.to(w.dtype)), bias)
+    weight, bias = w.float32("weight", outputs, inputs), w.float32("bias", outputs)
+    return Build(_scale, weight, bias, scale, w.dtype, w.activation_dtype)
 
 
-def _stage(w: Weights, build: Builder, C: int, depth: int, config: VibeVoiceConfig) -> list[Layer]:
-    return [_Block(w.sub(f"stage.{i}"), build, C, config) for i in range(depth)]
+def _scale(weight: Tensor, bias: Tensor, scale: Tensor, dtype: torch.dtype, activation_dtype: torch.dtype) -> Linear:
+    scaled = (weight * scale.unsqueeze(1)).to(dtype)
+    return Linear(ops.pack_linear(scaled), (bias * scale).to(activation_dtype))
 
 
-def _encoder(w: Weights, config: VibeVoiceConfig) -> Network:
-    build, C, k = Builder(), config.filters, config.kernel
+def _stage(w: Weights, contexts: Contexts, C: int, depth: int, config: VibeVoiceConfig) -> list[Declared[ConvLayer]]:
+    return [ConvNeXtBlock.declare(w.sub(f"stage.{i}"), contexts, C, config) for i in range(depth)]
+
+
+def _encoder(w: Weights, config: VibeVoiceConfig) -> Declared[Network]:
+    contexts, C, k = Contexts(), config.filters, config.kernel
     stem = w.sub("stem")
-    layers: list[Layer] = [build.conv(stem.sub("conv"), "conv", config.channels, C, k)]
-    layers += _stage(stem, build, C, config.depths[0], config)
+    layers: list[Declared[ConvLayer]] = [contexts.conv(stem.sub("conv"), "conv", config.channels, C, k)]
+    layers += _stage(stem, contexts, C, config.depths[0], config)
     for i, stride in enumerate(config.ratios):
         part = w.sub(f"conv_layers.{i}")
-        layers.append(build.conv(part.sub("conv"), "conv", C, 2 * C, 2 * stride, stride=stride))
+        layers.append(contexts.conv(part.sub("conv"), "conv", C, 2 * C, 2 * stride, stride=stride))
         C *= 2
-        layers += _stage(part, build, C, config.depths[i + 1], config)
-    layers.append(build.conv(w.sub("head"), "conv", C, config.latent_dim, k))
-    return Network(layers, build.contexts, config.latent_dim)
+        layers += _stage(part, contexts, C, config.depths[i + 1], config)
+    layers.append(contexts.conv(w.sub("head"), "conv", C, config.latent_dim, k))
+    return Build(Network, layers, contexts.sizes, config.latent_dim)
 
 
-def _decoder(w: Weights, config: VibeVoiceConfig) -> Network:
-    build, k, stem = Builder(), config.kernel, w.sub("stem")
+def _decoder(w: Weights, config: VibeVoiceConfig) -> Declared[Network]:
+    contexts, k, stem = Contexts(), config.kernel, w.sub("stem")
     depths, C = config.depths[::-1], config.filters * 2 ** len(config.ratios)
-    layers: list[Layer] = [build.conv(stem.sub("conv"), "conv", config.latent_dim, C, k)]
-    layers += _stage(stem, build, C, depths[0], config)
+    layers: list[Declared[ConvLayer]] = [contexts.conv(stem.sub("conv"), "conv", config.latent_dim, C, k)]
+    layers += _stage(stem, contexts, C, depths[0], config)
     for i, stride in enumerate(reversed(config.ratios)):
         part, up = w.sub(f"conv_layers.{i}"), {"stride": stride, "transposed": True}
-        layers.append(build.conv(part.sub("convtr"), "convtr", C, C // 2, 2 * stride, **up))
+        layers.append(contexts.conv(part.sub("convtr"), "convtr", C, C // 2, 2 * stride, **up))
         C //= 2
-        layers += _stage(part, build, C, depths[i + 1], config)
-    layers.append(build.conv(w.sub("head"), "conv", C, config.channels, k))
-    return Network(layers, build.contexts, config.channels)
+        layers += _stage(part, contexts, C, depths[i + 1], config)
+    layers.append(contexts.conv(w.sub("head"), "conv", C, config.channels, k))
+    return Build(Network, layers, contexts.sizes, config.channels)

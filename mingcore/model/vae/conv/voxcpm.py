@@ -19,14 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....errors import CheckpointError, InputError
-from ...weights import DictTensors, FileTensors, Weights, assemble
+from ....errors import InputError
+from ...declared import Build, Declared
+from ...sources import DictTensors, FileTensors
+from ...weights import Weights, assemble
 from .codec import ConvVAE
 from .config import VoxCPMConfig
-from .layers import Builder, Layer, Network, snake, wide
+from .layers import Contexts, Conv, ConvLayer, Network, snake
 from .stream import Chunk, CodecState
 
-SECOND = ("out_sample_rate", "sr_bin_boundaries", "cond_type", "cond_dim", "cond_out_layer")
+VERSION_2_KEYS = ("out_sample_rate", "sr_bin_boundaries", "cond_type", "cond_dim", "cond_out_layer")
 
 
 class VoxCPMVAE(ConvVAE):
@@ -64,7 +66,7 @@ class VoxCPMVAE(ConvVAE):
         for keys that are missing, unexpected or misshapen.
         """
         if version is None:
-            has = "decoder.sr_bin_boundaries" in tensors or any(key in config for key in SECOND)
+            has = "decoder.sr_bin_boundaries" in tensors or any(key in config for key in VERSION_2_KEYS)
             version = 2 if has else 1
         source = DictTensors(tensors, "VoxCPM's AudioVAE")
         parsed = VoxCPMConfig.from_json(config, version)
@@ -79,12 +81,12 @@ class VoxCPMVAE(ConvVAE):
         dtype: torch.dtype,
         activation_dtype: torch.dtype | None,
     ) -> VoxCPMVAE:
-        def build(w: Weights) -> VoxCPMVAE:
+        def declare(w: Weights) -> Declared[VoxCPMVAE]:
             parts = _encoder(w.sub("encoder"), config), _decoder(w.sub("decoder"), config)
-            return cls(*parts, config, device=w.device, dtype=w.activation_dtype)
+            return Build(cls, *parts, config, device=w.device, dtype=w.activation_dtype)
 
         kinds = {"device": device, "dtype": dtype, "activation_dtype": activation_dtype}
-        return assemble(source, build, **kinds)[0]
+        return assemble(source, declare, **kinds)
 
     def decode(
         self,
@@ -138,49 +140,68 @@ class VoxCPMVAE(ConvVAE):
         return torch.tensor([bisect_left(bounds, r) for r in sample_rate], device=self.device)
 
 
-class _Unit:
-    """A residual unit: Snake, dilated 7, Snake within one convolution; 1x1 and the sum in one."""
+class ResidualUnit:
+    """Snake, dilated 7, Snake within one convolution; 1x1 and the sum in one."""
 
-    def __init__(self, w: Weights, build: Builder, C: int, dilation: int, groups: int):
+    def __init__(self, dilated: Conv, mix: Conv):
+        self.dilated, self.mix = dilated, mix
+
+    @classmethod
+    def declare(cls, w: Weights, contexts: Contexts, C: int, dilation: int, groups: int) -> Declared[ResidualUnit]:
         b = w.sub("block")
-        self.dilated = build.conv(
-            b, "1", C, C, 7, dilation=dilation, groups=groups, before=snake(b, "0", C), after=snake(b, "2", C)
-        )
-        self.mix = build.conv(b, "3", C, C)
+        acts = {"before": snake(b, "0", C), "after": snake(b, "2", C)}
+        dilated = contexts.conv(b, "1", C, C, 7, dilation=dilation, groups=groups, **acts)
+        return Build(cls, dilated, contexts.conv(b, "3", C, C))
 
     def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
         return self.mix(self.dilated(x, chunk), chunk, residual=x)
 
 
-class _Noise:
+class NoiseBlock:
     """x + noise * linear(x), one noise for all channels; `rate` columns are a latent."""
 
-    def __init__(self, w: Weights, build: Builder, C: int, index: int, rate: int):
-        self.linear = build.conv(w, "linear", C, C, bias=False)
-        self.index, self.rate = index, rate
+    def __init__(self, linear: Conv, index: int, rate: int):
+        self.linear, self.index, self.rate = linear, index, rate
+
+    @classmethod
+    def declare(cls, w: Weights, contexts: Contexts, C: int, index: int, rate: int) -> Declared[NoiseBlock]:
+        return Build(cls, contexts.conv(w, "linear", C, C, bias=False), index, rate)
 
     def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
         noise = chunk.noise[self.index].narrow(1, chunk.start * self.rate, x.shape[2])
         return torch.addcmul(x, noise.unsqueeze(1), self.linear(x, chunk))
 
 
-class _Condition:
-    """What the output's sample rate changes before a block of the decoder."""
+class SampleRateCondition:
+    """What the output's sample rate changes before a block of the decoder: x * scale + bias, or
+    `extra` channels behind those of x; then `out`. Tables [buckets, C], or None.
+    """
 
-    def __init__(self, w: Weights, build: Builder, C: int, config: VoxCPMConfig):
-        buckets, kind = len(config.boundaries) + 1, config.cond_type
-        self.scale = self.bias = self.extra = self.out = None
+    def __init__(
+        self,
+        *,
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        extra: Tensor | None = None,
+        out: Conv | None = None,
+    ):
+        self.scale, self.bias, self.extra, self.out = scale, bias, extra, out
+
+    @classmethod
+    def declare(cls, w: Weights, contexts: Contexts, C: int, config: VoxCPMConfig) -> Declared[SampleRateCondition]:
+        buckets, kind, parts = len(config.boundaries) + 1, config.cond_type, {}
         if kind == "add":
-            self.bias = wide(w, "cond_embed.weight", buckets, C)
+            parts["bias"] = w.float32("cond_embed.weight", buckets, C)
         elif kind == "concat":
-            self.extra = wide(w, "cond_embed.weight", buckets, config.cond_dim)
+            parts["extra"] = w.float32("cond_embed.weight", buckets, config.cond_dim)
         else:
-            self.scale = wide(w, "scale_embed.weight", buckets, C)
-            self.bias = wide(w, "bias_embed.weight", buckets, C)
+            parts["scale"] = w.float32("scale_embed.weight", buckets, C)
+            parts["bias"] = w.float32("bias_embed.weight", buckets, C)
         if config.cond_out_layer:
-            inputs = C if self.extra is None else C + config.cond_dim
+            inputs = C + config.cond_dim if kind == "concat" else C
             o = w.sub("out_layer")
-            self.out = build.conv(o, "1", inputs, C, before=snake(o, "0", inputs))
+            parts["out"] = contexts.conv(o, "1", inputs, C, before=snake(o, "0", inputs))
+        return Build(cls, **parts)
 
     def __call__(self, x: Tensor, chunk: Chunk) -> Tensor:
         def row(table: Tensor) -> Tensor:  # [C, 1], or [B, C, 1]
@@ -195,62 +216,51 @@ class _Condition:
         return x if self.out is None else self.out(x, chunk)
 
 
-def _units(w: Weights, build: Builder, C: int, first: int, depthwise: bool) -> list[Layer]:
+def _units(w: Weights, contexts: Contexts, C: int, first: int, depthwise: bool) -> list[Declared[ConvLayer]]:
     groups = C if depthwise else 1
-    return [_Unit(w.sub(str(first + i)), build, C, 3**i, groups) for i in range(3)]
+    return [ResidualUnit.declare(w.sub(str(first + i)), contexts, C, 3**i, groups) for i in range(3)]
 
 
-def _encoder(w: Weights, config: VoxCPMConfig) -> Network:
-    build, blocks, C = Builder(), w.sub("block"), config.encoder_dim
-    layers: list[Layer] = [build.conv(blocks, "0", 1, C, 7)]
+def _encoder(w: Weights, config: VoxCPMConfig) -> Declared[Network]:
+    contexts, blocks, C = Contexts(), w.sub("block"), config.encoder_dim
+    layers: list[Declared[ConvLayer]] = [contexts.conv(blocks, "0", 1, C, 7)]
     for i, stride in enumerate(config.encoder_rates):
         b = blocks.sub(str(i + 1)).sub("block")
-        layers += _units(b, build, C, 0, config.depthwise)
+        layers += _units(b, contexts, C, 0, config.depthwise)
         odd = stride % 2 if config.version == 1 else 0
-        down = build.conv(b, "4", C, 2 * C, 2 * stride, stride=stride, left_pad=stride + odd, before=snake(b, "3", C))
+        down = contexts.conv(
+            b, "4", C, 2 * C, 2 * stride, stride=stride, left_pad=stride + odd, before=snake(b, "3", C)
+        )
         layers.append(down)
         C *= 2
-    layers.append(build.conv(w, ("fc_mu", "fc_logvar"), C, config.latent_dim, 3))
-    return Network(layers, build.contexts, 2 * config.latent_dim)
+    layers.append(contexts.conv(w, ("fc_mu", "fc_logvar"), C, config.latent_dim, 3))
+    return Build(Network, layers, contexts.sizes, 2 * config.latent_dim)
 
 
-def _decoder(w: Weights, config: VoxCPMConfig) -> Network:
-    build, model, C, latent = Builder(), w.sub("model"), config.decoder_dim, config.latent_dim
-    layers: list[Layer] = []
+def _decoder(w: Weights, config: VoxCPMConfig) -> Declared[Network]:
+    contexts, model, C, latent = Contexts(), w.sub("model"), config.decoder_dim, config.latent_dim
+    layers: list[Declared[ConvLayer]] = []
     if config.depthwise:
-        layers.append(build.conv(model, "0", latent, latent, 7, groups=latent))
-        layers.append(build.conv(model, "1", latent, C))
+        layers.append(contexts.conv(model, "0", latent, latent, 7, groups=latent))
+        layers.append(contexts.conv(model, "1", latent, C))
     else:
-        layers.append(build.conv(model, "0", latent, C, 7))
+        layers.append(contexts.conv(model, "0", latent, C, 7))
     if config.boundaries:
-        _check_boundaries(w, config.boundaries)
+        w.check_integers("sr_bin_boundaries", config.boundaries, "the config states them")
     first, noisy = len(layers), config.use_noise_block
     for i, stride in enumerate(config.decoder_rates):
         at, out = str(first + i), config.decoder_dim // 2 ** (i + 1)
         if config.boundaries:
-            layers.append(_Condition(w.sub("sr_cond_model").sub(at), build, C, config))
+            layers.append(SampleRateCondition.declare(w.sub("sr_cond_model").sub(at), contexts, C, config))
         b = model.sub(at).sub("block")
-        layers.append(build.conv(b, "1", C, out, 2 * stride, stride=stride, transposed=True, before=snake(b, "0", C)))
+        layers.append(
+            contexts.conv(b, "1", C, out, 2 * stride, stride=stride, transposed=True, before=snake(b, "0", C))
+        )
         if noisy:
-            layers.append(_Noise(b.sub("2"), build, out, i, prod(config.decoder_rates[: i + 1])))
-        layers += _units(b, build, out, 3 if noisy else 2, config.depthwise)
+            layers.append(NoiseBlock.declare(b.sub("2"), contexts, out, i, prod(config.decoder_rates[: i + 1])))
+        layers += _units(b, contexts, out, 3 if noisy else 2, config.depthwise)
         C = out
     last = first + len(config.decoder_rates)
     end = {"before": snake(model, str(last), C), "after": "tanh"}
-    layers.append(build.conv(model, str(last + 1), C, 1, 7, **end))
-    return Network(layers, build.contexts, 1)
-
-
-def _check_boundaries(w: Weights, boundaries: tuple[int, ...]) -> None:
-    """The stored boundaries (integers, so not for `Weights.fill`) must be the config's."""
-    name = "sr_bin_boundaries"
-    w.ignore(name, "the config states them")
-    if w.dry or not w.has(name):
-        return
-    shape = w.shape(name)
-    stored = torch.empty(shape, dtype=torch.int64)
-    w.source.fill(w.prefix + name, stored)
-    if stored.tolist() != list(boundaries):
-        raise CheckpointError(
-            f"{w.source.what}: {w.prefix}{name} must be the config's {list(boundaries)}, got {stored.tolist()}"
-        )
+    layers.append(contexts.conv(model, str(last + 1), C, 1, 7, **end))
+    return Build(Network, layers, contexts.sizes, 1)

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mingcore import InputError, NotEnoughMemory, cli, ops
+from mingcore import InputError, NotEnoughMemory, ops
 from mingcore.api import info
-from mingcore.model import load, memory, plan
+from mingcore.cli import run
+from mingcore.model import load, memory, memory_plan
 from mingcore.model.formats import WEIGHTS
 from mingcore.model.memory import Memory
-from mingcore.runtime.rows import Rows
+from mingcore.runtime.state import BatchState
 from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_weights_are_what_is_allocated(tiny, golden_folder, weights, backend):
         held = [layer.mlp.experts for layer in model.llm.layers if hasattr(layer.mlp, "experts")]
         shared = sum(t.nbytes for e in held for t in (*e.matrices[2:], *e.scales[2:]) if t is not None)
         assert experts == sum(e.nbytes for e in held) - shared
-        assert {k.part for k in made.weights} <= {*plan.PARTS}
+        assert {k.part for k in made.weights} <= {*memory_plan.PARTS}
 
 
 def test_requests_are_what_rows_allocate(tiny):
@@ -69,11 +70,11 @@ def test_requests_are_what_rows_allocate(tiny):
     assert len(made.requests) == 4
     for r in made.requests:
         frames = round(3000 * r.minutes)
-        rows = Rows.create(model, r.batch, tokens=frames // 5 + plan.PROMPT_TOKENS, frames=frames)
+        rows = BatchState.create(model, r.batch, tokens=frames // 5 + memory_plan.PROMPT_TOKENS, frames=frames)
         assert r.llm_cache == rows.llm.nbytes and r.semantic_cache == rows.semantic.nbytes
         assert r.vae_states == rows.decoder.nbytes
         assert abs(r.bytes - r.workspace - rows.nbytes) < 4096 * r.batch
-        assert made.total(r) == made.weights_bytes + r.bytes + plan.RESERVE
+        assert made.total(r) == made.weights_bytes + r.bytes + memory_plan.RESERVE
 
 
 def test_a_context_that_departs_from_the_reference_is_planned(tiny):
@@ -127,7 +128,7 @@ def test_released_size(released):
 
 
 def has(monkeypatch, available: float) -> None:
-    monkeypatch.setattr(plan, "device_memory", lambda device: Memory(int(available), int(64 * GB)))
+    monkeypatch.setattr(memory_plan, "device_memory", lambda device: Memory(int(available), int(64 * GB)))
 
 
 def test_what_cannot_fit_is_refused(released, monkeypatch, capfd):
@@ -138,7 +139,7 @@ def test_what_cannot_fit_is_refused(released, monkeypatch, capfd):
     has(monkeypatch, 30 * GB)
     with pytest.raises(NotEnoughMemory, match=r"; weights=int8 \(20\.\d\d GB\) would fit$"):
         load(released)
-    assert cli.run(["tts", "hi", "--model", str(released), "--device", "cpu"]) == 2
+    assert run(["tts", "hi", "--model", str(released), "--device", "cpu"]) == 2
     out = capfd.readouterr()
     assert out.err.startswith("mingcore: ") and len(out.err.splitlines()) == 1
     assert "weights=int8" in out.err and out.out == ""
@@ -153,13 +154,13 @@ def test_what_fits_is_loaded_and_the_check_can_be_left_out(tiny, monkeypatch):
     with pytest.raises(NotEnoughMemory):
         load(tiny[0])
     load(tiny[0], check_memory=False)
-    monkeypatch.setattr(plan, "device_memory", lambda device: None)
+    monkeypatch.setattr(memory_plan, "device_memory", lambda device: None)
     load(tiny[0])
 
 
 def test_the_command(released, capfd):
     arguments = ["info", str(released), "--plan", "--weights", "int8", "--device", "cuda"]
-    assert cli.run([*arguments, "--batch", "4", "--minutes", "0.5", "--json"]) == 0
+    assert run([*arguments, "--batch", "4", "--minutes", "0.5", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     (request,) = found["requests"]
     assert request["batch"] == 4 and request["minutes"] == 0.5
@@ -167,9 +168,9 @@ def test_the_command(released, capfd):
     total = found["weights_bytes"] + found["reserve_bytes"] + sum(request[p] for p in parts)
     assert request["total_bytes"] == total
     assert sum(k["bytes"] for k in found["weights"]) == found["weights_bytes"]
-    assert cli.run(arguments) == 0
+    assert run(arguments) == 0
     assert "semantic" in capfd.readouterr().out
-    assert cli.run([*arguments, "--batch", "0"]) == 2
+    assert run([*arguments, "--batch", "0"]) == 2
     with pytest.raises(InputError, match="minutes: must be positive"):
         info.plan("tiny", minutes=(-1,))
 
@@ -194,10 +195,11 @@ MEASURE = """
 import sys, torch
 from mingcore import info
 from mingcore.model import load
-from mingcore.runtime import generate
+from mingcore.runtime import prefill
 from mingcore.runtime.params import FlowParams, PatchLimits
+from mingcore.runtime.single import generate_patches
 from mingcore.runtime.noise import SeededNoise
-from mingcore.model.text import Prompt
+from mingcore.text.prompts import Prompt
 
 def status(field):
     with open("/proc/self/status") as lines:
@@ -207,14 +209,14 @@ def run(model, minutes, patches):
     frames = round(3000 * minutes)
     latents = torch.randn(1, frames - 5 * patches, 64)
     with torch.no_grad():
-        voice = generate.embed_audio(model, latents, expected_patches=patches)
+        voice = prefill.embed_audio(model, latents, expected_patches=patches)
         n = voice.patches
         prompt = Prompt((7,) * 500 + (0,) * n, ((500, n),))
-        hidden, llm = generate.prefill(
+        hidden, llm = prefill.prefill(
             model, prompt, [voice.projected], audio_router=False, expected_tokens=patches)
-        context = generate.Context(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
+        context = prefill.PrefillResult(hidden[:, -1], llm, voice.semantic, latents[:, -5:])
         noise = SeededNoise(0)
-        for _ in generate.speak(model, context, noise, FlowParams(), PatchLimits(patches, patches)):
+        for _ in generate_patches(model, context, noise, FlowParams(), PatchLimits(patches, patches)):
             pass
 
 small, large, weights, minutes = *sys.argv[1:4], 1.0

@@ -1,8 +1,8 @@
-"""What a model will take of memory, before a byte of its weights is read.
+"""Memory plan: what a model and its requests will take, before a byte of its weights is read.
 
-Weights and caches are not estimated: the model is built on the meta device from the headers, by the
-code that loads it, and what it would keep is added up. Workspaces are: the largest tensors that are
-alive at once in a prompt, in the encoder and in a step.
+Weights and caches are not estimated: the weights are what a `LoadPlan` says will stay in memory, the
+caches are made on the meta device by the code that makes them for a request. Workspaces are: the
+largest tensors that are alive at once in a prompt, in the encoder and in a step.
 """
 
 from __future__ import annotations
@@ -15,12 +15,18 @@ from typing import Any
 import torch
 
 from ..config.model_config import MingConfig
-from ..errors import CheckpointError, NotEnoughMemory
+from ..errors import NotEnoughMemory
 from .formats import Formats, resolve
+from .llm.model import llm_state
+from .load_plan import LoadPlan
 from .memory import Memory, device_memory
+from .ming import declare_parts
 from .parts import PARTS, part_of
-from .vae.model import BLOCK
-from .weights import Source, rehearse
+from .sources import Source
+from .vae.decoder import decoder_state
+from .vae.model import BLOCK, STREAM_BLOCK
+from .vae.semantic import semantic_state
+from .weights import plan_load
 
 PROMPT_TOKENS = 512  # of text, instruction and placeholders, that a request is planned with
 SMALLER = {"cpu": ("bf16", "int8"), "cuda": ("bf16", "fp8", "int8")}  # what may fit instead
@@ -28,7 +34,7 @@ RESERVE = 64 << 20  # blocks of files, the matrix in hand, tables
 
 
 @dataclass(frozen=True)
-class Kept:
+class PartSize:
     """Bytes of one part's weights in one format."""
 
     part: str
@@ -53,7 +59,7 @@ class Requests:
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """`weights` by part and format; `requests`: what comes on top, for each load asked about.
 
     memory: what the device has, None where that is not known (a GPU that is not here).
@@ -61,13 +67,13 @@ class Plan:
 
     formats: Formats
     device: torch.device
-    weights: tuple[Kept, ...]
+    weights: tuple[PartSize, ...]
     requests: tuple[Requests, ...]
     memory: Memory | None
 
     @property
     def weights_bytes(self) -> int:
-        return sum(kept.bytes for kept in self.weights)
+        return sum(part.bytes for part in self.weights)
 
     def total(self, requests: Requests) -> int:
         return self.weights_bytes + requests.bytes + RESERVE
@@ -82,7 +88,7 @@ class Plan:
         return {
             "device": str(self.device),
             "weights_format": self.formats.weights,
-            "weights": [asdict(kept) for kept in self.weights],
+            "weights": [asdict(part) for part in self.weights],
             "weights_bytes": self.weights_bytes,
             "reserve_bytes": RESERVE,
             "available_bytes": None if memory is None else memory.available,
@@ -101,50 +107,63 @@ def make(
     batches: Sequence[int] = (1,),
     minutes: Sequence[float] = (1.0,),
     context: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> MemoryPlan:
     """The plan of a checkpoint by its headers; dtype and weights as in `load`.
 
     context: keywords of `AudioVAE.new_semantic_state`, for caches that depart from the reference.
     Raises CheckpointError where the tensors do not fit the config.
     """
-    from .checkpoint import build_parts
-
     formats = resolve(weights, dtype, device)
-    parts, ledger = rehearse(source, lambda w: build_parts(w, config), device=device, formats=formats)
-    if not ledger.report.clean:
-        raise CheckpointError(f"{source.what} does not fit its config: {ledger.report.summary()}")
+    plan = plan_load(source, lambda w: declare_parts(w, config), device=device, formats=formats)
+    plan.require_complete()
+    return of_load(plan, config, batches=batches, minutes=minutes, context=context)
+
+
+def of_load(
+    plan: LoadPlan,
+    config: MingConfig,
+    formats: Formats | None = None,
+    *,
+    batches: Sequence[int] = (1,),
+    minutes: Sequence[float] = (1.0,),
+    context: Mapping[str, Any] | None = None,
+) -> MemoryPlan:
+    """`make` from a `LoadPlan`; formats: instead of the plan's own."""
+    formats = formats or plan.formats
     sizes: Counter[tuple[str, str]] = Counter()
-    for (name, format), nbytes in ledger.sizes.items():
+    for (name, format), nbytes in plan.sizes(formats).items():
         sizes[part_of(name), format] += nbytes
     order = {part: i for i, part in enumerate(PARTS)}
-    kept = sorted(sizes.items(), key=lambda item: (order.get(item[0][0], len(order)), -item[1]))
-    return Plan(
+    parts = sorted(sizes.items(), key=lambda item: (order.get(item[0][0], len(order)), -item[1]))
+    dtype = formats.activation_dtype
+    return MemoryPlan(
         formats,
-        device,
-        tuple(Kept(part, format, nbytes) for (part, format), nbytes in kept),
-        tuple(_requests(parts, config, b, m, context or {}) for b in batches for m in minutes),
-        device_memory(device),
+        plan.device,
+        tuple(PartSize(part, format, nbytes) for (part, format), nbytes in parts),
+        tuple(_requests(config, dtype, b, m, context or {}) for b in batches for m in minutes),
+        device_memory(plan.device),
     )
 
 
 def _requests(
-    parts: dict[str, Any], config: MingConfig, batch: int, minutes: float, context: Mapping[str, Any]
+    config: MingConfig, dtype: torch.dtype, batch: int, minutes: float, context: Mapping[str, Any]
 ) -> Requests:
     frames = max(1, round(60 * minutes * config.sample_rate / config.hop_samples))
     tokens = -(-frames // config.patch_frames) + PROMPT_TOKENS
-    llm, vae = parts["llm"], parts["vae"]
+    kinds = {"dtype": dtype, "device": torch.device("meta")}
+    block = min(frames, BLOCK)
     return Requests(
         batch,
         minutes,
-        llm.new_state(batch, tokens).nbytes,
-        vae.new_semantic_state(batch, frames, **context).nbytes,
-        vae.new_decoder_state(batch).nbytes,
-        _workspace(config, batch, llm.activation_dtype.itemsize),
+        llm_state(config.llm, batch, tokens, **kinds).nbytes,
+        semantic_state(config.audio, batch, frames, block=block, **context, **kinds).nbytes,
+        decoder_state(config.audio, batch, STREAM_BLOCK, **kinds).nbytes,
+        _workspace(config, batch, dtype.itemsize),
     )
 
 
 def _workspace(config: MingConfig, batch: int, width: int) -> int:
-    """The largest of what is alive at once in a prompt, the encoder and a step."""
+    """Peak of activations: the largest of a prompt's, the encoder's and a decode step's."""
     llm, audio = config.llm, config.audio
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     chosen = max(llm.top_k, 1)
@@ -158,20 +177,18 @@ def _workspace(config: MingConfig, batch: int, width: int) -> int:
     return max(prompt, encoder, step) + batch * llm.vocab_size * 4
 
 
-def check(
-    source: Source, config: MingConfig, *, device: torch.device, dtype: torch.dtype | None, weights: str | None
-) -> None:
+def require_memory(load: LoadPlan, config: MingConfig) -> None:
     """Raises NotEnoughMemory where the weights and one request of a minute do not fit.
 
     The message says what is needed, what there is, and which format would fit.
     """
-    plan = make(source, config, device=device, dtype=dtype, weights=weights)
+    plan, device = of_load(load, config), load.device
     (one,) = plan.requests
     if plan.fits(one) is not False:
         return
     smaller = {}
     for format in SMALLER.get(device.type, ()):
-        other = make(source, config, device=device, weights=format)
+        other = of_load(load, config, resolve(format, None, device))
         if other.weights_bytes < plan.weights_bytes:
             smaller[format] = other
     fitting = [f for f, other in smaller.items() if other.fits(other.requests[0])]
@@ -179,13 +196,13 @@ def check(
         advice = " or ".join(f"weights={f} ({_gb(smaller[f].total(smaller[f].requests[0]))})" for f in fitting)
         advice = f"{advice} would fit"
     elif smaller:
-        least = min(smaller, key=lambda f: smaller[f].weights_bytes)
-        total = smaller[least].total(smaller[least].requests[0])
-        advice = f"no format fits, the smallest is weights={least} with {_gb(total)}"
+        smallest = min(smaller, key=lambda f: smaller[f].weights_bytes)
+        total = smaller[smallest].total(smaller[smallest].requests[0])
+        advice = f"no format fits, the smallest is weights={smallest} with {_gb(total)}"
     else:
         advice = "no smaller format would fit"
     raise NotEnoughMemory(
-        f"{source.what}: weights in {plan.formats.weights} and a request of one minute need "
+        f"{load.source.what}: weights in {plan.formats.weights} and a request of one minute need "
         f"{_gb(plan.total(one))} on {device}, {_gb(plan.memory.available)} are available; {advice}"
     )
 
