@@ -19,7 +19,7 @@ SOME_moe := --tokens 1,8,16,64,512 --routing balanced
 FULL_moe := --tokens 1,2,4,8,16,32,64,128,512,4096
 SOME_flow := --tokens 11 --batches 1,4
 FULL_flow :=
-SOME_conv := --sizes patch,10s --budget 0.3
+SOME_conv := --lengths patch,10s --budget 0.3
 FULL_conv :=
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
 # the oldest Triton that is supported, beside the environment: tests/native compiles with both
@@ -72,9 +72,9 @@ bench: $(VENV)/.tests
 	  case $$part in
 	    ceilings) measure ceilings.py --keep $$kept ;;
 	    ops) $(PY) -m pytest bench --benchmark-only -m "not gpu" -q --keep $$kept $(ARGS) ;;
-	    moe) measure bench_moe.py --size real --layers 2 $($(if $(FULL),FULL,SOME)_moe) --formats bf16,int8 --keep $$kept ;;
-	    flow) measure bench_flow.py --size real $($(if $(FULL),FULL,SOME)_flow) --keep $$kept ;;
-	    conv) measure bench_conv.py $($(if $(FULL),FULL,SOME)_conv) --keep $$kept ;;
+	    moe) measure run.py --sweep moe --size real --layers 2 $($(if $(FULL),FULL,SOME)_moe) --formats bf16,int8 --keep $$kept ;;
+	    flow) measure run.py --sweep flow --size real $($(if $(FULL),FULL,SOME)_flow) --keep $$kept ;;
+	    conv) measure run.py --sweep conv $($(if $(FULL),FULL,SOME)_conv) --keep $$kept ;;
 	    decoder) measure bench_decoder.py --size real --budget 5 --keep $$kept ;;
 	    conv_vae) measure bench_conv_vae.py --seconds 1 --budget 2 --keep $$kept ;;
 	    codecs) with_transformers bench_codecs.py --keep $$kept ;;

@@ -17,14 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.integrations import transformers as kernels  # noqa: E402
-from mingcore.testing.compare import max_relative  # noqa: E402
-from mingcore.testing.timing import interleaved, threads  # noqa: E402
+import reporting
+from mingcore.integrations import transformers as kernels
+from mingcore.testing.compare import max_relative
+from mingcore.testing.timing import interleaved, threads
 
 CLOSE = 1e-5
 SMALL = {
@@ -104,8 +100,8 @@ def measured(name: str, quick: bool, budget_s: float) -> list[dict[str, Any]]:
             error = max_relative(call(ours), call(theirs))
             if not error <= CLOSE:
                 raise AssertionError(f"{name}, {what}: differs by {error:.2e}")
-        ways = {"theirs": lambda c=call: c(theirs), "ours": lambda c=call: c(ours)}
-        took = interleaved(ways, rounds=3 if quick else 15, budget_s=budget_s, warmup=1)
+        pair = {"theirs": lambda c=call: c(theirs), "ours": lambda c=call: c(ours)}
+        took = interleaved(pair, rounds=3 if quick else 15, budget_s=budget_s, warmup=1)
         ratio = took.speedup("ours", over="theirs")
         rows.append(
             {

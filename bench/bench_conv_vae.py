@@ -9,20 +9,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE  # noqa: E402
-from mingcore.testing.conv_checkpoints import REAL_VIBEVOICE, REAL_VOXCPM, vibevoice_tensors, voxcpm_tensors  # noqa: E402
-from mingcore.testing.eager import conv_vae as eager  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+import reporting
+from mingcore.model.vae.conv import VibeVoiceVAE, VoxCPMVAE
+from mingcore.testing.conv_checkpoints import REAL_VIBEVOICE, REAL_VOXCPM, vibevoice_tensors, voxcpm_tensors
+from mingcore.testing.eager import conv_vae as eager
+from mingcore.testing.timing import interleaved
 
 PATCH = {"voxcpm": 4, "vibevoice": 1}  # latents
 
@@ -43,11 +39,9 @@ def calls(codec: str, seconds: float):
         wide, length = (x if vox else x.unsqueeze(1)), T / vae.latent_rate
         if what == "patch":
             into, out = vae.new_encoder_state(1), vae.new_decoder_state(1)
-            ours = lambda z=z, out=out: vae.decode(z, out, last=False)  # noqa: E731
-            back = lambda x=x, into=into: vae.encode_stream(x, into)  # noqa: E731
+            ours, back = partial(vae.decode, z, out, last=False), partial(vae.encode_stream, x, into)
         else:
-            ours = lambda z=z: vae.decode(z)  # noqa: E731
-            back = lambda x=x: vae.encode(x)  # noqa: E731
+            ours, back = partial(vae.decode, z), partial(vae.encode, x)
         yield f"decode {what}", ours, lambda z=z: decode(tensors, config, z), length
         yield f"encode {what}", back, lambda x=wide: encode(tensors, config, x), length
 

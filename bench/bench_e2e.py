@@ -10,18 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.benchmark.measure import BATCHES, Settings, measure  # noqa: E402
-from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
-from mingcore.cli import bench_tables as show  # noqa: E402
-from mingcore.config.devices import as_device, as_dtype  # noqa: E402
-from mingcore.errors import MingError  # noqa: E402
-from mingcore.model.formats import WEIGHTS  # noqa: E402
-from mingcore.testing.timing import threads  # noqa: E402
+import reporting
+from mingcore.benchmark.measure import BATCHES, Settings, measure
+from mingcore.benchmark.subject import SHAPES, Subject
+from mingcore.cli import bench_tables as show
+from mingcore.config.devices import as_device, as_dtype
+from mingcore.errors import MingError
+from mingcore.model.formats import WEIGHTS
+from mingcore.testing.timing import threads
 
 DTYPES = ("fp32", "bf16")
 

@@ -9,79 +9,46 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.benchmark.subject import SHAPES, Subject  # noqa: E402
-from mingcore.config.devices import as_device, as_dtype  # noqa: E402
-from mingcore.model.formats import WEIGHTS  # noqa: E402
-from mingcore.runtime.engine import Engine  # noqa: E402
-from mingcore.runtime.params import TextParams  # noqa: E402
-from mingcore.runtime.single import results  # noqa: E402
-from mingcore.runtime.understanding import UnderstandRequest  # noqa: E402
-from mingcore.testing.timing import interleaved  # noqa: E402
+import reporting
+from mingcore.api.ming_audio import MingAudio
+from mingcore.benchmark.subject import SHAPES, Subject
+from mingcore.config.devices import as_device, as_dtype
+from mingcore.model.formats import WEIGHTS
+from mingcore.testing.timing import interleaved
 
 AUDIO_SECONDS = 3
 
 
-class Listener:
-    """An output sink that takes everything."""
-
-    def __init__(self) -> None:
-        self.text, self.error = "", None
-
-    def room(self) -> int:
-        return 1 << 30
-
-    def put(self, piece) -> None:
-        self.text += piece.text
-
-    def end(self, error: BaseException | None) -> None:
-        self.error = error
-
-
-def requests(model, count: int, tokens: int) -> list[UnderstandRequest]:
-    """Noise to listen to, of `AUDIO_SECONDS`; temperature 1, so that texts differ."""
-    size = AUDIO_SECONDS * model.config.sample_rate
+def requests(ming: MingAudio, count: int, tokens: int) -> list[dict[str, Any]]:
+    """Noise to transcribe, of `AUDIO_SECONDS`; temperature 1, so that texts differ."""
+    rate = ming.model.config.sample_rate
     made = []
     for seed in range(count):
-        sound = torch.randn(1, size, generator=torch.Generator().manual_seed(seed))
-        sound = (0.1 * sound).to(model.llm.device)
-        made.append(UnderstandRequest(sound, "What is this?", None, TextParams(tokens, 1.0), seed))
+        noise = 0.1 * torch.randn(AUDIO_SECONDS * rate, generator=torch.Generator().manual_seed(seed))
+        audio = (noise.numpy(), rate)
+        options = {"instruction": "What is this?", "max_new_tokens": tokens, "temperature": 1.0, "seed": seed}
+        made.append({"audio": audio, **options})
     return made
 
 
-def together(engine: Engine, asked: list[UnderstandRequest]) -> list[str]:
-    listeners = [Listener() for _ in asked]
-    for one, listener in zip(asked, listeners):
-        engine.submit(one, listener)
-    while engine.step():
-        pass
-    for listener in listeners:
-        if listener.error is not None:
-            raise listener.error
-    return [listener.text for listener in listeners]
-
-
-def in_turn(model, asked: list[UnderstandRequest]) -> list[str]:
-    return ["".join(p.text for p in results(model, one)) for one in asked]
-
-
-def measured(model, batch: int, tokens: int, rounds: int) -> dict:
+def measured(ming: MingAudio, batch: int, tokens: int, rounds: int) -> dict[str, Any]:
     """Right first, then timed in turns."""
-    asked = requests(model, batch, tokens)
-    engine = Engine(model, batch, seconds=1)
-    same = together(engine, asked) == in_turn(model, asked)
-    if model.llm.device.type == "cpu" and not same:
+    asked = requests(ming, batch, tokens)
+
+    def together() -> list[str]:
+        return [found.text for found in ming.transcribe_batch(asked, slots=batch)]
+
+    def in_turn() -> list[str]:
+        return [ming.transcribe(**one).text for one in asked]
+
+    same = together() == in_turn()
+    if ming.model.llm.device.type == "cpu" and not same:
         raise AssertionError(f"{batch} recognitions in step give other texts than one by one")
-    ways = {"in step": lambda: together(engine, asked), "in turn": lambda: in_turn(model, asked)}
-    times = interleaved(ways, rounds=rounds)
-    engine.close()
+    times = interleaved({"in step": together, "in turn": in_turn}, rounds=rounds)
     return {
         "batch": batch,
         "tokens": tokens,
@@ -106,9 +73,10 @@ def main() -> int:
     options = parser.parse_args()
     dtype = as_dtype(options.dtype)
     model = Subject.of(None, options.size, as_device(options.device), dtype).load(options.weights)
+    ming = MingAudio(model)
     rows = []
     for batch in map(int, options.batches.split(",")):
-        rows.append(measured(model, batch, options.tokens, options.rounds))
+        rows.append(measured(ming, batch, options.tokens, options.rounds))
         row = rows[-1]
         step, turn, speedup = (row[key] for key in ("in_step_s", "in_turn_s", "speedup"))
         print(

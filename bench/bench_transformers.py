@@ -2,8 +2,8 @@
 
 A block of Qwen3-MoE (router and experts) with random weights in bfloat16, called as the model calls
 it; experts are chosen by its router, others for every set of tokens, so that decoding reads weights
-that no cache holds. Every way is checked before it is timed; all take turns. Ends with the bars and
-one line of JSON. `python bench/bench_transformers.py --tokens 1,512`; with `--keep FOLDER --add` it
+that no cache holds. Everything is checked before it is timed; all take turns. Ends with the targets
+and one line of JSON. `python bench/bench_transformers.py --tokens 1,512`; with `--keep FOLDER --add` it
 adds to what an earlier run of the same commit kept there.
 """
 
@@ -19,15 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.integrations import transformers as kernels  # noqa: E402
-from mingcore.ops._core.packing import FORMATS, QUANTISED  # noqa: E402
-from mingcore.testing.compare import max_relative  # noqa: E402
-from mingcore.testing.timing import Comparison, interleaved, rotate, threads  # noqa: E402
+import reporting
+from mingcore.integrations import transformers as kernels
+from mingcore.ops._core.packing import FORMATS, QUANTISED
+from mingcore.testing.compare import max_relative
+from mingcore.testing.timing import Comparison, interleaved, rotate, threads
 
 # E, K, H, I: those of Qwen3-30B-A3B, of Ling-lite and Ming-UniAudio, and something small
 SIZES = {"qwen3": (128, 8, 2048, 768), "ling": (64, 6, 2048, 1408), "tiny": (8, 2, 64, 48)}
@@ -35,8 +31,8 @@ THEIRS = ("eager", "grouped_mm", "batched_mm")
 LIMITS = {"mingcore": 4e-2, "mingcore_int8": 0.1, "mingcore_int8_dyn": 0.15}
 GATHERED_BYTES = 3 << 30  # batched_mm copies the weights of every slot; not timed beyond
 SETS = 6  # of tokens, in turns
-DECODE = 16  # tokens, up to which the bar of decoding holds
-BAR_DECODE, BAR_PREFILL = 1.25, 1.0
+DECODE = 16  # tokens, up to which the target of decoding holds
+TARGET_DECODE, TARGET_PREFILL = 1.25, 1.0
 
 
 def random_block(size: tuple[int, int, int, int]) -> nn.Module:
@@ -65,7 +61,7 @@ def using(block: nn.Module, implementation: str) -> nn.Module:
 
 
 def point(blocks: dict[str, nn.Module], tokens: int, rounds: int, budget_s: float) -> dict[str, Any]:
-    """One number of tokens: microseconds per way, and the ratios to every way of transformers."""
+    """One number of tokens: microseconds of each, and the ratios to every implementation of transformers."""
     first = next(iter(blocks.values()))
     _, width, H = first.experts.gate_up_proj.shape
     sets = [
@@ -106,16 +102,16 @@ def _scaled(spread) -> dict[str, float]:
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
-    """(bar, measured, met) for each number of tokens, in the weights' own type."""
+    """(target, measured, met) for each number of tokens, in the weights' own type."""
     found = []
     for row in rows:
-        limit = BAR_DECODE if row["tokens"] <= DECODE else BAR_PREFILL
+        limit = TARGET_DECODE if row["tokens"] <= DECODE else TARGET_PREFILL
         for other, ratio in row["speedup"]["mingcore"].items():
             if other == "eager":
                 continue
             met = "met" if ratio["median"] >= limit else "not met"
-            bar = f"T={row['tokens']}: >= {limit} x {other}"
-            found.append((bar, f"{ratio['median']:.2f}", met))
+            target = f"T={row['tokens']}: >= {limit} x {other}"
+            found.append((target, f"{ratio['median']:.2f}", met))
     return found
 
 
@@ -132,21 +128,7 @@ def show(content: dict[str, Any]) -> None:
         for name in row["speedup"]
     ]
     print(reporting.table(("tokens", "ours", *(f"x {o}" for o in THEIRS)), ratios), end="\n\n")
-    print(reporting.table(("bar", "measured", ""), verdicts(content["rows"])))
-
-
-def added(before: dict[str, Any] | None, content: dict[str, Any]) -> dict[str, Any]:
-    """With the rows of an earlier part. SystemExit when they do not belong together."""
-    if before is None:
-        return content
-    for what in ("commit", "cpu", "threads"):
-        if before["machine"][what] != content["machine"][what]:
-            raise SystemExit(f"bench_transformers: --add to a result of another {what}")
-    if (before["size"], before["transformers"]) != (content["size"], content["transformers"]):
-        raise SystemExit("bench_transformers: --add to a result of another size or transformers")
-    measured = [row["tokens"] for row in content["rows"]]
-    rows = [row for row in before["rows"] if row["tokens"] not in measured] + content["rows"]
-    return {**content, "rows": sorted(rows, key=lambda row: row["tokens"])}
+    print(reporting.table(("target", "measured", ""), verdicts(content["rows"])))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -168,7 +150,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     name = f"transformers-{options.size}-cpu"
     if options.add:
-        content = added(reporting.kept(name, options.keep), content)
+        before = reporting.kept(name, options.keep)
+        same = ("size", "transformers")
+        content = reporting.joined(before, content, ("tokens",), order=lambda row: row["tokens"], same=same)
     show(content)
     if options.keep:
         print(f"kept in {reporting.keep(name, content, options.keep)}")
@@ -180,7 +164,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     known = [f for f in (*FORMATS, *QUANTISED) if f in ("bf16", "int8", "int8_dyn")]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=list(SIZES), default="qwen3")
-    parser.add_argument("--tokens", type=_counts, default=[1, 512])
+    parser.add_argument("--tokens", type=reporting.counts, default=(1, 512))
     parser.add_argument(
         "--formats",
         type=lambda text: text.split(","),
@@ -200,10 +184,6 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--formats takes {', '.join(known)}, got {', '.join(sorted(unknown))}")
     options.formats = list(dict.fromkeys(("bf16", *options.formats)))
     return options
-
-
-def _counts(text: str) -> list[int]:
-    return [int(count) for count in text.split(",")]
 
 
 if __name__ == "__main__":

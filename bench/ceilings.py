@@ -1,6 +1,6 @@
-"""The ceilings of this machine: a read, a copy, and one large matrix product per dtype, each way.
+"""The ceilings of this machine: a read, a copy, and one large matrix product per dtype.
 
-A product's ceiling is the fastest way to it that was seen here: `torch.mm` is not always that one,
+A product's ceiling is its fastest implementation seen here: `torch.mm` is not always that one,
 and a roofline with points above its roof says nothing. `python bench/ceilings.py` prints them,
 `--keep FOLDER` writes ceilings-cpu.json there.
 """
@@ -13,14 +13,10 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.testing.products import products  # noqa: E402
-from mingcore.testing.roofline import ceilings  # noqa: E402
-from mingcore.testing.timing import threads  # noqa: E402
+import reporting
+from mingcore.testing.products import products
+from mingcore.testing.roofline import ceilings
+from mingcore.testing.timing import threads
 
 N = 1536
 
@@ -39,9 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     content = reporting.result("ceilings", device="cpu", n=n, ceilings={"cpu": found}, gemms=gemms)
     rows = [("read", "", found["read_gbs"], "GB/s"), ("copy", "", found["copy_gbs"], "GB/s")]
     rows += [
-        (f"{n}³ {kind}", way, rate["best"], "TFLOP/s") for kind, by_way in gemms.items() for way, rate in by_way.items()
+        (f"{n}³ {kind}", name, rate["best"], "TFLOP/s") for kind, rates in gemms.items() for name, rate in rates.items()
     ]
-    print(reporting.table(("ceiling", "way", "best", "unit"), rows))
+    print(reporting.table(("ceiling", "by", "best", "unit"), rows))
     if options.keep:
         print(f"kept in {reporting.keep('ceilings-cpu', content, options.keep)}")
     reporting.last_line(content)

@@ -1,16 +1,13 @@
 """Benches under pytest-benchmark: one table of all rows at the end, and one JSON line last."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-
 import measure
 import reporting
-
+import run
 from mingcore.testing import machine
 from mingcore.testing.roofline import ceilings
 
@@ -67,8 +64,6 @@ def pytest_unconfigure(config):
     if config.getoption("--keep"):
         name, folder = f"ops-{content['size']}", Path(config.getoption("--keep"))
         if config.getoption("--add"):
-            content = reporting.joined(
-                reporting.kept(name, folder), content, ("op", "case", "dtype", "device", "cache")
-            )
+            content = reporting.joined(reporting.kept(name, folder), content, run.KEYS["ops"])
         reporting.keep(name, content, folder)
     reporting.last_line(content)

@@ -13,13 +13,14 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-import reporting
 import torch
 from torch import Tensor
 
+import reporting
+from measure import served
 from mingcore.errors import BackendError
 from mingcore.model.vae import AudioVAE
-from mingcore.ops._core import dispatch, registry
+from mingcore.ops import use_backend
 from mingcore.testing.compare import relative_l2
 from mingcore.testing.roofline import ceilings
 from mingcore.testing.timing import events_interleaved, graph_interleaved, interleaved
@@ -45,7 +46,7 @@ class Stream:
         self.begun_at = self.places()
 
     def step(self) -> None:
-        with registry.use_backend(self.order):
+        with use_backend(self.order):
             self.samples, _ = self.vae.decode(self.latents, self.state, last=False)
 
     def run(self, latents: Tensor, step: Callable[[], Any]) -> Tensor:
@@ -61,25 +62,6 @@ class Stream:
         kv, overlap = self.state.backbone, self.state.overlap
         tensors = [*kv.keys, *kv.values, kv.lengths, overlap.numerator, overlap.lengths]
         return [(t.data_ptr(), t.nbytes) for t in (*tensors, overlap.emitted, self.latents)]
-
-
-def served(step: Callable[[], None]) -> dict[str, str]:
-    """Which backends serve a step: op -> backend (joined by + where calls differ)."""
-    chosen: dict[str, set[str]] = {}
-    names = {entry.function: entry.backend for entry in registry.entries()}
-    original = dispatch.select
-
-    def select(op: str, *arguments: Any) -> Callable[..., Any]:
-        function = original(op, *arguments)
-        chosen.setdefault(op, set()).add(names[function])
-        return function
-
-    dispatch.select = select
-    try:
-        step()
-    finally:
-        dispatch.select = original
-    return {op: "+".join(sorted(backends)) for op, backends in sorted(chosen.items())}
 
 
 def captured(stream: Stream) -> Callable[[], None]:

@@ -13,13 +13,9 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore import ops  # noqa: E402
-from mingcore.testing.compare import relative_l2  # noqa: E402
+import reporting
+from mingcore import ops
+from mingcore.testing.compare import relative_l2
 
 FORMATS = ("bf16", "int8", "int8_dyn", "fp8")
 SIZES = {"real": (2048, 1408), "tiny": (64, 48)}

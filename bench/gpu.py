@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
+IMPORTS = (ROOT, ROOT / "kernels", ROOT / "bench")  # nothing is installed here
+sys.path[:0] = map(str, IMPORTS)
 
-import bars  # noqa: E402
-import reporting  # noqa: E402
+import reporting
+import targets
 
 TOTAL_S = 475.0
 E2E_S = 90.0
@@ -99,7 +100,7 @@ class Part:
         if limit < 5:
             self.status = "not run: no time left"
             return
-        path = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
+        path = os.pathsep.join(map(str, IMPORTS))
         inherited = os.environ.get("PYTHONPATH")
         environment = {
             **os.environ,
@@ -153,9 +154,7 @@ def parts(dry: bool) -> list[Part]:
     probes = [python, f"{bench}/probes.py"]
     ops = [*PYTEST, "-p", "no:timeout", f"{bench}/test_ops.py", "--benchmark-only"]
     ops += ["--benchmark-disable-gc", "--benchmark-columns=median"]
-    moe = [python, f"{bench}/bench_moe.py"]
-    flow = [python, f"{bench}/bench_flow.py"]
-    conv = [python, f"{bench}/bench_conv.py"]
+    moe, flow, conv = ([python, f"{bench}/run.py", "--sweep", kind] for kind in ("moe", "flow", "conv"))
     decoder = [python, f"{bench}/bench_decoder.py", "--graph", "--device", device]
     end_to_end = [python, f"{bench}/bench_e2e.py", "--no-save", "--device", device, "--size"]
     sanitizer = [python, f"{bench}/sanitize.py", "--device", device, "--seconds"]
@@ -167,7 +166,7 @@ def parts(dry: bool) -> list[Part]:
             Part("probes", [*probes, "--compile-only", "90a"], 60),
             Part("moe", [*moe, "--size", "tiny", "--tokens", "1,5", "--quick"], 60),
             Part("flow", [*flow, "--size", "tiny", "--batches", "1", "--tokens", "11", "--quick"], 60),
-            Part("conv", [*conv, "--layers", "mixer_32,out_32", "--sizes", "patch", "--budget", "0.05"], 60),
+            Part("conv", [*conv, "--case", "mixer_32,out_32", "--lengths", "patch", "--budget", "0.05"], 60),
             Part("decoder", [*decoder, "--size", "tiny", "--quick", "--budget", "0.05"], 60),
             Part("ops", ops, 60),
             Part("end to end", [*end_to_end, "tiny", "--batches", "1,2", "--seconds", "0.3", "--patches", "2"], 60),
@@ -227,10 +226,10 @@ def leave(folder: Path, records: Path, done: list[Part], content: dict[str, Any]
 
 
 def summarise(done: list[Part], found: dict[str, dict[str, Any]], seconds: float) -> str:
-    """The table: parts, then the bars of the design."""
+    """The table: parts, then the targets of the design."""
     blocks = [
         reporting.table(("part", "result", "s"), [(p.name, p.status, round(p.seconds)) for p in done]),
-        bars.table(bars.judge(found)),
+        targets.table(targets.judge(found)),
         f"{seconds:.0f} s in all",
     ]
     return "\n\n".join(blocks)
@@ -267,12 +266,12 @@ def main(arguments: list[str] | None = None) -> int:
             dry_run=options.dry_run,
             seconds=round(seconds, 1),
             parts=[p.as_dict() for p in done],
-            bars=[b.as_dict() for b in bars.judge(found)],
+            bars=[b.as_dict() for b in targets.judge(found)],
             results=found,
         )
         files = leave(folder, cache / "verified", done, content, report)
     for name in ("moe", "flow", "conv", "decoder", "ops", "end_to_end", "probes"):
-        table = bars.table_of(name, found.get(name))
+        table = targets.table_of(name, found.get(name))
         if table:
             print(f"\n{table}")
     print(f"\n{report}\nleft in {folder}: {', '.join(f.name for f in files)}")

@@ -3,7 +3,7 @@
 Two measures, each against what was kept for this machine class (guard.json in its results):
 
 - **ratios**: CPU time of one thread (preemption by others does not count) of ours over that of
-  an ordinary PyTorch way to the same, in turns in the same process, the least of each. A ratio
+  its baseline in PyTorch, in turns in the same process, the least of each. A ratio
   LIMIT_RATIO times the kept one fails, when three runs in a row say so.
 - **instructions**: what one call of every kernel of mingcore._cpu executes under valgrind, in avx2,
   which is all it has. The same on every run and whatever else the machine does, so
@@ -35,21 +35,17 @@ from typing import Any
 
 BEGAN = time.monotonic()
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
+import torch
+import torch.nn.functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import instructions  # noqa: E402
-import reporting  # noqa: E402
-from candidates import candidates  # noqa: E402
-
-from mingcore import ops  # noqa: E402
-from mingcore.ops._core.cases import for_op  # noqa: E402
-from mingcore.testing import machine  # noqa: E402
-from mingcore.testing.compare import check_op  # noqa: E402
-from mingcore.testing.timing import threads  # noqa: E402
+import instructions
+import reporting
+from measure import packed
+from mingcore import ops
+from mingcore.ops._core.cases import baselines, for_op
+from mingcore.testing import machine
+from mingcore.testing.compare import check_op
+from mingcore.testing.timing import threads
 
 LIMIT_RATIO = 1.10
 LIMIT_INSTRUCTIONS = 1.02
@@ -72,12 +68,12 @@ def _moe_mlp() -> tuple[Arguments, Call]:
     experts = (_random(8, 128, 128), _random(8, 128, 64))
     weights, ids = ops.route_topk(_random(32, 8), top_k=2)
     arguments = {"x": _random(32, 128), "experts": experts, "weights": weights, "ids": ids}
-    return arguments, candidates("moe_mlp", arguments)["loop over the experts hit"]
+    return arguments, baselines("moe_mlp", arguments)["loop over the experts hit"]
 
 
 def _attention() -> tuple[Arguments, Call]:
     arguments = next(c for c in for_op("attention_prefill") if c.name == "real_flow").make(seed=1)
-    return arguments, candidates("attention_prefill", arguments)["SDPA"]
+    return arguments, baselines("attention_prefill", arguments)["SDPA"]
 
 
 def _convolution() -> tuple[Arguments, Call]:
@@ -86,7 +82,7 @@ def _convolution() -> tuple[Arguments, Call]:
     return {"x": x, "weight": w}, lambda: F.conv1d(padded, w)
 
 
-# name -> op, its arguments, and the PyTorch way it is held to. Small: what fits in a core's own
+# name -> op, its arguments, and its baseline. Small: what fits in a core's own
 # cache is as fast on a busy machine as on an idle one, between two turns of the others
 CASES: dict[str, tuple[str, str, Callable[[], tuple[Arguments, Call]]]] = {
     "linear, fp32": ("linear", "oneDNN prepacked", lambda: _linear(torch.float32)),
@@ -102,15 +98,16 @@ def _random(*shape: int) -> torch.Tensor:
 
 
 def calls(name: str) -> tuple[Call, Call]:
-    """Ours and the other way, on equal arguments; ours is right, or AssertionError says how not."""
+    """Ours and the baseline, on equal arguments; ours is right, or AssertionError says how not."""
     op, _, make = CASES[name]
     arguments, other = make()
     check_op(op, arguments)
-    return candidates(op, arguments)["ours"], other
+    ready = packed(op, arguments)
+    return lambda: getattr(ops, op)(**ready), other
 
 
 def ratio(ours: Call, other: Call, rounds: int = ROUNDS, sample_s: float = SAMPLE_S) -> float:
-    """CPU time of ours over that of the other way, in turns, on one thread: of each the least,
+    """CPU time of ours over that of the baseline, in turns, on one thread: of each the least,
     since others can only add to it."""
     with threads(1):
         pair = [(call, _repeats(call, sample_s)) for call in (ours, other)]

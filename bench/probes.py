@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import reporting
+from mingcore.testing.roofline import ceilings
+from mingcore.testing.timing import event_s, graph_interleaved
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
-
-from mingcore.testing.roofline import ceilings  # noqa: E402
-from mingcore.testing.timing import event_s, graph_interleaved  # noqa: E402
 
 SOURCES = ("read", "exchange")
 TILE_BYTES, STAGES = 16384, 8

@@ -1,7 +1,7 @@
 """One report of everything that was measured on a machine, from what the benches kept.
 
 `python bench/report.py [FOLDER]`, by default bench/results/<this machine>, reads the JSON files
-there and writes results.json (every row in one shape, ceilings, bars, what is missing), report.html
+there and writes results.json (every row in one shape, ceilings, targets, what is missing), report.html
 (opens from disk: no network, no other file) and the roofline as roofline.svg and roofline.png,
 where matplotlib is installed. It measures nothing: `make bench` does, then calls it.
 """
@@ -15,16 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import bars  # noqa: E402
-import report_html  # noqa: E402
-import report_plot  # noqa: E402
-import report_rows  # noqa: E402
-import reporting  # noqa: E402
-
-from mingcore.testing import machine  # noqa: E402
+import report_html
+import report_plot
+import report_rows
+import reporting
+import targets
+from mingcore.testing import machine
 
 OURS = ("results",)  # written here, not read
 PARTS = {  # what a complete report of a CPU has: kind of result, and what it is
@@ -61,10 +57,10 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     by_kind = merged(found.values())
     # one for each format of weights, so no merging
     by_kind["speech"] = {"results": [r for r in found.values() if r["kind"] == "end_to_end"]}
-    judged = bars.judge(by_kind, "cpu")
+    judged = targets.judge(by_kind, "cpu")
     held = [b.as_dict() for b in judged]
     for result in found.values():
-        held += [_as_bar(bar) for bar in result.get("bars", ())]
+        held += [_as_target(bar) for bar in result.get("bars", ())]
     newest = max(found.values(), key=lambda result: result["machine"]["time_utc"])
     return {
         "kind": "report",
@@ -80,7 +76,7 @@ def build(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def merged(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """kind -> result, rows of later ones behind; so the bars find their row."""
+    """kind -> result, rows of later ones behind; so the targets find their row."""
     by_kind: dict[str, dict[str, Any]] = {}
     for result in sorted(results, key=lambda r: len(r.get("rows", ())), reverse=True):
         seen = by_kind.setdefault(result["kind"], result)
@@ -89,7 +85,7 @@ def merged(results: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return by_kind
 
 
-def _as_bar(bar: dict[str, Any]) -> dict[str, Any]:
+def _as_target(bar: dict[str, Any]) -> dict[str, Any]:
     verdict, wanted = "pass" if bar["met"] else "fail", f">= {bar['at_least']}"
     return {"name": bar["bar"], "wanted": wanted, "value": bar["got"], "verdict": verdict}
 
@@ -106,12 +102,12 @@ def _source(name: str, result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def missing(found: dict[str, dict], rows: list[dict], judged: list[bars.Judged]) -> list[str]:
+def missing(found: dict[str, dict], rows: list[dict], judged: list[targets.Judged]) -> list[str]:
     """What a reader might look for and not find, each with the reason."""
     said = []
     kinds = {result["kind"] for result in found.values()}
     said += [f"{what}: not measured" for kind, what in PARTS.items() if kind not in kinds]
-    said += [f"bar “{b.name}”: not measured" for b in judged if b.value is None]
+    said += [f"target “{b.name}”: not measured" for b in judged if b.value is None]
     for name, result in found.items():
         lacking = result.get("lacking") or ()
         said += [f"{name}: {entry}: only the reference serves it here" for entry in lacking]
@@ -128,7 +124,7 @@ def missing(found: dict[str, dict], rows: list[dict], judged: list[bars.Judged])
         said.append(f"share of the ceilings of {some} rows: their bytes are not counted")
     alone = sum(row["best"] is None for row in rows)
     if alone:
-        said.append(f"{alone} rows have no other way in PyTorch to be compared to")
+        said.append(f"{alone} rows have no baseline in PyTorch")
     said.append("GPU: not measured in this report; `make gpu` leaves one of its own")
     said.append("released checkpoints: not measured; weights are random, of the named sizes")
     return said

@@ -14,7 +14,11 @@ TEMPLATE = Path(__file__).resolve().parent / "report_template.html"
 STAGES = ("flow", "decode", "semantic", "llm")
 PHASES = ("qkv", "rope", "attention", "out", "up", "down", "other")
 PATCH_MS = 100.0
-REPOSITORY_NOTE = "µs are medians; × is how many times faster than the best other way in PyTorch that took turns with ours, the median of the rounds' ratios, with its 10th and 90th percentile. “% roof” is the least time that the measured ceilings allow, over the time taken; “limit” says which ceiling that is."  # noqa: E501
+REPOSITORY_NOTE = (
+    "µs are medians; × is how many times faster than the best baseline in PyTorch that took turns with "
+    "ours, the median of the rounds' ratios, with its 10th and 90th percentile. “% roof” is the least "
+    "time that the measured ceilings allow, over the time taken; “limit” says which ceiling that is."
+)
 
 
 def page(content: dict[str, Any]) -> str:
@@ -22,7 +26,7 @@ def page(content: dict[str, Any]) -> str:
     where = content["machine"]
     title = f"mingcore on {where['cpu']}, {where['cores']} cores"
     sections = [
-        ("bars", "What was wanted", _bars(content["bars"])),
+        ("bars", "What was wanted", _targets(content["bars"])),
         ("ceilings", "Ceilings", _ceilings(content["ceilings"])),
         ("roofline", "Roofline", _roofline(content)),
         ("end-to-end", "Speech, end to end", _end_to_end(content["end_to_end"])),
@@ -90,11 +94,11 @@ def _machine(where: dict[str, Any]) -> str:
     return f'<p class="soft">{escape(said)}</p>'
 
 
-def _bars(bars: list[dict[str, Any]]) -> str:
+def _targets(bars: list[dict[str, Any]]) -> str:
     counts = {v: sum(b["verdict"] == v for b in bars) for v in ("pass", "fail", "not measured")}
     said = f"<p>{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}.</p>"
     rows = [(b["name"], b["value"], b["wanted"], b["verdict"]) for b in bars]
-    return said + table("t-bars", ("bar", "measured", "wanted", "verdict"), rows)
+    return said + table("t-bars", ("target", "measured", "wanted", "verdict"), rows)
 
 
 def _ceilings(ceilings: dict[str, Any] | None) -> str:
@@ -105,12 +109,12 @@ def _ceilings(ceilings: dict[str, Any] | None) -> str:
         ("copy", ceilings["copy_gbs"], "GB/s", "read and written"),
     ]
     rows += [
-        (f"{kind} product", gemm["tflops"], "TFLOP/s", f"a large one, fastest way: {gemm['way']}")
+        (f"{kind} product", gemm["tflops"], "TFLOP/s", f"a large one, fastest by {gemm['way']}")
         for kind, gemm in ceilings["gemms"].items()
     ]
     return (
-        "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, int8 weights to the bfloat16 one.</p>"
-        + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)
+        "<p>What 100 % means; the best that any kept run saw. float16 weights are held to the float32 product, "
+        "int8 weights to the bfloat16 one.</p>" + table("t-ceilings", ("ceiling", "best", "unit", "how"), rows)
     )
 
 
@@ -156,7 +160,10 @@ def _end_to_end(results: list[dict[str, Any]]) -> str:
         ours, eager = (result[side]["prompt_ms"] for side in ("ours", "eager"))
         rows.append((_weights(result), "prompt", ours, eager, eager / ours, *[None] * 4, "-"))
     head = ("weights", "stage", "ours ms", "eager ms", "×", "p10", "p90", "floor ms", "× floor", "limit")
-    note = f"<p>One patch is 100 ms of sound. Eager is a port of the reference's structure in ordinary PyTorch. Prompt: {escape(results[0]['prompt'])}.</p>"  # noqa: E501
+    note = (
+        "<p>One patch is 100 ms of sound. Eager is a port of the reference's structure in ordinary PyTorch. "
+        f"Prompt: {escape(results[0]['prompt'])}.</p>"
+    )
     note += "".join(_floor_note(result) for result in results if "floors" in result)
     return note + report_svg.stacked(bars, STAGES, PATCH_MS) + table("t-e2e", head, rows, words=2)
 
@@ -202,7 +209,10 @@ def _formats(content: dict[str, Any]) -> str:
     for result in content["formats"]:
         for name, error in {"fp32": 0.0, **result["relative_l2"]}.items():
             rows.append((f"{result['size']}", name, 100 * error, times.get(name)))
-    note = "<p>Error: of moe_mlp's result with random weights in that format, relative (L2) to float32's. Patch: the speech loop at size mid with its weights in that format.</p>"  # noqa: E501
+    note = (
+        "<p>Error: of moe_mlp's result with random weights in that format, relative (L2) to float32's. "
+        "Patch: the speech loop at size mid with its weights in that format.</p>"
+    )
     head = ("size", "format", "error %", "ms per patch")
     return note + table("t-formats", head, rows, words=2)
 
@@ -216,7 +226,10 @@ def _phases(rows: list[dict[str, Any]]) -> str:
             found.setdefault(row["dtype"], (row["dtype"], row["phases_ms"], whole))
     if not found:
         return ""
-    note = "<p>Parts of one call for one request, timed apart, so that they add up to more than the call, whose time is behind the bar.</p>"  # noqa: E501
+    note = (
+        "<p>Parts of one call for one request, timed apart, so that they add up to more than the call, whose "
+        "time is behind the bar.</p>"
+    )
     return note + report_svg.stacked(list(found.values()), PHASES)
 
 
@@ -237,7 +250,7 @@ def _rows(section: str, rows: list[dict[str, Any]]) -> str:
         "×",
         "p10",
         "p90",
-        "best other way",
+        "best baseline",
     )
     cells = [
         (

@@ -2,7 +2,7 @@
 
 A row names its op, case and dtype; µs with the 10th and 90th percentile; GB/s and TFLOP/s by the
 op's own count of bytes and operations; its share of the roofline (the least time that the measured
-ceilings allow, over the time taken); and how many times faster it is than the best other way that
+ceilings allow, over the time taken); and how many times faster it is than the best baseline that
 took turns with it. What a bench did not count is None, never an estimate.
 """
 
@@ -30,7 +30,7 @@ SECTIONS = {
 
 def ceilings_of(found: dict[str, Result], device: str = "cpu") -> dict[str, Any] | None:
     """The best of every ceiling that any result saw: read and copy in GB/s, products in TFLOP/s
-    with the way that reached it. None without a single one."""
+    with what reached it. None without a single one."""
     read, copy, gemms, threads = [], [], {}, None
     for result in found.values():
         seen = result.get("ceilings", {}).get(device)
@@ -177,7 +177,7 @@ def _codecs(result: Result) -> list[Row]:
 
 def _transformers(result: Result) -> list[Row]:
     """One layer of experts in a model of transformers. Bytes are those that its bench counted, for
-    bfloat16; operations are those of moe_mlp (mingcore/testing/cost.py)."""
+    bfloat16; operations are those of moe_mlp (mingcore/ops/moe/cases.py)."""
     sizes, rows = result["dims"], []
     for row in result["rows"]:
         others = {way: t["median"] for way, t in row["us"].items() if way[:8] != "mingcore"}

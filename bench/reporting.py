@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +60,24 @@ def kept(name: str, folder: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def joined(before: dict[str, Any] | None, content: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+def joined(
+    before: dict[str, Any] | None,
+    content: dict[str, Any],
+    keys: Sequence[str],
+    order: Callable[[dict[str, Any]], Any] | None = None,
+    same: Sequence[str] = ("layers",),
+) -> dict[str, Any]:
     """A result with the rows of an earlier part of the same series, but for those with equal `keys`
-    that it has itself. SystemExit when the machines, threads or commits differ."""
+    that it has itself. SystemExit when the machines, threads, commits, or one of `same` differ."""
     if before is None:
         return content
     for what in ("cpu", "threads", "gpu", "commit"):
         old, new = before["machine"][what], content["machine"][what]
         if old != new:
             raise SystemExit(f"--add to a result of another {what}: {old}, not {new}")
+    for what in same:
+        if before.get(what) != content.get(what):
+            raise SystemExit(f"--add to a result of other {what}: {before[what]}, not {content[what]}")
     fresh = {tuple(row[key] for key in keys) for row in content["rows"]}
     old = [row for row in before["rows"] if tuple(row[key] for key in keys) not in fresh]
     seen = dict(content.get("ceilings", {}))
@@ -76,7 +86,21 @@ def joined(before: dict[str, Any] | None, content: dict[str, Any], keys: Sequenc
         higher = {key: max(best[key], now[key]) for key in ("read_gbs", "copy_gbs")}
         gemms = {k: max(v, now["gemm_tflops"][k]) for k, v in best["gemm_tflops"].items()}
         seen[device] = {**now, **higher, "gemm_tflops": gemms}
-    return {**content, "ceilings": seen, "rows": old + content["rows"]}
+    rows = old + content["rows"]
+    merged = {**content, "rows": sorted(rows, key=order) if order else rows}
+    if seen:
+        merged["ceilings"] = seen
+    if isinstance(content.get("lacking"), dict):
+        merged["lacking"] = {**before["lacking"], **content["lacking"]}
+    return merged
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """An option's numbers by comma, all >= 1."""
+    found = tuple(map(int, text.split(",")))
+    if min(found) < 1:
+        raise argparse.ArgumentTypeError(f"must be >= 1, got {min(found)}")
+    return found
 
 
 def last_line(content: dict[str, Any]) -> None:

@@ -18,17 +18,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import resources_kept
+from mingcore.ops._core import launch
+from mingcore.ops.conv import cuda_plan as cuda_conv_plan
+from mingcore.ops.flow import cuda as cuda_flow
+from mingcore.ops.moe import cuda as cuda_moe
+from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill
+from mingcore.ops.spectrum import cuda as cuda_audio
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
-
-import resources_kept  # noqa: E402
-
-from mingcore.ops._core import launch  # noqa: E402
-from mingcore.ops.conv import cuda_plan as cuda_conv_plan  # noqa: E402
-from mingcore.ops.flow import cuda as cuda_flow  # noqa: E402
-from mingcore.ops.moe import cuda as cuda_moe  # noqa: E402
-from mingcore.ops.moe import cuda_prefill as cuda_moe_prefill  # noqa: E402
-from mingcore.ops.spectrum import cuda as cuda_audio  # noqa: E402
 
 OPS = sorted(path.stem for path in (ROOT / "csrc" / "cuda").glob("*/*.cu"))
 REPORT = ROOT / "bench" / "results" / "cuda_resources.md"

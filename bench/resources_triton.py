@@ -21,10 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "bench")]
+import resources_kept
 
-import resources_kept  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 KEPT, RENEW = "triton_resources.json", "python bench/resources_triton.py {op} --keep"
 SCRIPTS = ROOT / "tests" / "native"

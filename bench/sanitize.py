@@ -21,10 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "bench")]
-
-import reporting  # noqa: E402
+import reporting
 
 TOOLS = ("memcheck", "racecheck")
 SKIPPED = 77

@@ -1,60 +1,51 @@
-"""Every op at the sizes of the model: µs, GB/s, share of the read ceiling, against the best other.
+"""Every op at the sizes of the model under pytest-benchmark: rows of `run.py --op`, compared over time.
 
 `python -m pytest bench --benchmark-only [--size real] [--warm-cache]`; needs a quiet machine.
 """
 
 import pytest
 import torch
-from measure import measure
 
-from mingcore.ops._core.cases import for_op, ops_with_cases
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# float32 by contract, whatever the network's type
-ALWAYS_FLOAT = ("overlap_add",)
-ELSEWHERE = ("flow_sample",)  # in a bench of its own
+import measure
+import run
+from mingcore.testing.roofline import ceilings
 
 
 def pytest_generate_tests(metafunc):
     if "case" not in metafunc.fixturenames:
         return
-    size, quick = metafunc.config.getoption("--size"), metafunc.config.getoption("--quick")
     cases = [
         case
-        for op in ops_with_cases()
-        if not op.startswith("pack_") and op not in ELSEWHERE
-        for case in for_op(op, tag=size, large=not quick)
+        for case in run.chosen_cases(None, metafunc.config.getoption("--size"), metafunc.config.getoption("--quick"))
         if metafunc.function is test_gpu or not case.name.endswith("t4096")
     ]
     metafunc.parametrize("case", cases, ids=lambda case: case.id)
 
 
-@pytest.mark.parametrize("dtype", list(DTYPES))
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_cpu(case, dtype, benchmark, rows, request):
-    if dtype != "fp32" and case.op in ALWAYS_FLOAT:
+    if dtype != "fp32" and case.op in run.ALWAYS_FLOAT:
         pytest.skip("float32 by contract")
     _bench(case, dtype, "cpu", benchmark, rows, request.config)
 
 
 @pytest.mark.gpu
 def test_gpu(case, benchmark, rows, request):
-    dtype = "fp32" if case.op in ALWAYS_FLOAT else "bf16"
+    dtype = "fp32" if case.op in run.ALWAYS_FLOAT else "bf16"
     _bench(case, dtype, "cuda", benchmark, rows, request.config)
 
 
 def _bench(case, dtype, device, benchmark, rows, config):
     benchmark.group = f"{case.id} {dtype} {device}"
+    quick = config.getoption("--quick")
     with torch.inference_mode():
-        row, ours = measure(
-            case,
-            DTYPES[dtype],
-            device=device,
-            cold=not config.getoption("--warm-cache"),
-            quick=config.getoption("--quick"),
-            budget_s=config.getoption("--budget"),
-        )
+        cold = not config.getoption("--warm-cache")
+        point = measure.ops_point(case, run.DTYPES[dtype], device=device, cold=cold, quick=quick)
+        ceiling = ceilings(device, quick=quick)
+        (row,) = point.rows(ceiling, quick=quick, budget_s=config.getoption("--budget"))
         rows.append(row)
         benchmark.extra_info.update(row.as_dict())
+        ours = point.ours["ours"].call
         if device == "cuda":  # its time is the replay's; the host's clock would see launches only
             benchmark.pedantic(lambda: (ours(), torch.cuda.synchronize()), rounds=5)
         else:

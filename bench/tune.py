@@ -14,17 +14,14 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+import torch
+from torch import Tensor
 
-import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from mingcore import ops  # noqa: E402
-from mingcore.ops._core.packing import quantise  # noqa: E402
-from mingcore.testing import timing  # noqa: E402
-from mingcore_kernels.gemm import configs, grouped_gemm  # noqa: E402
-from mingcore_kernels.lib import target  # noqa: E402
+from mingcore import ops
+from mingcore.ops._core.packing import quantise
+from mingcore.testing import timing
+from mingcore_kernels.gemm import configs, grouped_gemm
+from mingcore_kernels.lib import target
 
 E, K, H, I = 64, 6, 2048, 1408
 TOKENS = {16: 8, 32: 256, 64: 512, 128: 4096}
@@ -75,11 +72,11 @@ def fastest(product: str, kind: str, height: int, rounds: int) -> tuple[configs.
         if not error <= 0.02:
             print(f"{config}: differs by {error.item():.2e}: left out", file=sys.stderr)
             continue
-        ways = {
+        pair = {
             name: lambda used=used: grouped_gemm.launch(**given, config=used)
             for name, used in (("table", in_use), ("new", config))
         }
-        gain = timing.graph_interleaved(ways, rounds=rounds).speedup("new", "table").median
+        gain = timing.graph_interleaved(pair, rounds=rounds).speedup("new", "table").median
         if gain > max(best_gain, 1 / MARGIN):
             best, best_gain = config, gain
     return best, best_gain

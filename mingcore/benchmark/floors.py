@@ -1,7 +1,7 @@
 """Floors: the minimum time of a patch, stage by stage: bytes over the measured read rate or operations over the
 measured rate of a large product, whichever is longer.
 
-Bytes and operations are those of our ops (testing/cost.py), counted while a patch runs: every weight and every cache
+Bytes and operations are those of our ops (their cases.py), counted while a patch runs: every weight and every cache
 entry that is used, once per use. Bytes count only where no cache can hold them: the bytes that a patch touches are
 compared with the last-level cache, and for what a stage reads repeatedly (the sampler its weights at each step) the
 bytes that the stage touches.

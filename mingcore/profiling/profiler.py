@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, record_function
 
+from ..ops._core.cases import Cost, cost
 from ..ops._core.layouts import tensors_in
 from ..ops._core.op import watching
-from ..testing.cost import Cost, cost
 from .stages import OTHER, observed_ops, staged
 from .timeline import OP, REQUEST, STAGE, Slice, Stage, Timeline, summed
 
@@ -27,7 +27,7 @@ Request = Callable[[Any], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of an op: its minimum of bytes and operations (`testing.cost`), and the backend that ran."""
+    """One call of an op: its minimum of bytes and operations (`ops/<family>/cases.py`), and the backend that ran."""
 
     stage: str
     op: str
@@ -143,7 +143,7 @@ class _CostCounter:
 
 
 def call_cost(name: str, function: Callable, args: tuple, kwargs: dict, result: Any) -> tuple[Cost, dict[str, Any]]:
-    """The cost of a call of an op by `testing.cost`, and its arguments by name."""
+    """The cost of a call of an op by its `cases.py`, and its arguments by name."""
     given = signature(function).bind(*args, **kwargs)
     given.apply_defaults()
     named = {key: value for key, value in given.arguments.items() if key != "backend"}

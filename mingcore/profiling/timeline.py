@@ -49,7 +49,7 @@ class Stage:
     """The sums of one stage. ms = ours_ms + gap_ms; torch_ms is a part of the gap.
 
     launches: kernels on a GPU; on a CPU calls of our ops and of PyTorch's operators outside them. nbytes, flops: the
-    minimum of its ops (testing/cost.py); gbs: those bytes over the time, in 1e9 bytes per second. device_ms,
+    minimum of its ops (their cases.py); gbs: those bytes over the time, in 1e9 bytes per second. device_ms,
     device_gap_ms: time of kernels, and idle time before them; None without a GPU.
     """
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from .. import ops
+from ..ops.gemm.cases import takes_prepacked
 from .compare import relative_l2
 from .timing import Spread, interleaved
 
@@ -31,7 +32,7 @@ def implementations(kind: str, n: int) -> Calls:
         return {"ours, int8_dyn": lambda: ops.linear(x, packed), "torch._int_mm": lambda: torch._int_mm(a, b)}
     x, w = x.to(DTYPES[kind]), w.to(DTYPES[kind])
     found = {"torch.mm": lambda: x @ w.t()}
-    if torch.backends.mkldnn.is_available():
+    if takes_prepacked(w.dtype):
         ready = torch.ops.mkldnn._reorder_linear_weight(w, n)
         product = torch.ops.mkldnn._linear_pointwise
         found["oneDNN prepacked"] = lambda: product(x, ready, None, "none", [], "")

@@ -11,6 +11,22 @@ from pathlib import Path
 import pytest
 import torch
 
+import bench_decoder
+import decoder_graph
+import gpu
+import measure
+import probes
+import run
+import sanitize
+import sweeps
+import targets
+from mingcore import ops
+from mingcore.ops._core.cases import Draw, for_op
+from mingcore.ops._core.op import implementations
+from mingcore.ops.gemm.cases import takes_prepacked
+from mingcore.ops.moe.cases import ROUTINGS
+from mingcore.testing.roofline import ceilings
+
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
 
@@ -31,17 +47,6 @@ def start(*command, **environment):
 
 def last_json(output: str) -> dict:
     return json.loads(output.strip().splitlines()[-1])
-
-
-@pytest.fixture
-def bench_modules(monkeypatch):
-    """bench/ is a folder of scripts: its modules import each other by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    before = set(sys.modules)
-    yield
-    for name in set(sys.modules) - before:
-        if str(BENCH) in str(getattr(sys.modules[name], "__file__", "")):
-            del sys.modules[name]
 
 
 def test_end_to_end_serves_compares_and_breaks_down(tmp_path):
@@ -116,6 +121,34 @@ def test_ops_bench_prints_a_table_and_json(tmp_path):
     assert json.loads((tmp_path / "ops-odd.json").read_text()) == said
 
 
+def test_runner_measures_named_ops_against_named_baselines(tmp_path, capsys):
+    common = ["--quick", "--budget", "0.02", "--keep", str(tmp_path), "--case", "odd_sizes"]
+    ours = ["--op", "rms_norm,silu_mul", "--dtype", "fp32", "--backend", "reference", "--against", "none"]
+    assert run.main([*common, *ours]) == 0
+    rows = last_json(capsys.readouterr().out)["rows"]
+    assert [(r["op"], r["dtype"], r["backend"], r["best"]) for r in rows] == [
+        ("rms_norm", "fp32", "reference", None),
+        ("silu_mul", "fp32", "reference", None),
+    ]
+    assert run.main([*common, "--add", "--op", "moe_mlp", "--dtype", "bf16", "--against", "all experts"]) == 0
+    said = last_json(capsys.readouterr().out)
+    assert json.loads((tmp_path / "ops-odd_sizes.json").read_text()) == said
+    *_, moe = said["rows"]
+    assert len(said["rows"]) == 3 and (moe["op"], moe["dtype"], moe["backend"]) == ("moe_mlp", "bf16", "cpu")
+    assert moe["others_us"].keys() == {"loop over all experts", "einsum over all experts"}
+    for wrong in (
+        ["--op", "no_such_op"],
+        ["--op", "linear", "--sweep", "moe"],
+        ["--add"],
+        ["--sweep", "flow", "--tokens", "5"],
+    ):
+        with pytest.raises(SystemExit) as error:
+            run.parsed(wrong)
+        assert error.value.code == 2
+    with pytest.raises(SystemExit, match="--case must be a tag or a name"):
+        run.main(["--quick", "--op", "linear", "--case", "nothing"])
+
+
 @pytest.mark.slow
 def test_ops_bench_is_compared_with_an_earlier_run():
     folder = ROOT / ".benchmarks" / "test"  # pytest-benchmark takes none outside of where it runs
@@ -133,23 +166,34 @@ def test_ops_bench_is_compared_with_an_earlier_run():
     assert "machine_info is different" not in done.stdout + done.stderr
 
 
-def test_ops_bench_does_not_time_what_is_wrong(bench_modules, monkeypatch):
-    import measure
-
-    from mingcore.ops._core.cases import for_op
-
+def test_ops_bench_does_not_time_what_is_wrong(monkeypatch):
     case = next(c for c in for_op("silu_mul") if c.name == "mid_expert")
-    row, _ = measure.measure(case, torch.float32, quick=True)
+
+    def rows():
+        point = measure.ops_point(case, torch.float32, quick=True)
+        return point.rows(ceilings(quick=True), quick=True)
+
+    (row,) = rows()
     assert row.backend == "cpu" and row.nbytes == 6 * 704 * 3 * 4
-    monkeypatch.setattr(measure, "candidates", lambda op, kwargs: {"ours": lambda: kwargs["gate_up"][:, :704]})
-    monkeypatch.setattr(measure, "served_by", lambda call: "cpu")
+    right = ops.silu_mul
+
+    def wrong(gate_up, *, backend=None):
+        return gate_up[:, :704].clone() if backend is None else right(gate_up, backend=backend)
+
+    monkeypatch.setattr(ops, "silu_mul", wrong)
+    with pytest.raises(AssertionError, match="silu_mul: error"):
+        rows()
+    monkeypatch.setattr(measure, "check_op", lambda op, kwargs: None)
+    monkeypatch.setattr(measure, "timed_on_cpu", lambda *_: pytest.fail("timed what is wrong"))
     with pytest.raises(AssertionError, match="silu_mul-mid_expert: ours differs"):
-        measure.measure(case, torch.float32, quick=True)
+        rows()
 
 
-def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
+def test_moe_sweep_measures_every_format_routing_and_baseline(tmp_path):
     done = start(
-        BENCH / "bench_moe.py",
+        BENCH / "run.py",
+        "--sweep",
+        "moe",
         "--size",
         "tiny",
         "--tokens",
@@ -166,7 +210,7 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
     assert len(rows) == len(said["rows"]) == 2 * 3 * 2
     one = rows["tiny_one_t7", "bf16"]
     assert one["backend"] == "cpu" and one["us"] > 0 and one["others_us"]["ours fp32"] > 0
-    ways = (
+    baselines = (
         "loop over the experts hit, bf16",
         "loop over all experts, bf16",
         "F.grouped_mm, bf16",
@@ -175,8 +219,8 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
         "loop over the experts hit, fp32",
         "loop over all experts, fp32",
     )
-    assert set(one["others_us"]) == set(one["others_x"]) == {"ours fp32", *ways}
-    assert one["best"] in ways
+    assert set(one["others_us"]) == set(one["others_x"]) == {"ours fp32", *baselines}
+    assert one["best"] in baselines
     # 2 of 8 experts, the shared one, x and the result, and the routing
     small = 2 * 7 * 64 * 2 + 7 * 2 * 8
     assert one["nbytes"] == 2 * 3 * 64 * (2 * 48 + 96) + small
@@ -185,20 +229,18 @@ def test_moe_bench_measures_every_format_routing_and_way(tmp_path):
     assert "share of read" in done.stdout and said["ceilings"]["cpu"]["read_gbs"] > 0.5
 
 
-def test_moe_bench_adds_parts_of_one_series(bench_modules):
-    from bench_moe import added
-
+def test_sweep_adds_parts_of_one_series():
     def part(read_gbs, commit="c", layers=2, **us):
         rows = [{"case": c, "dtype": "bf16", "us": t, "gbs": 5.0} for c, t in us.items()]
         machine = {"commit": commit, "cpu": "x", "threads": 2, "gpu": None}
         gemms = {"fp32": 1.0 / read_gbs}
         ceilings = {"cpu": {"read_gbs": read_gbs, "copy_gbs": 1.0, "gemm_tflops": gemms}}
         head = {"machine": machine, "device": "cpu", "layers": layers, "ceilings": ceilings}
-        return {**head, "rows": rows, "lacking": {}}
+        return {"kind": "moe", **head, "rows": rows, "lacking": {}}
 
     first = part(10.0, mid_zipf_t16=3.0, mid_balanced_t1=4.0)
-    assert added(None, first) is first
-    both = added(first, part(8.0, mid_one_t1=1.0, mid_balanced_t1=2.0))
+    assert run.added(None, first) is first
+    both = run.added(first, part(8.0, mid_one_t1=1.0, mid_balanced_t1=2.0))
     assert [(r["case"], r["us"]) for r in both["rows"]] == [
         ("mid_balanced_t1", 2.0),
         ("mid_one_t1", 1.0),
@@ -206,53 +248,52 @@ def test_moe_bench_adds_parts_of_one_series(bench_modules):
     ]
     assert both["ceilings"]["cpu"]["gemm_tflops"]["fp32"] == 1.0 / 8
     for other in (part(9.0, commit="d"), part(9.0, layers=4)):
-        with pytest.raises(SystemExit, match="bench_moe: --add to a result of"):
-            added(first, other)
+        with pytest.raises(SystemExit, match="--add to a result of"):
+            run.added(first, other)
 
 
-def test_moe_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
-    import bench_moe
-    import moe_layers
-
-    from mingcore import ops
-
-    layers = moe_layers.Layers(moe_layers.SIZES["tiny"], "cpu", 2, ("bf16",))
-    tokens = moe_layers.Tokens.random(layers.size, 5, "zipf", "cpu", 0)
+def test_moe_sweep_times_nothing_that_is_wrong(monkeypatch):
+    layers = sweeps.Layers("tiny", "cpu", 2, ("bf16",))
+    tokens = layers.tokens(5, "zipf", 0)
     packed = layers.packed["bf16"][0]
-    good = ops.moe_mlp(**tokens.arguments(packed))
-    moe_layers.check(packed, tokens, good)
+    good = ops.moe_mlp(**tokens, experts=packed)
+    sweeps.check_last(packed, tokens, good)
     with pytest.raises(AssertionError, match="moe_mlp: error"):
-        moe_layers.check(packed, tokens, good * 1.03)
-    monkeypatch.setattr(bench_moe.ops, "moe_mlp", lambda x, **_: x)
-    monkeypatch.setattr(bench_moe, "serving", lambda kwargs: ("cpu", ""))
+        sweeps.check_last(packed, tokens, good * 1.03)
+    monkeypatch.setattr(ops, "moe_mlp", lambda x, **_: x)
+    monkeypatch.setattr(sweeps, "serving", lambda op, kwargs: ("cpu", ""))
+    monkeypatch.setattr(measure, "timed_on_cpu", lambda *_: pytest.fail("timed what is wrong"))
     with pytest.raises(AssertionError, match="zipf T=5: ours bf16 differs from the loop"):
-        bench_moe.point(layers, 5, "zipf", None, True, 0.1)
+        point, _ = sweeps.moe_point(layers, 5, "zipf", None)
+        point.rows(None, quick=True, budget_s=0.1)
 
 
-def test_moe_bench_times_apart_what_would_hold_up_the_others(bench_modules, monkeypatch):
-    import bench_moe
-
+def test_what_would_hold_up_the_others_is_timed_apart(monkeypatch):
     calls = {name: lambda: None for name in ("ours bf16", "loop a", "F.b", "einsum c")}
     took_s = {"ours bf16": 1e-3, "loop a": 5e-3, "F.b": 30e-3, "einsum c": 9.0}
-    measured, apart_us = bench_moe._timed(calls, took_s, "cpu", True, 1.0)
+    measured, apart_us = measure.timed_on_cpu(calls, took_s, 20.0, True, 1.0)
     assert set(measured.samples) == {"ours bf16", "loop a"}
     assert apart_us["einsum c"] == 9e6 and apart_us["F.b"] < 1e4
 
     def graphs(rest, budget_s):
-        return bench_moe.interleaved(rest, rounds=3, budget_s=budget_s)
+        return measure.interleaved(rest, rounds=3, budget_s=budget_s)
 
-    monkeypatch.setattr(bench_moe, "graph_interleaved", graphs)
-    monkeypatch.setattr(bench_moe, "events_interleaved", bench_moe.interleaved)
-    measured, apart_us = bench_moe._timed(calls, took_s, "cuda", True, 0.1)
+    monkeypatch.setattr(measure, "graph_interleaved", graphs)
+    monkeypatch.setattr(measure, "events_interleaved", measure.interleaved)
+    measured, apart_us = measure.timed_on_gpu(calls, False, 0.1)
     assert set(measured.samples) == {"ours bf16", "F.b", "einsum c"} and set(apart_us) == {"loop a"}
+    del calls["loop a"]
+    measured, apart_us = measure.timed_on_gpu(calls, True, 0.1)
+    assert set(measured.samples) == {"ours bf16", "F.b, CUDA graph", "einsum c, CUDA graph"}
+    assert set(apart_us) == {"F.b, no graph", "einsum c, no graph"}
 
 
-def test_flow_bench_measures_every_format_way_and_phase(tmp_path):
-    common = ("--size", "tiny", "--quick", "--budget", "0.2", "--reference", "--keep", tmp_path)
-    done = start(BENCH / "bench_flow.py", *common, "--tokens", "11", "--batches", "1")
+def test_flow_sweep_measures_every_format_baseline_and_phase(tmp_path):
+    common = ("--sweep", "flow", "--size", "tiny", "--quick", "--budget", "0.2", "--reference", "--keep", tmp_path)
+    done = start(BENCH / "run.py", *common, "--tokens", "11", "--batches", "1")
     assert done.returncode == 0, done.stderr
-    formats = ("--formats", "bf16", "--ways", "none", "--no-phases", "--add")
-    done = start(BENCH / "bench_flow.py", *common, "--batches", "3", "--tokens", "37", *formats)
+    formats = ("--formats", "bf16", "--against", "none", "--no-phases", "--add")
+    done = start(BENCH / "run.py", *common, "--batches", "3", "--tokens", "37", *formats)
     assert done.returncode == 0, done.stderr
     said = last_json(done.stdout)
     assert json.loads((tmp_path / "flow-tiny-cpu.json").read_text()) == said
@@ -262,35 +303,58 @@ def test_flow_bench_measures_every_format_way_and_phase(tmp_path):
         ("tiny_37_b3", "bf16"),
     }
     row = rows["tiny_11_b1", "bf16"]
-    ways = ("eager", "hoisted", "hoisted and prepacked")
-    assert {f"{way}, {d}" for way in ways for d in ("fp32", "bf16")} < set(row["others_us"])
+    assert {f"{name}, {d}" for name in ("eager", "hoisted") for d in ("fp32", "bf16")} < set(row["others_us"])
+    for d, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        assert (f"hoisted and prepacked, {d}" in row["others_us"]) == takes_prepacked(dtype)
     phases = row["phases_ms"]
     assert {"qkv", "attention", "out", "up", "down", "other"} < set(phases)
     assert phases["sum"] == pytest.approx(sum(v for k, v in phases.items() if k != "sum"))
 
 
-def test_flow_bench_times_nothing_that_is_wrong(bench_modules, monkeypatch):
-    import bench_flow
-
-    options = bench_flow._options(["--size", "tiny", "--quick", "--ways", "none", "--reference"])
-    heads = bench_flow.Heads("tiny", "cpu", ("bf16",))
-    right = bench_flow.ops.flow_sample
+def test_flow_sweep_times_nothing_that_is_wrong(monkeypatch):
+    heads = sweeps.Heads("tiny", "cpu", ("bf16",))
+    right = ops.flow_sample
 
     def wrong(head, schedule, condition, history, noise, *rest, backend=None, **options):
         out = right(head, schedule, condition, history, noise, *rest, backend=backend, **options)
         return out if backend == "reference" else out * 1.01
 
-    monkeypatch.setattr(bench_flow.ops, "flow_sample", wrong)
-    monkeypatch.setattr(bench_flow, "timed", lambda *_: pytest.fail("timed what is wrong"))
-    monkeypatch.setattr(bench_flow, "serving", lambda kw: ("cpu", ""))
+    monkeypatch.setattr(ops, "flow_sample", wrong)
+    monkeypatch.setattr(measure, "timed_on_cpu", lambda *_: pytest.fail("timed what is wrong"))
+    monkeypatch.setattr(sweeps, "serving", lambda op, kw: ("cpu", ""))
+    point, _ = sweeps.flow_point(heads, 2, 11, wanted=(), reference=True)
     with pytest.raises(AssertionError, match="bf16: .* from the reference"):
-        bench_flow.point(heads, 2, 11, None, options)
+        point.rows(None, quick=True)
 
 
-def test_decoder_bench_times_nothing_that_is_wrong_or_moves_its_state(bench_modules, monkeypatch):
-    import bench_decoder
-    import decoder_graph
+def test_conv_sweep_measures_layers_and_adds(tmp_path):
+    common = ("--sweep", "conv", "--budget", "0.02", "--keep", tmp_path)
+    done = start(BENCH / "run.py", *common, "--case", "mixer_32,overlap", "--lengths", "patch")
+    assert done.returncode == 0, done.stderr
+    done = start(BENCH / "run.py", *common, "--case", "spectrum,frame", "--lengths", "10s", "--add")
+    assert done.returncode == 0, done.stderr
+    said = last_json(done.stdout)
+    assert json.loads((tmp_path / "conv-cpu.json").read_text()) == said
+    assert {(r["layer"], r["size"]): r["faster"].keys() for r in said["rows"]} == {
+        ("overlap_add", "patch"): {"F.fold"},
+        ("vibe_mixer_32", "patch"): {"torch"},
+        ("spectrum_head", "10s"): {"irfft, F.fold", "torch.istft"},
+        ("frame_embed", "10s"): {"F.linear", "F.conv1d"},
+    }
+    assert [bar["bar"] for bar in said["bars"]] == ["overlap_add patch: x F.fold"]
 
+
+def test_conv_sweep_times_nothing_that_is_wrong(monkeypatch):
+    right = ops.causal_conv1d
+    monkeypatch.setattr(ops, "causal_conv1d", lambda *args, **kw: (right(*args, **kw)[0] * 1.01, None))
+    monkeypatch.setattr(measure, "timed_on_cpu", lambda *_: pytest.fail("timed what is wrong"))
+    options = run.parsed(["--sweep", "conv", "--case", "mixer_32", "--lengths", "10s"])
+    (point,) = sweeps.conv_points(options, {})
+    with pytest.raises(AssertionError, match="vibe_mixer_32 10s: torch differs by"):
+        point.row(quick=True, budget_s=0.1)
+
+
+def test_decoder_bench_times_nothing_that_is_wrong_or_moves_its_state(monkeypatch):
     def measure():
         config, tensors = bench_decoder.decoder_only("tiny")
         return decoder_graph.measure(tensors, config, options)
@@ -330,12 +394,9 @@ def test_decoder_bench_times_nothing_that_is_wrong_or_moves_its_state(bench_modu
         assert lacking["cpu,reference"].startswith(said)
 
 
-def test_routings_are_what_their_names_say(bench_modules):
-    import moe_layers
-
-    size = moe_layers.SIZES["mid"]
-    for name, routing in moe_layers.ROUTINGS.items():
-        ids = routing(size, 64, torch.Generator().manual_seed(0))
+def test_routings_are_what_their_names_say():
+    for name, routing in ROUTINGS.items():
+        ids = routing(Draw("cpu", torch.float32, 0), 64, 6, 64)
         assert ids.shape == (64, 6) and all(row.unique().numel() == 6 for row in ids), name
         counts = ids.flatten().bincount(minlength=64)
         spread = counts.max() - counts.min()
@@ -343,9 +404,7 @@ def test_routings_are_what_their_names_say(bench_modules):
         assert name != "one" or (counts > 0).sum() == 6
 
 
-def test_limits_of_the_gpu_runner_add_up(bench_modules):
-    import gpu
-
+def test_limits_of_the_gpu_runner_add_up():
     assert sum(part.limit_s for part in gpu.parts(False)) <= gpu.TOTAL_S
 
 
@@ -398,9 +457,7 @@ def test_sanitizer_runs_every_kernel(fake_sanitizer):
         assert each["errors"] == 0 and not each["stopped"] and each["failed"] is None
 
 
-def test_sanitizer_errors_fail(bench_modules, fake_sanitizer, monkeypatch, capsys):
-    import sanitize
-
+def test_sanitizer_errors_fail(fake_sanitizer, monkeypatch, capsys):
     monkeypatch.setenv("ERRORS", "2")
     monkeypatch.setattr(sanitize, "tool", lambda: str(fake_sanitizer))
     monkeypatch.setattr(sanitize, "TOOLS", ("memcheck",))
@@ -413,11 +470,7 @@ def test_sanitizer_errors_fail(bench_modules, fake_sanitizer, monkeypatch, capsy
     assert sanitize.main([]) == sanitize.SKIPPED
 
 
-def test_sanitizer_is_run_over_every_gpu_kernel(bench_modules):
-    import sanitize
-
-    from mingcore.ops._core.op import implementations
-
+def test_sanitizer_is_run_over_every_gpu_kernel():
     names = sanitize.kernels()
     assert len(names) == len(set(names)) > 20
     first_triton = next(i for i, name in enumerate(names) if name.endswith(":triton"))
@@ -435,9 +488,7 @@ def test_gpu_runner_without_a_gpu_says_so_in_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_gpu_runner_goes_on_after_a_part_that_fails_or_hangs(bench_modules, tmp_path, monkeypatch):
-    import gpu
-
+def test_gpu_runner_goes_on_after_a_part_that_fails_or_hangs(tmp_path, monkeypatch):
     python = sys.executable
     parts = [
         gpu.Part("build", [python, "-c", "import sys; print('boom'); sys.exit(3)"], 30),
@@ -454,10 +505,7 @@ def test_gpu_runner_goes_on_after_a_part_that_fails_or_hangs(bench_modules, tmp_
     assert "boom" in (tmp_path / "log.txt").read_text()
 
 
-def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
-    import bars
-    import gpu
-
+def test_gpu_runner_zips_records_and_judges_targets(tmp_path):
     records = tmp_path / "cache" / "verified"
     records.mkdir(parents=True)
     (records / "silu_mul.json").write_text("{}")
@@ -473,7 +521,7 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
         return {"moe": {"rows": [{**head, "backend": backend, **row}], "ceilings": ceilings}}
 
     def verdict(found, name, device="cuda"):
-        return next(b.verdict for b in bars.judge(found, device) if b.name.startswith(name))
+        return next(b.verdict for b in targets.judge(found, device) if b.name.startswith(name))
 
     assert verdict(moe(1, us=44.0), "moe_mlp T=1,") == "pass"
     assert verdict(moe(1, us=46.0), "moe_mlp T=1,") == "fail"
@@ -516,9 +564,7 @@ def test_gpu_runner_zips_records_and_judges_bars(bench_modules, tmp_path):
     assert verdict(row, "flow_sample int8_dyn", "cpu") == "not measured"
 
 
-def test_probes_compile_without_a_gpu(bench_modules):
-    import probes
-
+def test_probes_compile_without_a_gpu():
     if probes.nvcc() is None:
         pytest.skip("no nvcc here")
     done = start(BENCH / "probes.py", "--compile-only", "90a")
@@ -528,9 +574,7 @@ def test_probes_compile_without_a_gpu(bench_modules):
     assert older.returncode == 0, older.stderr
 
 
-def test_every_probe_that_is_launched_exists(bench_modules):
-    import probes
-
+def test_every_probe_that_is_launched_exists():
     text = "".join((BENCH / "probes" / f"{name}.cu").read_text() for name in probes.SOURCES)
     for name in (*probes.EXCHANGES, "nothing", "read_loads", "read_bulk"):
         assert f" {name}(" in text, name

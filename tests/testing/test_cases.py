@@ -3,11 +3,10 @@
 import pytest
 import torch
 
-from mingcore.ops._core.cases import Case, case, for_op, ops_with_cases
+from mingcore.ops._core.cases import Case, case, cost, for_op, ops_with_cases
 from mingcore.ops._core.layouts import nan_poisoned, tensors_in
 from mingcore.ops._core.op import OPS
 from mingcore.testing.compare import check_op, run
-from mingcore.testing.cost import cost
 
 PACKING = {"pack_linear", "pack_experts", "pack_flow_head", "pack_conv"}
 

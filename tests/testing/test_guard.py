@@ -15,9 +15,8 @@ BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture
-def bench(monkeypatch):
-    """Modules of bench/, a folder of scripts, by name."""
-    monkeypatch.syspath_prepend(str(BENCH))
+def bench():
+    """Modules of bench/ by name, imported anew."""
     before = set(sys.modules)
     yield importlib.import_module
     for name in set(sys.modules) - before:

@@ -1,10 +1,14 @@
-"""Cases of SwiGLU's product."""
+"""Cases and baselines of SwiGLU's product."""
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from .._core.cases import Draw, case
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._core.cases import Baselines, Draw, baselines_of, case
 from .._core.layouts import strided
 
 
@@ -20,3 +24,14 @@ case("silu_mul", "odd_sizes", _silu_mul, "odd", M=(3, 2), I=37)
 case("silu_mul", "one", _silu_mul, "edge", M=(1,), I=1)
 case("silu_mul", "no_rows", _silu_mul, "edge", M=(0,), I=8)
 case("silu_mul", "strided", _silu_mul, "strided", M=(5,), I=24, layout=strided)
+
+
+@baselines_of("silu_mul")
+def _silu_mul_baselines(kw: dict[str, Any]) -> Baselines:
+    x = kw["gate_up"]
+
+    def plain() -> Tensor:
+        gate, up = x.chunk(2, -1)
+        return F.silu(gate) * up
+
+    yield "F.silu * up", plain

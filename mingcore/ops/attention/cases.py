@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._core.cases import Draw, case
+from .._core.cases import Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided
 from .._core.packing import quantise_activations
 
@@ -217,3 +218,103 @@ case(
     eight=True,
     layout=strided,
 )
+
+
+@cost_of("attention_prefill")
+def _prefill_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    q, k = kwargs["q"], kwargs["k"]
+    B, T, Hq, D = q.shape
+    pairs = T * k.shape[1]
+    if kwargs["causal"]:
+        window = min(kwargs.get("window") or T, T)
+        pairs = window * T - window * (window - 1) // 2
+    return Cost(bytes_of(kwargs) + written, 4 * B * Hq * D * pairs)
+
+
+@cost_of("attention_decode")
+def _decode_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    q, cache, positions = kwargs["q"], kwargs["k_cache"], kwargs["positions"]
+    (Hq, D), (S, Hkv) = q.shape[2:], cache.shape[1:3]
+    keys = pairs = 0
+    for row in positions.tolist():
+        first = min((p for p in row if p >= 0), default=0)
+        window = kwargs.get("window")
+        oldest = max(0, first - window + 1) if window else 0
+        keys += min(S, max(row) + 1 - oldest)
+        pairs += sum(min(S, p + 1, window or S) for p in row if p >= 0)
+    nbytes = 2 * keys * Hkv * D * cache.element_size()
+    nbytes += 8 * keys * Hkv * (kwargs.get("k_scale") is not None)
+    return Cost(q.nbytes + nbytes + positions.nbytes + written, 4 * Hq * D * pairs)
+
+
+@cost_of("kv_write_")
+def _kv_write_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    new = kwargs["k"].nbytes + kwargs["v"].nbytes
+    return Cost(2 * new + kwargs["positions"].nbytes, 0)
+
+
+@baselines_of("attention_prefill")
+def _prefill_baselines(kw: dict[str, Any]) -> Baselines:
+    q, k, v = (kw[n].transpose(1, 2) for n in "qkv")
+    window, causal, mask = kw["window"], kw["causal"], None
+    if window is not None:
+        t = torch.arange(q.shape[2], device=q.device)
+        mask, causal = (t <= t[:, None]) & (t > t[:, None] - window), False
+
+    def plain() -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=kw["scale"], enable_gqa=True)
+        return out.transpose(1, 2)
+
+    yield "SDPA", plain
+
+
+def _visible(positions: Tensor, S: int, window: int | None) -> Tensor | None:
+    """[B, 1, T, S] which slots a query sees; None: all of them."""
+    last = positions.amax(1, keepdim=True)
+    key = (last - (last - torch.arange(S, device=positions.device)).remainder(S)).unsqueeze(1)
+    query = positions.unsqueeze(2)
+    seen = (key >= 0) & (key <= query)
+    if window is not None:
+        seen &= key > query - window
+    return None if bool(seen.all()) else seen.unsqueeze(1)
+
+
+@baselines_of("attention_decode")
+def _decode_baselines(kw: dict[str, Any]) -> Baselines:
+    if kw.get("k_scale") is not None:
+        return  # PyTorch has no attention over an 8-bit cache
+    positions, scale = kw["positions"], kw["scale"]
+    used = min(int(positions.max()) + 1, kw["k_cache"].shape[1])
+    q = kw["q"].transpose(1, 2)
+    k, v = (kw[name][:, :used].transpose(1, 2) for name in ("k_cache", "v_cache"))
+    mask = _visible(positions, used, kw["window"])
+    G, T = q.shape[1] // k.shape[1], q.shape[2]
+
+    def plain() -> Tensor:
+        out = F.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=G > 1)
+        return out.transpose(1, 2)
+
+    yield "SDPA", plain
+    if G == 1:
+        return
+    many = None if mask is None else mask.repeat(1, 1, G, 1)
+
+    def by_kv_head() -> Tensor:
+        """The heads that share a KV head as rows of one product."""
+        rows = q.reshape(q.shape[0], k.shape[1], G * T, -1)
+        out = F.scaled_dot_product_attention(rows, k, v, many, scale=scale)
+        return out.reshape(q.shape).transpose(1, 2)
+
+    yield "SDPA by KV head", by_kv_head
+
+
+@baselines_of("kv_write_")
+def _kv_write_baselines(kw: dict[str, Any]) -> Baselines:
+    if kw.get("k_scale") is not None:
+        return  # quantised on the way, which PyTorch has in no operator
+    caches, new = (kw["k_cache"], kw["v_cache"]), (kw["k"], kw["v"])
+    slots = kw["positions"].remainder(caches[0].shape[1])
+    if len(slots) == 1:
+        yield "index_copy_", lambda: [c.index_copy_(1, slots[0], n) for c, n in zip(caches, new)]
+    rows = torch.arange(len(slots), device=slots.device).unsqueeze(1)
+    yield "index_put_", lambda: [c.index_put_((rows, slots), n) for c, n in zip(caches, new)]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._core.cases import LARGE, Draw, case
+from .._core.cases import LARGE, Cost, Draw, bytes_of, case, cost_of
 from .._core.layouts import strided, transposed
 
 # one patch of latents of VoxCPM's AudioVAE (16 kHz, 25 latents a second, 4 a patch) and of
@@ -245,3 +245,17 @@ case("pack_conv", "odd_sizes", _pack_conv, "odd", shape=(45, 11, 3), groups=3)
 case("pack_conv", "depthwise", _pack_conv, "edge", shape=(20, 1, 7), groups=20)
 case("pack_conv", "mid_up", _pack_conv, "mid", shape=(64, 48, 10), stride=5, transposed=True)
 case("pack_conv", "odd_up", _pack_conv, "odd", shape=(12, 17, 5), stride=3, dilation=2, groups=2, transposed=True)
+
+
+@cost_of("causal_conv1d")
+def _conv_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Every output is a sum over the taps and channels of its group."""
+    taps = kwargs["weight"].shape[1:].numel()
+    return Cost(bytes_of(kwargs) + written, 2 * outputs[0].numel() * taps)
+
+
+@cost_of("causal_conv_transpose1d")
+def _transposed_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Every input goes to the taps and output channels of its group."""
+    taps = kwargs["weight"].shape[1:].numel()
+    return Cost(bytes_of(kwargs) + written, 2 * kwargs["x"].numel() * taps)

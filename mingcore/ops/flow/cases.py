@@ -1,4 +1,4 @@
-"""Cases of the whole flow sampler."""
+"""Cases of the flow sampler and its step, their cost, and the baselines of the step."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import ops
-from .._core.cases import LARGE, Draw, case
+from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, case, cost_of
 from .._core.layouts import strided
 
 TIME_CHANNELS = 256
@@ -79,10 +79,12 @@ def add(name: str, *tags: str, **dims: Any) -> None:
 _REAL = {"L": 8, "H": 1024, "W": 4096, "C": 64, "Hc": 2048, "heads": 16}
 _ODD = {"L": 3, "H": 36, "W": 52, "C": 7, "Hc": 13, "heads": 3}
 # (N, P) of the model itself, and of its relative with the long history
-for _tokens, _n, _p in ((11, 5, 5), (37, 32, 4)):
-    for _b in (1, 2, 4, 8, 32):
+SWEEP_TOKENS, SWEEP_BATCHES = {11: (5, 5), 37: (32, 4)}, (1, 2, 4, 8, 32)
+for _tokens, (_n, _p) in SWEEP_TOKENS.items():
+    for _b in SWEEP_BATCHES:
         _s = {"steps": 10}
-        add(f"real_{_tokens}_b{_b}", "real", LARGE, B=_b, N=_n, P=_p, schedule=_s, **_REAL)
+        add(f"real_{_tokens}_b{_b}", "real", "sweep", LARGE, B=_b, N=_n, P=_p, schedule=_s, **_REAL)
+        add(f"tiny_{_tokens}_b{_b}", "sweep", LARGE, B=_b, N=_n, P=_p, schedule=_s)
     add(f"mid_{_tokens}", "mid", B=1, N=_n, P=_p, L=2, H=256, W=1024, C=64, Hc=512, heads=4)
 # what a GPU kernel is proven by: two blocks of the real width, for the tiles that those take, and
 # those below that reach every branch; all of the others would keep `mingcore verify` waiting
@@ -168,3 +170,38 @@ for _op in ("flow_step", "flow_step_"):
     case(_op, "odd_sizes", _flow_step, "odd", B=3, P=7, C=13)
     case(_op, "one", _flow_step, "edge", B=1, P=1, C=1)
     case(_op, "strided", _flow_step, "strided", B=2, P=4, C=24, layout=strided)
+
+
+@cost_of("flow_sample")
+def _flow_sample_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    """Weights once per evaluation, condition and history once; the last block's last rows only."""
+    head, schedule = kwargs["head"], kwargs["schedule"]
+    (_, B, P, C), N = kwargs["noise"].shape, kwargs["history"].shape[1]
+    L, H, W, T = head.depth, head.hidden, head.width, 1 + N + P
+    g = kwargs["guidance"]
+    guided = kwargs.get("guided", bool((g != 0).any()) if isinstance(g, Tensor) else g != 0)
+    R, E = B * (2 if guided else 1), len(schedule.evaluations)
+    per_token = 4 * H * H + 2 * H * W
+    full = R * T * (per_token + 2 * H * T)  # multiply-adds of a block
+    last = R * (T * 2 * H * H + P * (per_token - 2 * H * H + 2 * H * T))
+    each = (L - 1) * full + last + B * P * C * H + R * P * C * H
+    once = B * (head.cond_size + N * C) * H
+    blocks = (*head.matrices[1:], *head.scales, *head.biases[1:], *head.norms)
+    weights = E * sum(t.nbytes for t in blocks) + head.matrices[0].nbytes
+    small = sum(kwargs[name].nbytes for name in ("condition", "history", "noise"))
+    return Cost(weights + small + written, 2 * (E * each + once))
+
+
+@baselines_of("flow_step")
+def _flow_step_baselines(kw: dict[str, Any]) -> Baselines:
+    x, v_c, v_u, dt = kw["x"], kw["v_cond"], kw["v_null"], kw["dt"]
+    g, noise, scale = kw["guidance"], kw.get("noise"), kw.get("noise_scale")
+
+    def plain() -> Tensor:
+        v = v_c.float()
+        if v_u is not None:
+            v = v + g[:, None, None] * (v - v_u.float())
+        out = x + dt * v
+        return out if noise is None else out + scale[:, None, None] * noise
+
+    yield "expression", plain

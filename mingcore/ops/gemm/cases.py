@@ -1,10 +1,4 @@
-"""Named inputs for every op: the real model's shapes, the middle size, and the awkward ones.
-
-`for_op("linear")` lists the cases of an op; `case.make(device, dtype, seed)` draws its keyword
-arguments for the public function of the same name in `mingcore.ops`. Inputs are random, never
-zeros. Sizes follow the glossary: T tokens, K experts per token (or inner size), E experts,
-H hidden, I expert width, B batch, P frames per patch, S slots or frames, D head width.
-"""
+"""Cases, cost and baselines of `linear` and grouped products."""
 
 from __future__ import annotations
 
@@ -12,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._core.cases import LARGE, Draw, case
+from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided, transposed
-
-# linear and the small fused ones
+from .._core.packing import PackedLinear
 
 
 def _linear(
@@ -113,3 +107,75 @@ case("grouped_gemm", "one_group", _grouped, "edge", sizes=(70,), K=48, N=40)
 case("grouped_gemm", "no_rows", _grouped, "edge", sizes=(0, 0), K=16, N=8)
 case("grouped_gemm", "strided", _grouped, "strided", sizes=(5, 6), K=24, N=16, layout=strided)
 case("grouped_gemm", "mid", _grouped, "mid", LARGE, sizes=(1, 2) * 32, K=1024, N=1408)
+
+
+@cost_of("linear")
+def _linear_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    x, (N, K) = kwargs["x"], kwargs["weight"].shape
+    return Cost(bytes_of(kwargs) + written, 2 * x.numel() // max(K, 1) * N * K)
+
+
+@cost_of("grouped_gemm")
+def _grouped_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    x, w, offsets = kwargs["x"], kwargs["w"], kwargs["offsets"]
+    groups = int((offsets[1:] > offsets[:-1]).sum())
+    weights = groups * w[0].numel() * w.element_size()
+    return Cost(x.nbytes + weights + offsets.nbytes + written, 2 * x.shape[0] * w[0].numel())
+
+
+_ACT = {
+    None: lambda y: y,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "swiglu": lambda y: F.silu(y.chunk(2, -1)[0]) * y.chunk(2, -1)[1],
+}
+
+
+@baselines_of("linear")
+def _linear_baselines(kw: dict[str, Any]) -> Baselines:
+    x, w, b = kw["x"], kw["weight"], kw.get("bias")
+    act, residual = _ACT[kw.get("activation")], kw.get("residual")
+    if isinstance(w, PackedLinear):
+        if w.format == "int8_dyn":
+            return  # PyTorch has no such product of one scale per row
+        w = w.unpack().to(x.dtype)
+
+    def finish(y: Tensor) -> Tensor:
+        y = act(y)
+        return y if residual is None else y + residual
+
+    yield "F.linear", lambda: finish(F.linear(x, w, b))
+    if x.is_cpu and takes_prepacked(w.dtype):
+        rows = x.numel() // x.shape[-1]
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, rows)
+        product = torch.ops.mkldnn._linear_pointwise
+        yield "oneDNN prepacked", lambda: finish(product(x, packed, b, "none", [], ""))
+
+
+@baselines_of("grouped_gemm")
+def _grouped_baselines(kw: dict[str, Any]) -> Baselines:
+    x, w, offsets = kw["x"], kw["w"], kw["offsets"]
+    bounds = offsets.tolist()
+
+    def loop() -> Tensor:
+        spans = zip(range(len(w)), bounds, bounds[1:])
+        return torch.cat([F.linear(x[a:b], w[e]) for e, a, b in spans if b > a])
+
+    yield "loop", loop
+    if takes_grouped_mm(x, w):
+        yield "F.grouped_mm", lambda: F.grouped_mm(x, w.transpose(1, 2), offs=offsets[1:])
+
+
+def takes_prepacked(dtype: torch.dtype) -> bool:
+    """Whether oneDNN packs weights of this type on this processor: bfloat16 needs AVX-512."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype not in supported or getattr(torch.ops.mkldnn, supported[dtype])()
+
+
+def takes_grouped_mm(*tensors: Tensor) -> bool:
+    """PyTorch's own grouped product wants rows of whole 16 bytes."""
+    rows = (t.shape[-1] * t.element_size() for t in tensors)
+    return hasattr(F, "grouped_mm") and all(row % 16 == 0 for row in rows)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
 
-from .._core.cases import Draw, case
+import torch
+import torch.nn.functional as F
+
+from .._core.cases import Baselines, Draw, baselines_of, case
 from .._core.layouts import strided
 
 
@@ -31,3 +34,21 @@ for _op, _build in (("rms_norm", _rms_norm), ("add_rms_norm", _add_rms_norm), ("
     case(_op, "no_rows", _build, "edge", M=(0,), H=16)
     case(_op, "strided", _build, "strided", M=(7,), H=48, layout=strided)
     case(_op, "long_rows", _build, M=(2,), H=9001)
+
+
+@baselines_of("rms_norm")
+def _rms_norm_baselines(kw: dict[str, Any]) -> Baselines:
+    x, w, eps = kw["x"], kw["weight"], kw["eps"]
+    yield "F.rms_norm", lambda: F.rms_norm(x, w.shape, w, eps)
+
+
+@baselines_of("add_rms_norm")
+def _add_rms_norm_baselines(kw: dict[str, Any]) -> Baselines:
+    x, r, w, eps = kw["x"], kw["residual"], kw["weight"], kw["eps"]
+    yield "add, F.rms_norm", lambda: F.rms_norm(x + r, w.shape, w, eps)
+
+
+@baselines_of("layer_norm")
+def _layer_norm_baselines(kw: dict[str, Any]) -> Baselines:
+    x, w, b, eps = kw["x"], kw["weight"], kw["bias"], kw["eps"]
+    yield "F.layer_norm", lambda: F.layer_norm(x, w.shape, w, b, eps)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._core.cases import Draw, case
+from torch import Tensor
+
+from .._core.cases import Baselines, Draw, baselines_of, case
 from ..moe.cases import _ids
 
 
@@ -36,3 +38,16 @@ case("sort_by_expert", "all_to_one", _sort, "edge", T=33, K=1, E=5, only=1)
 case("sort_by_expert", "empty_groups", _sort, "edge", T=9, K=2, E=40, only=3)
 case("sort_by_expert", "one_expert", _sort, "edge", T=4, K=1, E=1)
 case("sort_by_expert", "no_tokens", _sort, "edge", T=0, K=2, E=4)
+
+
+@baselines_of("route_topk")
+def _route_topk_baselines(kw: dict[str, Any]) -> Baselines:
+    logits, K, renormalize = kw["logits"], kw["top_k"], kw.get("renormalize", True)
+
+    def plain() -> tuple[Tensor, Tensor]:
+        weights, ids = logits.float().softmax(-1).topk(K)
+        if renormalize:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights, ids.int()
+
+    yield "softmax, topk", plain

@@ -1,14 +1,16 @@
-"""Cases of framing, overlap-add and the spectrum head, with and without a state to continue."""
+"""Cases of framing, overlap-add and the spectrum head, with and without a state to continue; cost and baselines."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .._core.cases import LARGE, Draw, case
+from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided
 
 Layout = Callable[[Tensor], Tensor]
@@ -142,3 +144,82 @@ for _name, _tags, _sizes in _STREAMS:
         _op = f"spectrum_head{'_' if _own else ''}"
         _width = 896 if _sizes["n_fft"] == 1280 else 24
         case(_op, _name, _spectrum_head, "verify", *_tags, H=_width, **_sizes, **_own)
+
+
+# the sweep of `bench/run.py --sweep conv`: a patch of a stream, seconds in one shot
+for _name, _frames, _stream in (
+    ("sweep_patch", 5, {"before": 5}),
+    ("sweep_10s", 500, {"last": True}),
+    ("sweep_60s", 3000, {"last": True}),
+):
+    case("frame_embed", _name, _frame_embed, "sweep", LARGE, B=1, L=320 * _frames, **_EMBED)
+    case("overlap_add", _name, _overlap_add, "sweep", LARGE, B=1, T=_frames, **_stream, **_REAL)
+    case("spectrum_head", _name, _spectrum_head, "sweep", LARGE, B=1, T=_frames, H=896, **_stream, **_REAL)
+
+
+@cost_of("frame_embed")
+def _frame_embed_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    return Cost(bytes_of(kwargs) + written, 2 * outputs[0].numel() * kwargs["hop"])
+
+
+@cost_of("spectrum_head")
+def _spectrum_head_cost(kwargs: dict[str, Any], written: int, outputs: tuple[Tensor, ...]) -> Cost:
+    B, T, H = kwargs["hidden"].shape
+    n_fft = kwargs["window"].shape[0]
+    fft = 2.5 * n_fft * math.log2(n_fft)
+    return Cost(bytes_of(kwargs) + written, round(B * T * (2 * H * (n_fft + 2) + fft + 4 * n_fft)))
+
+
+def _folded(kw: dict[str, Any]) -> Callable[[Tensor], Tensor]:
+    """Frames [B, T, n_fft] to samples by F.fold: numerator and envelope, with what a state carries."""
+    window, hop, state = kw["window"], kw["hop"], kw["state"]
+    n_fft = len(window)
+    tail = n_fft - hop
+
+    def fold(x: Tensor) -> Tensor:
+        length = (x.shape[1] - 1) * hop + n_fft
+        return F.fold(x.transpose(1, 2), (1, length), (1, n_fft), stride=(1, hop))[:, 0, 0]
+
+    if state is not None:  # what the frames before leave, kept from chunk to chunk
+        earlier = fold(window.square().expand(1, int(state.lengths.max()), -1))[:, -tail:]
+
+    def plain(frames: Tensor) -> Tensor:
+        numerator = fold(frames * window)
+        envelope = fold(window.square().expand(1, frames.shape[1], -1))
+        if state is not None:
+            numerator[:, :tail] += state.numerator
+            envelope[:, :tail] += earlier
+        end = numerator.shape[1] - (tail // 2 if kw["last"] else tail)
+        skip = tail // 2 if state is None else state.skip
+        return numerator[:, skip:end] / envelope[:, skip:end]
+
+    return plain
+
+
+@baselines_of("overlap_add")
+def _overlap_add_baselines(kw: dict[str, Any]) -> Baselines:
+    folded = _folded(kw)
+    yield "F.fold", lambda: folded(kw["frames"])
+
+
+@baselines_of("spectrum_head")
+def _spectrum_head_baselines(kw: dict[str, Any]) -> Baselines:
+    hidden, weight, bias, window, hop = (kw[name] for name in ("hidden", "weight", "bias", "window", "hop"))
+    n_fft, folded = len(window), _folded(kw)
+
+    def spectrum() -> Tensor:
+        magnitude, phase = F.linear(hidden, weight, bias).float().chunk(2, dim=-1)
+        return torch.polar(magnitude.exp().clamp(max=100.0), phase)
+
+    yield "irfft, F.fold", lambda: folded(torch.fft.irfft(spectrum(), n=n_fft))
+    if kw["state"] is None and kw["last"] is True:  # centred: it begins half a hop later and ends earlier
+        yield "torch.istft", lambda: torch.istft(spectrum().transpose(1, 2), n_fft, hop, window=window)
+
+
+@baselines_of("frame_embed")
+def _frame_embed_baselines(kw: dict[str, Any]) -> Baselines:
+    x, w, hop = kw["samples"], kw["weight"], kw["hop"]
+    if x.shape[1] % hop:
+        return  # the last frame is padded
+    yield "F.linear", lambda: F.linear(x.reshape(len(x), -1, hop), w)
+    yield "F.conv1d", lambda: F.conv1d(x[:, None], w[:, None], stride=hop).transpose(1, 2)

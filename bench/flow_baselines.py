@@ -1,4 +1,4 @@
-"""Ordinary PyTorch ways to sample a latent patch: what `flow_sample` is measured against.
+"""Baselines of `flow_sample`: a latent patch by PyTorch's own operators.
 
 Each takes the keyword arguments of `ops.flow_sample` with a head in rows, and gives a callable,
 prepared outside the clock. "eager": the reference's structure, which computes everything in every
@@ -16,18 +16,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mingcore.ops import PackedFlowHead
+from mingcore.ops.gemm.cases import takes_prepacked
 from mingcore.testing.eager.flow import EagerFlow
 
-Way = Callable[[], Tensor]
+Call = Callable[[], Tensor]
 EPS = 1e-6
 SHORT = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = ("eager", "hoisted", "prepacked", "compiled")
 
 
-WAYS = ("eager", "hoisted", "prepacked", "compiled")
-
-
-def ways(kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection[str]) -> Iterator[tuple[str, Way]]:
-    """The `wanted` of WAYS, in each dtype. "compiled": the hoisted step by torch.compile, its
+def baselines(
+    kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection[str]
+) -> Iterator[tuple[str, Call]]:
+    """The `wanted` of NAMES, in each dtype. "compiled": the hoisted step by torch.compile, its
     weights frozen on a CPU; that takes minutes."""
     for dtype in dtypes:
         name = SHORT[dtype]
@@ -35,7 +36,7 @@ def ways(kw: dict[str, Any], dtypes: tuple[torch.dtype, ...], wanted: Collection
             yield f"eager, {name}", Eager(kw, dtype)
         if "hoisted" in wanted:
             yield f"hoisted, {name}", Hoisted(kw, dtype, prepack=False)
-        if "prepacked" in wanted and not kw["noise"].is_cuda:
+        if "prepacked" in wanted and not kw["noise"].is_cuda and takes_prepacked(dtype):
             yield f"hoisted and prepacked, {name}", Hoisted(kw, dtype, prepack=True)
         if "compiled" in wanted:
             torch._inductor.config.freezing = not kw["noise"].is_cuda
@@ -170,7 +171,7 @@ class Hoisted(nn.Module):
             else:
                 (q,), (k, v) = self._heads(qkv[0](n[:, -self.P :]), 1), self._heads(qkv[1](n), 2)
                 h = h[:, -self.P :]
-            q, k = self._turned(q, 0), self._turned(k, 1)
+            q, k = self._rotated(q, 0), self._rotated(k, 1)
             a = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)))
             h = h + out(a.transpose(1, 2).flatten(2))
             h = h + down(up(norm2(h), gelu=True))
@@ -179,19 +180,19 @@ class Hoisted(nn.Module):
     def _heads(self, x: Tensor, n: int) -> tuple[Tensor, ...]:
         return x.unflatten(-1, (n, self.heads, -1)).unbind(2)
 
-    def _turned(self, x: Tensor, which: int) -> Tensor:
+    def _rotated(self, x: Tensor, which: int) -> Tensor:
         if self.qk_norms:
             x = self.qk_norms[which](x)
         n = self.rope_heads
-        turned = x if n is None else x[:, :, :n]
-        pairs, last = turned.float().unflatten(-1, (-1, 2)), slice(-x.shape[1], None)
+        rotated = x if n is None else x[:, :, :n]
+        pairs, last = rotated.float().unflatten(-1, (-1, 2)), slice(-x.shape[1], None)
         if self.compiled:  # which knows no complex numbers
             (a, b), cos, sin = pairs.unbind(-1), self.cos[last], self.sin[last]
-            turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
+            rotated = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1)
         else:
-            turned = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * self.rope[last])
-        turned = turned.flatten(-2).to(x.dtype)
-        return turned if n is None else torch.cat((turned, x[:, :, n:]), dim=2)
+            rotated = torch.view_as_real(torch.view_as_complex(pairs.contiguous()) * self.rope[last])
+        rotated = rotated.flatten(-2).to(x.dtype)
+        return rotated if n is None else torch.cat((rotated, x[:, :, n:]), dim=2)
 
 
 class Norm(nn.Module):

@@ -14,17 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from measure import served
 from mingcore import ops
 
 Call = Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
-class Size:
-    """How much sound a call gets: latents of the codec, or seconds in one shot."""
-
-    name: str
-    seconds: float | None  # None: one patch, streamed
+LENGTHS: dict[str, float | None] = {
+    "patch": None,
+    "10s": 10.0,
+    "60s": 60.0,
+}  # seconds in one shot; None: one patch, streamed
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Layer:
     def name(self) -> str:
         return f"{self.codec}_{self.kind}_{self.C}" + (f"_to_{self.N}" if self.N != self.C else "")
 
-    def length(self, size: Size) -> int:
+    def length(self, seconds: float | None) -> int:
         rate, patch = {"vox": (25, 4), "vibe": (7.5, 1)}[self.codec]
-        latents = patch if size.seconds is None else round(rate * size.seconds)
+        latents = patch if seconds is None else round(rate * seconds)
         return latents * self.per_latent
 
 
@@ -71,12 +71,12 @@ LAYERS = [
 
 
 class Built:
-    """One layer at one size: `ours()` and `torch()` on the same random tensors."""
+    """One layer at one of LENGTHS: `ours()` and `torch()` on the same random tensors."""
 
-    def __init__(self, layer: Layer, size: Size, device: str = "cpu", dtype: torch.dtype = torch.float32):
-        self.layer, self.streaming = layer, size.seconds is None
+    def __init__(self, layer: Layer, length: str, device: str = "cpu", dtype: torch.dtype = torch.float32):
+        self.layer, self.streaming = layer, LENGTHS[length] is None
         torch.manual_seed(0)
-        c, L = layer, layer.length(size)
+        c, L = layer, layer.length(LENGTHS[length])
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape).to(device, dtype)
@@ -126,6 +126,11 @@ class Built:
             return self.op(x, self.packed, self.bias, activation=end, **act, **kw)[0]
         act = {"activation_before": "snake", "snake_before": self.pairs[0]}
         return self.op(x, self.packed, self.bias, **(act if self.layer.codec == "vox" else {}), **kw)[0]
+
+    def backend(self) -> str:
+        """Who serves every op of it; "reference" where it serves one."""
+        names = set(served(self.ours).values())
+        return "reference" if "reference" in names else "+".join(sorted(names))
 
     def torch(self) -> Tensor:
         return self.plain(self.x, self.context)

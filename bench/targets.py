@@ -1,8 +1,8 @@
-"""The bars of the design, and whether what was measured meets them."""
+"""The targets of the design, and whether what was measured meets them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ Find = Callable[[Results], float | None]
 
 
 @dataclass(frozen=True)
-class Bar:
+class Target:
     """One line of the design's table: what is wanted, and where to find it in the results."""
 
     name: str
@@ -29,7 +29,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Judged:
-    """A bar held against a value; no value: not measured."""
+    """A target held against a value; no value: not measured."""
 
     name: str
     wanted: str
@@ -157,8 +157,8 @@ def _flow_x(format: str, *others: str) -> Find:
     return find
 
 
-def _flow_bar(name: str, limit: float, find: Find) -> Bar:
-    return Bar(f"flow_sample {name}", f">= {limit}", find, limit, True, "cpu")
+def _flow_target(name: str, limit: float, find: Find) -> Target:
+    return Target(f"flow_sample {name}", f">= {limit}", find, limit, True, "cpu")
 
 
 def _above_floors(weights: str, *within: str) -> Find:
@@ -176,68 +176,93 @@ def _above_floors(weights: str, *within: str) -> Find:
     return find
 
 
-def _floor_bar(name: str, *where: str) -> Bar:
+def _floor_target(name: str, *where: str) -> Target:
     name = f"one patch at mid, {name}, x its stages' floors"
-    return Bar(name, "<= 1.5", _above_floors(*where), 1.5, device="cpu")
+    return Target(name, "<= 1.5", _above_floors(*where), 1.5, device="cpu")
 
 
-def _cpu(name: str, limit: float, find: Find) -> Bar:
-    return Bar(f"moe_mlp {name}", f">= {limit}", find, limit, True, "cpu")
+def _moe_target(name: str, limit: float, find: Find) -> Target:
+    return Target(f"moe_mlp {name}", f">= {limit}", find, limit, True, "cpu")
 
 
-BARS = (
-    Bar("moe_mlp T=1, us", "<= 45", _moe(1, "us"), 45),
-    Bar("moe_mlp T=32, share of read", ">= 0.80", _moe(32, "read_share"), 0.80, True),
-    Bar("moe_mlp T=64, share of read", ">= 0.85", _moe(64, "read_share"), 0.85, True),
-    Bar("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
-    Bar("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
-    Bar("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
-    Bar("decode of one patch in a graph, ms", "<= 0.4", _decode, 0.4),
-    Bar("depthwise convolution, share of read", ">= 0.80", _conv("vibe_mixer_256", "60s", "read_share"), 0.80, True),
-    Bar("transposed convolution, share of read", ">= 0.80", _conv("vox_up_192_to_96", "60s", "read_share"), 0.80, True),
-    Bar("dense convolution, 10 s, x cuDNN", ">= 1", _conv("vox_down_512_to_1024", "10s", "torch"), 1.0, True),
-    Bar("one patch, everything, ms", "<= 5", _speech(1, "patch_ms", "p50"), 5),
-    Bar("one patch, x eager", ">= 25", _speech(1, "stages", "speedup", "median"), 25, True),
-    Bar("first audio after the prompt, ms", "<= 30", _first_audio, 30),
-    Bar("throughput B=32, audio s/s", ">= 180", _speech(32, "throughput"), 180, True),
-    Bar("throughput B=64, audio s/s", ">= 250", _speech(64, "throughput"), 250, True),
-    _cpu("T=1, share of read", 0.85, _moe(1, "read_share", "cpu")),
-    _cpu("T=1, x F.grouped_mm", 1.3, _faster(1, "F.grouped_mm, bf16")),
-    _cpu("T=1, x loop over the experts hit", 1.3, _faster(1, "loop over the experts hit, bf16")),
-    _cpu("T=1, x loop over all experts", 2.0, _faster(1, "loop over all experts, bf16")),
-    _cpu("T=1, x loop over all, float32", 3.0, _faster(1, "loop over all experts, fp32")),
-    _cpu("T=1, int8 x ours in bf16", 1.7, _faster(1, "ours bf16", "int8")),
-    _flow_bar("bf16, x eager float32", 3.0, _flow_x("bf16", "eager, fp32")),
-    _flow_bar("bf16, x best PyTorch in float32", 1.4, _flow_x("bf16", "hoisted and prepacked, fp32", "hoisted, fp32")),
-    _flow_bar("int8_dyn x ours in bf16", 1.4, _flow_x("int8_dyn", "ours bf16")),
-    _cpu("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
-    _floor_bar("fp32", "fp32"),
-    _floor_bar("bf16", "bf16"),
-    _floor_bar("bf16 at bfloat16's rate of products", "bf16", "in_bf16"),
-    _floor_bar("int8", "int8"),
-    _floor_bar("int8_dyn", "int8_dyn"),
+HOISTED = ("hoisted and prepacked, fp32", "hoisted, fp32")
+TARGETS = (
+    Target("moe_mlp T=1, us", "<= 45", _moe(1, "us"), 45),
+    Target("moe_mlp T=32, share of read", ">= 0.80", _moe(32, "read_share"), 0.80, True),
+    Target("moe_mlp T=64, share of read", ">= 0.85", _moe(64, "read_share"), 0.85, True),
+    Target("moe_mlp T=128, share of read", ">= 0.85", _moe(128, "read_share"), 0.85, True),
+    Target("moe_mlp T=4096, TFLOP/s", ">= 500", _moe(4096, "tflops"), 500, True),
+    Target("flow_sample 8x1024, 10 steps, us", "<= 900", _flow("bf16", "us", "cuda"), 900),
+    Target("decode of one patch in a graph, ms", "<= 0.4", _decode, 0.4),
+    Target("depthwise convolution, share of read", ">= 0.80", _conv("vibe_mixer_256", "60s", "read_share"), 0.80, True),
+    Target(
+        "transposed convolution, share of read", ">= 0.80", _conv("vox_up_192_to_96", "60s", "read_share"), 0.80, True
+    ),
+    Target("dense convolution, 10 s, x cuDNN", ">= 1", _conv("vox_down_512_to_1024", "10s", "torch"), 1.0, True),
+    Target("one patch, everything, ms", "<= 5", _speech(1, "patch_ms", "p50"), 5),
+    Target("one patch, x eager", ">= 25", _speech(1, "stages", "speedup", "median"), 25, True),
+    Target("first audio after the prompt, ms", "<= 30", _first_audio, 30),
+    Target("throughput B=32, audio s/s", ">= 180", _speech(32, "throughput"), 180, True),
+    Target("throughput B=64, audio s/s", ">= 250", _speech(64, "throughput"), 250, True),
+    _moe_target("T=1, share of read", 0.85, _moe(1, "read_share", "cpu")),
+    _moe_target("T=1, x F.grouped_mm", 1.3, _faster(1, "F.grouped_mm, bf16")),
+    _moe_target("T=1, x loop over the experts hit", 1.3, _faster(1, "loop over the experts hit, bf16")),
+    _moe_target("T=1, x loop over all experts", 2.0, _faster(1, "loop over all experts, bf16")),
+    _moe_target("T=1, x loop over all, float32", 3.0, _faster(1, "loop over all experts, fp32")),
+    _moe_target("T=1, int8 x ours in bf16", 1.7, _faster(1, "ours bf16", "int8")),
+    _flow_target("bf16, x eager float32", 3.0, _flow_x("bf16", "eager, fp32")),
+    _flow_target("bf16, x best PyTorch in float32", 1.4, _flow_x("bf16", *HOISTED)),
+    _flow_target("int8_dyn x ours in bf16", 1.4, _flow_x("int8_dyn", "ours bf16")),
+    _moe_target("T=512, share of a float32 torch.mm", 0.7, _share_of_mm(512)),
+    _floor_target("fp32", "fp32"),
+    _floor_target("bf16", "bf16"),
+    _floor_target("bf16 at bfloat16's rate of products", "bf16", "in_bf16"),
+    _floor_target("int8", "int8"),
+    _floor_target("int8_dyn", "int8_dyn"),
 )
 
 
 def judge(found: Results, device: str = "cuda") -> list[Judged]:
-    """Every bar of a device, with "pass", "fail" or "not measured"."""
+    """Every target of a device, with "pass", "fail" or "not measured"."""
     judged = []
-    for bar in BARS:
-        if bar.device != device:
+    for target in TARGETS:
+        if target.device != device:
             continue
-        value = bar.find(found)
+        value = target.find(found)
         if value is None:
             verdict = "not measured"
         else:
-            good = value >= bar.limit if bar.more_is_better else value <= bar.limit
+            good = value >= target.limit if target.more_is_better else value <= target.limit
             verdict = "pass" if good else "fail"
-        judged.append(Judged(bar.name, bar.wanted, value, verdict))
+        judged.append(Judged(target.name, target.wanted, value, verdict))
     return judged
 
 
-def table(judged: list[Judged]) -> str:
-    rows = [(b.name, b.shown, b.wanted, b.verdict) for b in judged]
-    return reporting.table(("bar", "measured", "wanted", "verdict"), rows)
+# what a layer must reach over PyTorch's separate ops: part of a name, length, baseline, factor
+CONV_TARGETS = (
+    ("overlap_add", "patch", "F.fold", 3.0),
+    ("overlap_add", "10s", "F.fold", 3.0),
+    ("unit", "patch", "torch", 2.0),
+    ("unit", "10s", "torch", 1.2),
+    ("unit", "60s", "torch", 1.2),
+)
+
+
+def judged_conv(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every target of CONV_TARGETS with the rows that it is about, and whether they reach it."""
+    found = []
+    for part, length, baseline, factor in CONV_TARGETS:
+        for row in rows:
+            if part in row["layer"] and row["size"] == length:
+                got = row["faster"][baseline]["median"]
+                what = f"{row['layer']} {length}: x {baseline}"
+                found.append({"bar": what, "at_least": factor, "got": got, "met": got >= factor})
+    return found
+
+
+def table(judged: Iterable[Judged]) -> str:
+    rows = [(t.name, t.shown, t.wanted, t.verdict) for t in judged]
+    return reporting.table(("target", "measured", "wanted", "verdict"), rows)
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
