@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._core.cases import LARGE, Cost, Draw, bytes_of, case, cost_of
 from .._core.layouts import strided, transposed
+from .._core.op import OPS
 
 # one patch of latents of VoxCPM's AudioVAE (16 kHz, 25 latents a second, 4 a patch) and of
 # VibeVoice's acoustic tokenizer (24 kHz, 7.5 latents a second, one a patch), layer by layer
@@ -39,8 +40,6 @@ def _conv(
     **options: Any,
 ) -> dict[str, Any]:
     """before: earlier inputs of every row, 0 for new streams; acts: before and after."""
-    import mingcore.ops as ops
-
     pure = kind.removesuffix("_")
     dtype = torch.float32 if float_input else d.dtype
     shape = (C, N // groups, k) if "transpose" in kind else (N, C // groups, k)
@@ -52,7 +51,7 @@ def _conv(
     for name, act, channels in (("snake_before", acts[0], C), ("snake", acts[1], N)):
         if act == "snake":
             args[name] = _snake(d, channels)
-    function = getattr(ops, pure)
+    function = OPS[pure].public
     if before or mixed or pure != kind:
         earlier = {**args, "x": d.normal(B, C, before, dtype=dtype), "last": False}
         args["state"] = state = function(**earlier, backend="reference")[1]

@@ -9,17 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ... import ops
 from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, case, cost_of
 from .._core.layouts import strided
 from ..gemm.cases import takes_grouped_mm
-
-
-def _ids(d: Draw, T: int, K: int, E: int, only: int | None) -> Tensor:
-    """Expert ids; `only` limits the choice to so many experts, so that the others stay empty."""
-    if only is None:
-        return d.choices(T, K, E)
-    return d.choices(1, only, E)[0][d.choices(T, K, only).long()]
+from ..routing.cases import expert_ids
+from . import pack_experts
 
 
 def _experts(d: Draw, E: int, H: int, I: int, shared: int, format: str | None = None) -> dict[str, Any]:
@@ -48,10 +42,10 @@ def _moe(
         "x": layout(d.normal(T, H)),
         "experts": (packed["gate_up"], packed["down"]),
         "weights": d.weights(T, K),
-        "ids": _ids(d, T, K, E, only),
+        "ids": expert_ids(d, T, K, E, only),
     }
     if format:
-        args["experts"] = ops.pack_experts(**packed, format=format)
+        args["experts"] = pack_experts(**packed, format=format)
     elif shared:
         args["shared"] = packed["shared"]
     return args

@@ -7,7 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from .._core.cases import Baselines, Draw, baselines_of, case
-from ..moe.cases import _ids
+
+
+def expert_ids(d: Draw, T: int, K: int, E: int, only: int | None) -> Tensor:
+    """Expert ids; `only` limits the choice to so many experts, so that the others stay empty."""
+    if only is None:
+        return d.choices(T, K, E)
+    return d.choices(1, only, E)[0][d.choices(T, K, only).long()]
 
 
 def _logits(d: Draw, T: int, E: int, K: int, ties: bool = False, renormalize: bool = True) -> dict[str, Any]:
@@ -28,7 +34,7 @@ case("route_topk", "no_tokens", _logits, "edge", T=0, E=8, K=2)
 
 
 def _sort(d: Draw, T: int, K: int, E: int, only: int | None = None) -> dict[str, Any]:
-    return {"ids": _ids(d, T, K, E, only), "num_experts": E}
+    return {"ids": expert_ids(d, T, K, E, only), "num_experts": E}
 
 
 case("sort_by_expert", "real_t1", _sort, "real", "mid", T=1, K=6, E=64)

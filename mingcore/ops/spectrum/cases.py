@@ -12,6 +12,8 @@ from torch import Tensor
 
 from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided
+from .._core.op import OPS
+from . import OverlapState, overlap_add
 
 Layout = Callable[[Tensor], Tensor]
 
@@ -44,8 +46,6 @@ def _state(d: Draw, B: int, window: Tensor, hop: int, frames: int) -> Any:
     """What is carried after `frames` earlier random frames; None before the first."""
     if frames == 0:
         return None
-    from mingcore.ops import overlap_add
-
     earlier = d.normal(B, frames, window.shape[0], dtype=torch.float32)
     return overlap_add(earlier, window, hop, None, False, backend="reference")[1]
 
@@ -65,14 +65,12 @@ def _mixed(d: Draw, args: dict[str, Any], x: Tensor) -> dict[str, Any]:
 
 def _into(d: Draw, args: dict[str, Any], op: str) -> dict[str, Any]:
     """The arguments of the in-place form: a state, and where the samples go."""
-    import mingcore.ops as ops
-
     first = next(iter(args))
     x, F, hop = args[first], args["window"].shape[0], args["hop"]
     if args["state"] is None:
-        args["state"] = state = ops.OverlapState.start(x.shape[0], F, hop, device=d.device)
+        args["state"] = state = OverlapState.start(x.shape[0], F, hop, device=d.device)
         state.numerator.copy_(d.normal(*state.numerator.shape, dtype=torch.float32))  # not read
-    shape = getattr(ops, op)(**args, backend="reference")[0].shape
+    shape = OPS[op].public(**args, backend="reference")[0].shape
     return {first: x, "out": d.normal(*shape, dtype=torch.float32), **args}
 
 
