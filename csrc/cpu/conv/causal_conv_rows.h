@@ -49,20 +49,13 @@ static void count_rows(const CausalConvArgs& a, int64_t span, Row* rows) {
 
 MC_INLINE F apply(ConvAct act, F v, F alpha, F gain) {
     switch (act) {
-        case ConvAct::silu:
-            return silu(v);
-        case ConvAct::elu:
-            return elu(v);
-        case ConvAct::gelu:
-            return gelu(v);
-        case ConvAct::gelu_tanh:
-            return gelu_tanh(v);
-        case ConvAct::tanh:
-            return tanh(v);
-        case ConvAct::snake:
-            return snake(v, alpha, gain);
-        default:
-            return v;
+        case ConvAct::silu: return silu(v);
+        case ConvAct::elu: return elu(v);
+        case ConvAct::gelu: return gelu(v);
+        case ConvAct::gelu_tanh: return gelu_tanh(v);
+        case ConvAct::tanh: return tanh(v);
+        case ConvAct::snake: return snake(v, alpha, gain);
+        default: return v;
     }
 }
 

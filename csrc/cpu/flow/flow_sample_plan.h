@@ -200,9 +200,7 @@ struct Phase {
         const int64_t H = ceil_div(a.H, PANEL), qkv = ceil_div(3 * a.H, PANEL), q = a.H / PANEL;
         count = 0, tasks = 0;
         switch (step) {
-            case Step::embed:
-                tasks = H;
-                break;
+            case Step::embed: tasks = H; break;
             case Step::qkv:
                 if (block == 0) set(0, p, p.unique, Set::unique, 2, 0, qkv);
                 else set(0, p, p.every, Set::every, 2, last ? q : 0, qkv - (last ? q : 0));
@@ -211,26 +209,15 @@ struct Phase {
             case Step::quantise_qkv:
             case Step::quantise_out:
             case Step::quantise_up:
-            case Step::quantise_down:
-                quantise(p, (Step)((int)step + 1));
-                break;
-            case Step::attend:
-                tasks = (int64_t)p.G * a.heads;
-                break;
-            case Step::out:
-                set(0, p, p.attended, rows, 3, 0, H);
-                break;
+            case Step::quantise_down: quantise(p, (Step)((int)step + 1)); break;
+            case Step::attend: tasks = (int64_t)p.G * a.heads; break;
+            case Step::out: set(0, p, p.attended, rows, 3, 0, H); break;
             case Step::up:
                 set(0, p, last ? p.last : p.every, rows, 4, 0, ceil_div(a.W, PANEL));
                 break;
-            case Step::down:
-                set(0, p, p.hidden, rows, 5, 0, H);
-                break;
-            case Step::final:
-                set(0, p, p.last, Set::last, 6, 0, ceil_div(a.C, PANEL));
-                break;
-            case Step::step:
-                tasks = a.B;
+            case Step::down: set(0, p, p.hidden, rows, 5, 0, H); break;
+            case Step::final: set(0, p, p.last, Set::last, 6, 0, ceil_div(a.C, PANEL)); break;
+            case Step::step: tasks = a.B;
         }
     }
 

@@ -47,14 +47,10 @@ MC_INLINE void write32(void* base, int64_t at, int n, const F* v) {
 
 MC_INLINE F activate(Act act, F v) {
     switch (act) {
-        case Act::silu:
-            return silu(v);
-        case Act::gelu:
-            return gelu(v);
-        case Act::gelu_tanh:
-            return gelu_tanh(v);
-        default:
-            return v;
+        case Act::silu: return silu(v);
+        case Act::gelu: return gelu(v);
+        case Act::gelu_tanh: return gelu_tanh(v);
+        default: return v;
     }
 }
 

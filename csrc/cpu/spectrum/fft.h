@@ -95,23 +95,12 @@ static Complex inverse_fft(const int32_t* radices, const float* table, int64_t h
         const int64_t m = points / r;
         const float* roots = table + 2 * MAX_RADIX * r;
         switch (r) {
-            case 2:
-                pass<2>(roots, tw, s, m, x, y);
-                break;
-            case 3:
-                pass<3>(roots, tw, s, m, x, y);
-                break;
-            case 4:
-                pass<4>(roots, tw, s, m, x, y);
-                break;
-            case 5:
-                pass<5>(roots, tw, s, m, x, y);
-                break;
-            case 7:
-                pass<7>(roots, tw, s, m, x, y);
-                break;
-            default:
-                pass<8>(roots, tw, s, m, x, y);
+            case 2: pass<2>(roots, tw, s, m, x, y); break;
+            case 3: pass<3>(roots, tw, s, m, x, y); break;
+            case 4: pass<4>(roots, tw, s, m, x, y); break;
+            case 5: pass<5>(roots, tw, s, m, x, y); break;
+            case 7: pass<7>(roots, tw, s, m, x, y); break;
+            default: pass<8>(roots, tw, s, m, x, y);
         }
         tw += 2 * (r - 1) * m;
         s *= r;
