@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ... import ops
 from .._core.cases import LARGE, Cost, Draw, bytes_of, case, cost_of
 from .._core.layouts import strided, transposed
 
@@ -39,8 +40,6 @@ def _conv(
     **options: Any,
 ) -> dict[str, Any]:
     """before: earlier inputs of every row, 0 for new streams; acts: before and after."""
-    import mingcore.ops as ops
-
     pure = kind.removesuffix("_")
     dtype = torch.float32 if float_input else d.dtype
     shape = (C, N // groups, k) if "transpose" in kind else (N, C // groups, k)

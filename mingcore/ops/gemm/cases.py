@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import ops
 from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided, transposed
 from .._core.packing import PackedLinear
@@ -29,8 +30,6 @@ def _linear(
     x = d.normal(*M, K, dtype=torch.float32 if float_input else None)
     args: dict[str, Any] = {"x": layout(x), "weight": d.matrix(N, K)}
     if format:
-        from mingcore import ops
-
         args["weight"] = ops.pack_linear(args["weight"], format=format, activation=activation)
     if bias:
         args["bias"] = d.normal(N)

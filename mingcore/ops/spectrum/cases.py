@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import ops
 from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, bytes_of, case, cost_of
 from .._core.layouts import strided
 
@@ -44,10 +45,8 @@ def _state(d: Draw, B: int, window: Tensor, hop: int, frames: int) -> Any:
     """What is carried after `frames` earlier random frames; None before the first."""
     if frames == 0:
         return None
-    from mingcore.ops import overlap_add
-
     earlier = d.normal(B, frames, window.shape[0], dtype=torch.float32)
-    return overlap_add(earlier, window, hop, None, False, backend="reference")[1]
+    return ops.overlap_add(earlier, window, hop, None, False, backend="reference")[1]
 
 
 def _window(d: Draw, n_fft: int) -> Tensor:
@@ -65,8 +64,6 @@ def _mixed(d: Draw, args: dict[str, Any], x: Tensor) -> dict[str, Any]:
 
 def _into(d: Draw, args: dict[str, Any], op: str) -> dict[str, Any]:
     """The arguments of the in-place form: a state, and where the samples go."""
-    import mingcore.ops as ops
-
     first = next(iter(args))
     x, F, hop = args[first], args["window"].shape[0], args["hop"]
     if args["state"] is None:
