@@ -48,7 +48,7 @@ def phases_ms(kw: dict[str, Any], budget_s: float, quick: bool = False) -> dict[
 
         return call
 
-    def turned(block: int) -> Any:
+    def rotated(block: int) -> Any:
         return ops.qkv_rope(wide, cos, sin, head.heads, head.heads, interleaved=True, rope_heads=head.rope_heads)
 
     def other(block: int) -> Any:
@@ -61,7 +61,7 @@ def phases_ms(kw: dict[str, Any], budget_s: float, quick: bool = False) -> dict[
 
     parts = {
         "qkv": normed(QKV, 0),
-        "rope": turned,
+        "rope": rotated,
         "attention": lambda block: ops.attention_prefill(q, k, v, causal=False),
         "out": lambda block: ops.linear(x, *layers[OUT][block], residual=x),
         "up": normed(UP, 1, "gelu_tanh"),

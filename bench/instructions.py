@@ -53,8 +53,8 @@ def counted(names: Sequence[str] = tuple(KERNELS), repeat_every: int = 0, deadli
 def compiler() -> str:
     """Which gcc made mingcore._cpu, as its comment section says."""
     binary = next((ROOT / "mingcore").glob("_cpu*.so")).read_bytes()
-    said = re.findall(rb"GCC: \([^)]*\) ([\d.]+)", binary)
-    return f"gcc {said[0].decode()}" if said else "unknown"
+    compilers = re.findall(rb"GCC: \([^)]*\) ([\d.]+)", binary)
+    return f"gcc {compilers[0].decode()}" if compilers else "unknown"
 
 
 def judge(kept: dict[str, Any] | None, limit: float, deadline: float = math.inf) -> list[tuple[str, str, str, str]]:
@@ -92,15 +92,15 @@ def _executed(names: Sequence[str], repeat_every: int, deadline: float) -> dict[
             start_new_session=True,
         )
         try:
-            said, error = run.communicate(timeout=left)
+            output, error = run.communicate(timeout=left)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)  # the children too
-            said, error = run.communicate()
+            output, error = run.communicate()
         else:
             if run.returncode:
                 raise RuntimeError(f"instructions: {error[-1000:]}")
         found = {}
-        for line in said.splitlines():
+        for line in output.splitlines():
             pid, name = line.split(" ", 1)
             log = Path(folder, pid)
             total = re.search(r"Collected : (\d+)", log.read_text()) if log.exists() else None

@@ -104,30 +104,30 @@ def _source(name: str, result: dict[str, Any]) -> dict[str, Any]:
 
 def missing(found: dict[str, dict], rows: list[dict], judged: list[targets.Judged]) -> list[str]:
     """What a reader might look for and not find, each with the reason."""
-    said = []
+    notes = []
     kinds = {result["kind"] for result in found.values()}
-    said += [f"{what}: not measured" for kind, what in PARTS.items() if kind not in kinds]
-    said += [f"target “{b.name}”: not measured" for b in judged if b.value is None]
+    notes += [f"{what}: not measured" for kind, what in PARTS.items() if kind not in kinds]
+    notes += [f"target “{b.name}”: not measured" for b in judged if b.value is None]
     for name, result in found.items():
         lacking = result.get("lacking") or ()
-        said += [f"{name}: {entry}: only the reference serves it here" for entry in lacking]
+        notes += [f"{name}: {entry}: only the reference serves it here" for entry in lacking]
         if (result["machine"]["commit"] or "+").endswith("+"):
-            said.append(f"{name}: measured on a tree that differed from its commit, or had none")
+            notes.append(f"{name}: measured on a tree that differed from its commit, or had none")
     counted = {row["op"] for row in rows if row["share"] is not None}
     bare = sorted({row["op"] for row in rows} - counted)
     if bare:
-        said.append(
+        notes.append(
             f"share of the ceilings of {', '.join(bare)}: whole networks; their bytes and operations are not counted"
         )
     some = sum(row["share"] is None and row["op"] in counted for row in rows)
     if some:
-        said.append(f"share of the ceilings of {some} rows: their bytes are not counted")
+        notes.append(f"share of the ceilings of {some} rows: their bytes are not counted")
     alone = sum(row["best"] is None for row in rows)
     if alone:
-        said.append(f"{alone} rows have no baseline in PyTorch")
-    said.append("GPU: not measured in this report; `make gpu` leaves one of its own")
-    said.append("released checkpoints: not measured; weights are random, of the named sizes")
-    return said
+        notes.append(f"{alone} rows have no baseline in PyTorch")
+    notes.append("GPU: not measured in this report; `make gpu` leaves one of its own")
+    notes.append("released checkpoints: not measured; weights are random, of the named sizes")
+    return notes
 
 
 def main(arguments: list[str] | None = None) -> int:

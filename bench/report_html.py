@@ -85,20 +85,20 @@ def _machine(where: dict[str, Any]) -> str:
     cache, memory = where["last_level_cache_bytes"] >> 20, where["memory_bytes"] / 2**30
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     isa = f", instructions: {where['isa']}" if where.get("isa") else ""
-    said = (
+    text = (
         f"{where['cpu']}, {where['cores']} cores, {where['threads']} threads{isa}; "
         f"last cache {cache} MiB, memory {memory:.0f} GiB; {where['system']}; "
         f"Python {where['python']}, {versions}; "
         f"GPU: {where['gpu']['name'] if where['gpu'] else 'none'}"
     )
-    return f'<p class="soft">{escape(said)}</p>'
+    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _targets(bars: list[dict[str, Any]]) -> str:
     counts = {v: sum(b["verdict"] == v for b in bars) for v in ("pass", "fail", "not measured")}
-    said = f"<p>{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}.</p>"
+    text = f"<p>{', '.join(f'{n} {verdict}' for verdict, n in counts.items())}.</p>"
     rows = [(b["name"], b["value"], b["wanted"], b["verdict"]) for b in bars]
-    return said + table("t-bars", ("target", "measured", "wanted", "verdict"), rows)
+    return text + table("t-bars", ("target", "measured", "wanted", "verdict"), rows)
 
 
 def _ceilings(ceilings: dict[str, Any] | None) -> str:
@@ -180,7 +180,7 @@ def _floor_note(result: dict[str, Any]) -> str:
     floors = result["floors"]
     rates = ", ".join(f"{kind} {p['tflops']:.2f} TFLOP/s ({p['way']})" for kind, p in floors["products"].items())
     kept = "from memory" if floors["cold"] else "in the cache: bytes do not count"
-    said = (
+    text = (
         f"Floors, {_weights(result)}: bytes over a read of {floors['read_gbs']:.0f} GB/s or "
         f"operations over the rate of one large product of the arithmetic that computes them "
         f"(16-bit and weights-only int8 weights: float32's), whichever is longer: {rates}. "
@@ -189,11 +189,11 @@ def _floor_note(result: dict[str, Any]) -> str:
     )
     other = floors.get("in_bf16")
     if other:
-        said += (
+        text += (
             f" At bfloat16's rate of products they would be {other['patch_ms']:.0f} ms, of which "
             f"the patch takes {other['times']:.2f} times as much."
         )
-    return f'<p class="soft">{escape(said)}</p>'
+    return f'<p class="soft">{escape(text)}</p>'
 
 
 def _formats(content: dict[str, Any]) -> str:

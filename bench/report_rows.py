@@ -40,11 +40,11 @@ def ceilings_of(found: dict[str, Result], device: str = "cpu") -> dict[str, Any]
         copy.append(seen["copy_gbs"])
         threads = seen["threads"]
         rates = [(kind, rate, "torch.mm") for kind, rate in seen["gemm_tflops"].items()]
-        for kind, by_way in result.get("gemms", {}).items():
-            rates += [(kind, rate["best"], way) for way, rate in by_way.items()]
-        for kind, rate, way in rates:
+        for kind, by_name in result.get("gemms", {}).items():
+            rates += [(kind, rate["best"], name) for name, rate in by_name.items()]
+        for kind, rate, name in rates:
             if rate > gemms.get(kind, {"tflops": 0.0})["tflops"]:
-                gemms[kind] = {"tflops": rate, "way": way}
+                gemms[kind] = {"tflops": rate, "way": name}
     if not read:
         return None
     return {"threads": threads, "read_gbs": max(read), "copy_gbs": max(copy), "gemms": gemms}
@@ -111,7 +111,7 @@ def _conv(result: Result) -> list[Row]:
                 "speedup_p90": ratio["p90"],
                 "best": row["best"],
                 "others_us": row["others_us"],
-                "others_x": {way: r["median"] for way, r in row["faster"].items()},
+                "others_x": {name: r["median"] for name, r in row["faster"].items()},
                 "phases_ms": None,
             }
         )
@@ -180,11 +180,11 @@ def _transformers(result: Result) -> list[Row]:
     bfloat16; operations are those of moe_mlp (mingcore/ops/moe/cases.py)."""
     sizes, rows = result["dims"], []
     for row in result["rows"]:
-        others = {way: t["median"] for way, t in row["us"].items() if way[:8] != "mingcore"}
+        others = {name: t["median"] for name, t in row["us"].items() if not name.startswith("mingcore")}
         best = min(others, key=others.get)
-        for way, ratios in row["speedup"].items():
-            dtype = way.removeprefix("mingcore").lstrip("_") or "bf16"
-            us, ratio = row["us"][way], ratios[best]
+        for name, ratios in row["speedup"].items():
+            dtype = name.removeprefix("mingcore").lstrip("_") or "bf16"
+            us, ratio = row["us"][name], ratios[best]
             read = row["gbs_bf16"] * us["median"] * 1e3 if dtype == "bf16" else None
             products = 6 * row["tokens"] * sizes["K"] * sizes["H"] * sizes["I"]
             rows.append(

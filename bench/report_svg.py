@@ -53,14 +53,14 @@ def roofline(rows: Sequence[dict[str, Any]], ceilings: dict[str, Any]) -> str:
     parts.append(_text(px(mid) - 10, py(mid * read) - 10, f"read {read * 1e3:.0f} GB/s", "end"))
     colours = {section: i for i, section in enumerate(dict.fromkeys(r["section"] for r in rows))}
     for row in rows:
-        said = (
+        title = (
             f"{row['op']} {row['case']} {row['dtype']}: {_time(row['us'])}, "
             f"{row['gbs']:.1f} GB/s, {row['tflops']:.3f} TFLOP/s, "
             f"{100 * row['share']:.0f} % of the roof"
         )
         shape = _shape(SHAPES.get(row["dtype"], "circle"), px(row["intensity"]), py(row["tflops"]))
         kind = f"p c{colours[row['section']]}"
-        parts.append(f'<g class="{kind}">{shape}<title>{escape(said)}</title></g>')
+        parts.append(f'<g class="{kind}">{shape}<title>{escape(title)}</title></g>')
     legend = _legend([(f"c{i}", section) for section, i in colours.items()])
     for kind in SHAPES:
         if any(row["dtype"] == kind for row in rows):
@@ -84,10 +84,10 @@ def stacked(
         parts.append(_text(left - 8, y + 20, label, "end"))
         for j, name in enumerate(names):
             width = stages.get(name, 0.0) * scale
-            said = escape(f"{label}: {name} {stages.get(name, 0.0):.1f} ms")
+            title = escape(f"{label}: {name} {stages.get(name, 0.0):.1f} ms")
             parts.append(
                 f'<rect class="b c{j}" x="{x:.1f}" y="{y + 4}" width="{width:.1f}" '
-                f'height="{row - 10}"><title>{said}</title></rect>'
+                f'height="{row - 10}"><title>{title}</title></rect>'
             )
             x += width
         parts.append(_text(x + 6, y + 20, f"{whole:.0f} ms", "start"))

@@ -90,19 +90,19 @@ def compiled(op: str, target: str) -> list[Compiled]:
             raise RuntimeError(done.stderr)
         ptx = next(Path(folder).glob("*.ptx")).read_text()
     bodies = {part[: part.index("(")]: part for part in ptx.split(".visible .entry ")[1:]}
-    said = re.split(r"Compiling entry function '(\w+)' for '\w+'", done.stderr)[1:]
-    found = zip(said[::2], said[1::2])
+    output = re.split(r"Compiling entry function '(\w+)' for '\w+'", done.stderr)[1:]
+    found = zip(output[::2], output[1::2])
     return sorted((_one(target, *pair, bodies[pair[0]]) for pair in found), key=lambda c: c.name)
 
 
-def _one(target: str, name: str, said: str, ptx: str) -> Compiled:
-    numbers = re.search(r"(\d+) bytes stack frame, (\d+) \D+ stores, (\d+) \D+ loads", said)
-    static = re.search(r"(\d+) bytes smem", said)
+def _one(target: str, name: str, output: str, ptx: str) -> Compiled:
+    numbers = re.search(r"(\d+) bytes stack frame, (\d+) \D+ stores, (\d+) \D+ loads", output)
+    static = re.search(r"(\d+) bytes smem", output)
     return Compiled(
         target,
         name,
         threads=int(re.search(r"\.maxntid (\d+)", ptx)[1]),
-        registers=int(re.search(r"Used (\d+) registers", said)[1]),
+        registers=int(re.search(r"Used (\d+) registers", output)[1]),
         moved=tuple(sorted({int(n) for n in re.findall(r"setmaxnreg\S+ (\d+)", ptx)})),
         shared_bytes=(int(static[1]) if static else 0) + _dynamic(name, target),
         spilled=sum(map(int, numbers.groups())),
@@ -170,8 +170,8 @@ def version() -> str | None:
     """nvcc's, such as "13.0", or None where there is none."""
     if shutil.which("nvcc") is None:
         return None
-    said = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release ([\d.]+)", said)[1]
+    output = subprocess.run(["nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release ([\d.]+)", output)[1]
 
 
 def kept() -> dict[str, resources_kept.Taken]:
@@ -223,9 +223,9 @@ def main() -> int:
         rows = {op: [asdict(kernel) for kernel in kernels] for op, kernels in made.items()}
         resources_kept.write(KEPT, {"nvcc": version(), "kernels": rows})
         return 0
-    said = faults(every) if kept() else [f"not compared: nothing is kept of nvcc {version()}"]
-    print("\n".join(said))
-    return 1 if said and kept() else 0
+    lines = faults(every) if kept() else [f"not compared: nothing is kept of nvcc {version()}"]
+    print("\n".join(lines))
+    return 1 if lines and kept() else 0
 
 
 if __name__ == "__main__":

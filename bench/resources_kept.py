@@ -38,38 +38,38 @@ class Taken:
 def faults(found: Iterable[Taken], kept: Mapping[str, Taken], renew: str, *, exact: bool = False) -> list[str]:
     """What is worse than what was kept, by name, or just other where `exact`; then the last line
     says how to renew the file, if it is meant."""
-    said = []
+    worse = []
     for now in found:
         before = kept.get(now.name)
         known = before.spilled if before else 0
         if now.spilled > known:
             kept_too = f", kept {known}" if known else ""
-            said.append(f"{now.name}: spills {now.spilled} bytes{kept_too}")
+            worse.append(f"{now.name}: spills {now.spilled} bytes{kept_too}")
         elif now.local:
-            said.append(f"{now.name}: has local memory")
+            worse.append(f"{now.name}: has local memory")
         elif before is None:
-            said.append(f"{now.name}: is not among what was kept")
+            worse.append(f"{now.name}: is not among what was kept")
         else:
-            said += [f"{now.name}: {what}" for what in _differences(now, before, exact)]
-    return [*said, f"if it is meant: {renew}"] if said else []
+            worse += [f"{now.name}: {what}" for what in _differences(now, before, exact)]
+    return [*worse, f"if it is meant: {renew}"] if worse else []
 
 
 def _differences(now: Taken, before: Taken, exact: bool) -> list[str]:
-    said = []
+    worse = []
     more = now.registers - before.registers
     if _above(now.registers, before.registers) or more >= LIMIT_REGISTERS or (exact and more):
-        said.append(f"{now.registers} registers, kept {before.registers}")
+        worse.append(f"{now.registers} registers, kept {before.registers}")
     if exact and now.spilled != before.spilled:
-        said.append(f"spills {now.spilled} bytes, kept {before.spilled}")
+        worse.append(f"spills {now.spilled} bytes, kept {before.spilled}")
     more = now.shared_bytes - before.shared_bytes
     if _above(now.shared_bytes, before.shared_bytes) or (exact and more):
-        said.append(f"{now.shared_bytes} bytes of shared memory, kept {before.shared_bytes}")
+        worse.append(f"{now.shared_bytes} bytes of shared memory, kept {before.shared_bytes}")
     lost = sorted(set(before.products) - set(now.products))
     if lost:
-        said.append(f"lost {', '.join(lost)}")
+        worse.append(f"lost {', '.join(lost)}")
     elif exact and sorted(now.products) != sorted(before.products):
-        said.append(f"products {', '.join(now.products)}, kept {', '.join(before.products)}")
-    return said
+        worse.append(f"products {', '.join(now.products)}, kept {', '.join(before.products)}")
+    return worse
 
 
 def _above(now: int, before: int) -> bool:

@@ -98,12 +98,12 @@ def compiled(op: Op) -> list[dict]:
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", SCRIPTS)))
         environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": cache}
         environment.pop("TRITON_INTERPRET", None)
-        said = ""
+        output = ""
         for mode in ([], ["all"]):
             command = [sys.executable, str(SCRIPTS / op.script), "compile", *mode]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-            said += done.stdout
-    return parsed(said)
+            output += done.stdout
+    return parsed(output)
 
 
 def parsed(text: str) -> list[dict]:

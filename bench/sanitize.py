@@ -60,19 +60,19 @@ def checked(name: str, program: str, names: Sequence[str], device: str, limit_s:
     )
     stopped = False
     try:
-        said, _ = run.communicate(timeout=limit_s)
+        output, _ = run.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         stopped = True
         os.killpg(run.pid, signal.SIGTERM)
         try:
-            said, _ = run.communicate(timeout=3)
+            output, _ = run.communicate(timeout=3)
         except subprocess.TimeoutExpired:
             os.killpg(run.pid, signal.SIGKILL)
-            said, _ = run.communicate()
-    lines = said.splitlines()
+            output, _ = run.communicate()
+    lines = output.splitlines()
     ran = [line.removeprefix(MARK).strip() for line in lines if line.startswith(MARK)]
     complaints = [line for line in lines if line.startswith("=========")]
-    totals = [int(total) for total in SUMMARY.findall(said)]
+    totals = [int(total) for total in SUMMARY.findall(output)]
     # stopped early, it gives no sum: an error's own lines are what there is
     errors = totals[-1] if totals else sum("Invalid" in c or "hazard" in c for c in complaints)
     broke = not stopped and run.returncode not in (0, 9)
