@@ -22,7 +22,7 @@ FULL_flow :=
 SOME_conv := --lengths patch,10s --budget 0.3
 FULL_conv :=
 TORCH  ?= $(if $(shell nvidia-smi -L 2>/dev/null),torch==2.13.0,torch==2.13.0+cpu)
-# the oldest Triton that is supported, beside the environment: tests/native compiles with both
+# the oldest Triton that is supported, beside the environment: tests/ops compiles with both
 OLDEST_TRITON := 3.6.0
 TRITON_FOLDER := .venv-triton-3.6
 

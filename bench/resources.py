@@ -1,7 +1,7 @@
 """What the CUDA kernels take when compiled: registers, shared memory, spills, and what they issue.
 
 Needs nvcc and no GPU. `python bench/resources.py` prints the table, `--keep` writes it to
-bench/results/cuda_resources.md and cuda_resources.json, to which tests/native/test_cuda.py holds
+bench/results/cuda_resources.md and cuda_resources.json, to which tests/ops/test_compiled.py holds
 what it compiles (resources_kept.py says when that is worse); `--ops moe_decode` looks at some.
 Times are not measured here.
 """

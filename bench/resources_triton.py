@@ -1,6 +1,6 @@
 """What Triton's kernels take when compiled: registers, shared memory, the matrix unit.
 
-Needs no GPU, and minutes: every launch that the compile tests (tests/native) know, for sm_80, sm_90
+Needs no GPU, and minutes: every launch that the compile tests (tests/ops) know, for sm_80, sm_90
 and sm_100. `python bench/resources_triton.py moe_mlp` prints one op's table, `all` takes all of
 them; `--keep` writes it to bench/results/, as Markdown and, launch by launch, into
 triton_resources.json, to which those tests hold what they compile; resources_kept.py says when that
@@ -26,7 +26,7 @@ import resources_kept
 ROOT = Path(__file__).resolve().parents[1]
 
 KEPT, RENEW = "triton_resources.json", "python bench/resources_triton.py {op} --keep"
-SCRIPTS = ROOT / "tests" / "native"
+SCENARIOS = "tests.ops.scenarios"  # what the compile tests let their workers do
 RESULTS = ROOT / "bench" / "results"
 HEAD = ("sm", "kernel", "types", "blocks", "registers", "shared bytes", "matrix unit")
 
@@ -35,7 +35,8 @@ HEAD = ("sm", "kernel", "types", "blocks", "registers", "shared bytes", "matrix 
 class Op:
     """Which test compiles its launches, what the report is called, and what the launches are."""
 
-    script: str
+    module: str
+    calls: tuple[dict[str, Any], ...]  # the arguments of its compile_all
     report: str
     title: str
     launches: str
@@ -43,14 +44,16 @@ class Op:
 
 OPS = {
     "moe_mlp": Op(
-        "run_triton_moe.py",
+        "moe_triton",
+        ({"everything": False}, {"everything": True}),
         "triton_moe_resources.md",
         "Resources of the Triton expert kernels",
         "the launches of one layer of the released model (E 64, K 6, H 2048, I 1408, shared 2816) "
         "for 1, 2, 17, 300, 640 and 4096 tokens. Blocks are M N K",
     ),
     "flow_sample": Op(
-        "run_triton_flow.py",
+        "flow_triton",
+        ({"mode": ""}, {"mode": "all"}),
         "triton_flow_resources.md",
         "Resources of the Triton flow sampler",
         "the launches of the released head (H 1024, W 4096, 16 heads) for 1 to 32 requests of 11 "
@@ -58,7 +61,8 @@ OPS = {
         "parts of K; of attention queries, keys and D",
     ),
     "audio": Op(
-        "run_triton_audio.py",
+        "spectrum_triton",
+        ({"mode": ""}, {"mode": "all"}),
         "triton_audio_resources.md",
         "Resources of Triton's overlap_add and spectrum_head",
         "the launches of the AudioVAE's head (H 896, window 1280, hop 320) for 1 and 32 streams of "
@@ -66,7 +70,8 @@ OPS = {
         "the warps' shares; of overlap_add hops and columns; of inverse the same, depth and parts",
     ),
     "causal_conv": Op(
-        "run_triton_conv.py",
+        "conv_triton",
+        ({"mode": ""}, {"mode": "all"}),
         "triton_conv_resources.md",
         "Resources of Triton's convolutions and frame_embed",
         "the launches of 16 layers of VoxCPM's AudioVAE and VibeVoice's acoustic tokenizer for a "
@@ -76,7 +81,8 @@ OPS = {
         "width of the state's",
     ),
     "small": Op(
-        "run_triton_small.py",
+        "small_triton",
+        ({"everything": True},),
         "triton_small_resources.md",
         "Resources of Triton's norms, RoPE, cache writes, decode attention and linear",
         "the launches of the released shapes for 1 and 5 tokens, of wide rows and of every width "
@@ -84,7 +90,8 @@ OPS = {
         "rows, keys and D",
     ),
     "elementwise": Op(
-        "run_triton.py",
+        "elementwise_triton",
+        ({},),
         "triton_elementwise_resources.md",
         "Resources of Triton's flow_step and silu_mul",
         "both in every type. Blocks are elements",
@@ -95,20 +102,25 @@ OPS = {
 def compiled(op: Op) -> list[dict]:
     """What the compile test records of every launch, those of its fast form too."""
     with tempfile.TemporaryDirectory() as cache:
-        paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels", SCRIPTS)))
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "kernels")))
         environment = {**os.environ, "PYTHONPATH": paths, "TRITON_CACHE_DIR": cache}
         environment.pop("TRITON_INTERPRET", None)
-        output = ""
-        for mode in ([], ["all"]):
-            command = [sys.executable, str(SCRIPTS / op.script), "compile", *mode]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=True)
-            output += done.stdout
-    return parsed(output)
+        requests = [{"call": f"{SCENARIOS}.{op.module}:compile_all", "args": args} for args in op.calls]
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.ops.runners.worker"],
+            input="".join(json.dumps(request) + "\n" for request in requests),
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env=environment,
+            check=True,
+        )
+    return parsed(done.stdout)
 
 
 def parsed(text: str) -> list[dict]:
     """Lines of JSON, of every launch the last."""
-    lines = map(json.loads, text.splitlines())
+    lines = [line for line in map(json.loads, text.splitlines()) if line != {"end": True}]
     return list({(line["sm"], line["kernel"], line["launch"]): line for line in lines}.values())
 
 

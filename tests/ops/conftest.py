@@ -1,6 +1,40 @@
 import pytest
+import torch
 
 from mingcore.ops._core import backends, op
+from tests.ops.runners.workers import Workers, shared_folder
+
+try:
+    from mingcore import _cpu
+except ImportError:
+    ISAS: tuple[str, ...] = ()
+else:
+    ISAS = _cpu.isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Every instruction set that this build holds and this CPU runs, one after the other."""
+    before = _cpu.isa()
+    _cpu.set_isa(request.param)
+    yield request.param
+    _cpu.set_isa(before)
+
+
+@pytest.fixture(params=(1, 2))
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def workers(tmp_path_factory):
+    """The processes in which kernels are interpreted, compiled or emulated."""
+    made = Workers(tmp_path_factory.mktemp("workers"), shared_folder(tmp_path_factory.getbasetemp()))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -48,10 +48,10 @@ def checks(
 def make(name: str, *, device: str, dtype: torch.dtype, rows: bool, **change) -> dict:
     """Keyword arguments of the case `name`, or of it with some of its dimensions changed."""
     found = next(c for c in cases.for_op("flow_sample", large=True) if c.name == name)
-    return _prepared(replace(found, dims={**found.dims, **change}).make(device, dtype), rows)
+    return prepared(replace(found, dims={**found.dims, **change}).make(device, dtype), rows)
 
 
-def _prepared(kwargs: dict, rows: bool) -> dict:
+def prepared(kwargs: dict, rows: bool) -> dict:
     """With NaN for all noise that must not be read."""
     schedule, noise = kwargs["schedule"], kwargs["noise"].clone()
     noise[schedule.draws :] = math.nan
@@ -69,7 +69,7 @@ def run(kwargs: dict, backend: str) -> Tensor:
 
 
 def check_case(case: cases.Case, *, backend: str, device: str, dtype: torch.dtype, rows: bool):
-    kwargs = _prepared(case.make(device, dtype), rows)
+    kwargs = prepared(case.make(device, dtype), rows)
     with torch.no_grad():
         compare.check_op("flow_sample", kwargs, (run(kwargs, backend),))
 

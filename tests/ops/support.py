@@ -1,13 +1,18 @@
-"""What the tests of the ops share: random inputs, tolerances, and the flat arguments of a call."""
+"""What the tests of the ops share: random inputs, tolerances, the flat arguments of a call,
+and why an implementation does not take them."""
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import mingcore.ops as ops
+from mingcore.ops._core import backends
 from mingcore.ops._core.layouts import nan_poisoned
 from mingcore.ops._core.op import OPS, Op, flat_call
+from mingcore.ops._core.support import anywhere
 
 # max |a - b| / max |b| against the float64 loops, by the type that is computed and rounded in
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -58,3 +63,19 @@ def flat_arguments(op: str, kwargs: dict) -> dict:
     form, call = OPS[op], flat_call(op, (), kwargs)
     names = {} if isinstance(form, Op) else {target: result for result, target in form.writes.items()}
     return {name: call.args[names.get(name, name)] for name in form.names}
+
+
+def unsupported_reason(op: Op, backend: str, args: Sequence[Any], any_device: bool = False) -> str | None:
+    """For arguments in the order of the op's schema; any_device: tensors may be on any."""
+    assert backends.load(backend, op.family) is None
+    found = op.implementations[backend]
+    reason = found.support.check(op.first, anywhere, op._lists) if any_device else found.reason
+    return reason(dict(zip(op.names, args, strict=True)))
+
+
+def refusal(name: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
+    """Why `backend` does not take these arguments of the public function, on whatever device they are."""
+    call = flat_call(name, args, kwargs)
+    assert backends.load(backend, call.op.family) is None
+    found = call.op.implementations[backend]
+    return found.support.check(call.op.first, anywhere, call.op._lists)(call.args, call.renamed)

@@ -12,7 +12,7 @@ import resources_kept
 import resources_triton
 from mingcore.ops._core import launch
 from resources_kept import Taken
-from tests.native import triton_process
+from tests.ops.runners import triton
 
 resources = pytest.importorskip("resources")
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,7 +104,7 @@ def test_every_triton_kernel_is_kept_for_three_architectures_and_few_spill():
     for kernel in triton_kernels():
         assert {row["sm"] for row in rows if row["kernel"] == kernel} == {80, 90, 100}, kernel
     for row in rows:
-        assert row["usage"]["STACK"] <= triton_process.MOST_STACK and row["usage"]["LOCAL"] == 0, row
+        assert row["usage"]["STACK"] <= triton.MAX_STACK and row["usage"]["LOCAL"] == 0, row
     spilling = {op: sum(row["usage"]["STACK"] > 0 for row in content[op]["launches"]) for op in content}
     assert {op: n for op, n in spilling.items() if n} == SPILLING
     wide = [r for r in rows if r["kernel"] == "_grouped_gemm_kernel" and r["sm"] == 90]
@@ -132,7 +132,8 @@ def test_a_cuda_kernel_compiled_into_too_few_registers_is_caught(monkeypatch, tm
 
 def test_a_triton_kernel_compiled_into_too_few_registers_is_caught(tmp_path):
     pytest.importorskip("triton")
-    lines = triton_process.run("run_triton_small.py", tmp_path, None, "compile", "few", "64")
+    with triton.compiler("installed", tmp_path) as compiler:
+        lines = compiler("tests.ops.scenarios.small_triton:compile_all", everything=False, registers=64)
     worse = resources_triton.faults("small", lines)
     if worse is None:
         pytest.skip(f"what is kept was not made with Triton {lines[0]['triton']}")
@@ -140,4 +141,4 @@ def test_a_triton_kernel_compiled_into_too_few_registers_is_caught(tmp_path):
     assert spilled and all(line.startswith("sm_90 _linear_kernel") for line in spilled), worse
     assert worse[-1] == "if it is meant: python bench/resources_triton.py small --keep"
     with pytest.raises(AssertionError, match="spills"):
-        triton_process.held("small", lines)
+        triton.held("small", lines)
