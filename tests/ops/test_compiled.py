@@ -13,16 +13,13 @@ pytest.importorskip("cuda.bindings")
 
 from types import SimpleNamespace
 
+import resources
 from mingcore.errors import BackendError
 from mingcore.ops._core import launch
 from mingcore.ops._core import records as verified
+from resources import OPS, targets
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "bench"))
-
-import resources  # noqa: E402
-from resources import OPS, targets  # noqa: E402
-
 NVCC = shutil.which("nvcc")
 LONG = ("causal_conv",)  # seconds per target
 

@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ops.runners.protocol import ROOT, Worker
-
-sys.path.insert(0, str(ROOT / "bench"))
-
 import resources_triton
+from tests.ops.runners.protocol import ROOT, Worker
 
 VERSIONS = ("installed", "oldest")
 OLDEST = "3.6.0"
