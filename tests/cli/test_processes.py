@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import time
@@ -118,7 +119,8 @@ def test_help_is_instant_and_needs_no_pytorch(command, tmp_path):
     assert done.stdout.strip().endswith("[]"), done.stdout[-300:] + done.stderr
     seconds = []
     for _ in range(3):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*command, "--help"], capture_output=True, cwd=tmp_path, check=True)
-        seconds.append(time.monotonic() - start)
-    assert min(seconds) < 1.0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < 1.0  # of the processor: a busy machine makes no difference
