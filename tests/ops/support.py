@@ -69,7 +69,7 @@ def unsupported_reason(op: Op, backend: str, args: Sequence[Any], any_device: bo
     """For arguments in the order of the op's schema; any_device: tensors may be on any."""
     assert backends.load(backend, op.family) is None
     found = op.implementations[backend]
-    reason = found.support.check(op.first, anywhere, op._lists) if any_device else found.reason
+    reason = functools.partial(found.support.reason, op.first, anywhere) if any_device else found.reason
     return reason(dict(zip(op.names, args, strict=True)))
 
 
@@ -78,4 +78,4 @@ def refusal(name: str, backend: str, *args: Any, **kwargs: Any) -> str | None:
     call = flat_call(name, args, kwargs)
     assert backends.load(backend, call.op.family) is None
     found = call.op.implementations[backend]
-    return found.support.check(call.op.first, anywhere, call.op._lists)(call.args, call.renamed)
+    return found.support.reason(call.op.first, anywhere, call.args, call.renamed)

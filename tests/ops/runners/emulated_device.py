@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -49,8 +50,9 @@ def take_any_device() -> None:
     for each in op.OPS.values():
         if isinstance(each, op.Op) and "cuda" in each.implementations:
             found = each.implementations["cuda"]
-            reason = found.support.check(each.first, anywhere, each._lists)
-            each.implementations["cuda"] = replace(found, reason=reason)
+            fits = found.support.fits(each.first, anywhere, each._lists)
+            reason = partial(found.support.reason, each.first, anywhere)
+            each.implementations["cuda"] = replace(found, fits=fits, reason=reason)
 
 
 def run(op: str, name: str, dtypes: list[str], index: int) -> None:
