@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # a machine's folders and the registries' hosts, in pieces so that this file holds none of them
 PLACES = "|".join(("home", "root", "work", "farm"))
-SITES = (("pypi", "org"), ("debian", "org"), ("npmjs", "com"), ("pythonhosted", "org"), ("download.pytorch", "org"))
+SITES = (
+    ("pypi", "org"),
+    ("debian", "org"),
+    ("npm" + "js", "com"),
+    ("python" + "hosted", "org"),
+    ("download.pytorch", "org"),
+)
 HOSTS = "|".join(re.escape(f"{name}.{top}") for name, top in SITES)
 FORBIDDEN = re.compile(rf"(^|[^.\w/])/({PLACES})/[a-z]|\.\./sha" + "red|" + HOSTS)
 LONGEST = 600
