@@ -214,7 +214,7 @@ def test_compiled_functions_choose_when_they_run(backends, environment):
 def test_eager_calls_do_not_go_through_the_dispatcher(backends, monkeypatch):
     monkeypatch.setattr(SILU_MUL, "_torch_op", None)
     assert served() == "cpu"
-    monkeypatch.setattr(SILU_MUL, "_launch", None)
+    monkeypatch.setattr(SILU_MUL, "call", None)
     with pytest.raises(TypeError):
         served()
 

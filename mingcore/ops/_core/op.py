@@ -14,7 +14,7 @@
 
     def rms_norm(x, weight, eps, *, backend=None):                    # the public function
         ...checks...
-        return RMS_NORM(backend, x=x, weight=weight, eps=eps)
+        return RMS_NORM.call(backend, x=x, weight=weight, eps=eps)
 
 Arguments have their schema's names all the way down. `fake` gives results of the right shape and
 type without values: it is the shape rule of `torch.compile` and `torch.export`, and the allocator
@@ -78,11 +78,12 @@ class Implementation:
     flags: tuple[str, ...]
     packed: bool  # whether the op takes packed weights, whose packing the record vouches for too
     fits: Callable[[Mapping[str, Any]], bool] = field(repr=False)
+    fits_in_order: Callable[..., bool] = field(repr=False)  # the op's arguments, positional
     reason: Callable[..., str | None] = field(repr=False)  # why arguments do not fit
 
 
 class Op:
-    """An op: its schema, its results, and its implementations. Calling it runs the chosen one."""
+    """An op: its schema, its results, and its implementations. `call` runs the chosen one."""
 
     def __init__(
         self,
@@ -108,6 +109,7 @@ class Op:
         self.implementations: dict[str, Implementation] = {}
         self.public: Callable | None = None
         self.forget_choices()
+        self.call = _compiled_call(self)
         self._torch_op = _define(self, schema, self._fake)
         self.in_place = in_place
         if in_place is not None:
@@ -147,6 +149,7 @@ class Op:
                 flags=tuple(flags),
                 packed="str layout" in self.schema,
                 fits=support.fits(self.first, _DEVICE[backend], self._lists),
+                fits_in_order=support.fits(self.first, _DEVICE[backend], self._lists, self.names),
                 reason=partial(support.reason, self.first, _DEVICE[backend]),
             )
             self.forget_choices()
@@ -158,19 +161,6 @@ class Op:
         """Decorate the public function, which checks the caller's arguments and calls the op."""
         self.public = function
         return function
-
-    def __call__(self, backend: str | None = None, **args: Any) -> Any:
-        """Straight to the chosen implementation; through PyTorch's dispatcher while a graph is being
-        traced, and for tensors that are not plain data (fake, functional, meta)."""
-        x = args[self.first]
-        if is_compiling() or type(x) not in _PLAIN or (x.is_meta and not _meta_runs.get()):  # is_traced(x)
-            return self.traced(backend, args)
-        if x.is_cpu and not (backend or _probes or _watchers or backends.named_backends()):
-            # the usual call, as short as it can be: what `run` and `select` do
-            for chosen in self._cpu_chain or self.chain(x.device):
-                if chosen.fits(args):
-                    return self._launch(chosen, args)
-        return self.run(backend, args)
 
     def traced(self, backend: str | None, args: Mapping[str, Any]) -> Any:
         backends.check_backends(backend or "auto")
@@ -306,7 +296,8 @@ class InPlaceForm:
         self.public = function
         return function
 
-    def __call__(self, backend: str | None = None, **args: Any) -> None:
+    def call(self, backend: str | None = None, **args: Any) -> None:
+        """As `Op.call`."""
         if is_traced(args[self.first]):
             self.traced(backend, args)
         else:
@@ -435,6 +426,46 @@ def implementations() -> list[Implementation]:
     backends.load_all()
     found = [each for op in OPS.values() if isinstance(op, Op) for each in op.implementations.values()]
     return sorted(found, key=lambda each: (each.op, each.backend))
+
+
+def _compiled_call(op: Op) -> Callable[..., Any]:
+    """call(backend, *, <the schema's arguments>): straight to the chosen implementation; through
+    PyTorch's dispatcher while a graph is being traced, and for tensors that are not plain data
+    (fake, functional, meta).
+
+    The usual call, of CPU tensors when nobody names a backend, is `run` in one function made for
+    the op's arguments: no dict of them is built or unpacked, which takes a microsecond or two.
+    """
+    x, names = op.first, ", ".join(op.names)
+    by_name = ", ".join(f"{name}={name}" for name in op.names)
+    asked = inspect.signature(op.fake).parameters
+    wanted = [name for name in op.names if name in asked] if "_" in asked else op.names  # _ is **_
+    lines = [
+        f"def call(backend=None, *, {names}):",
+        f"    if compiling() or type({x}) not in plain or ({x}.is_meta and not meta_runs()):  # is_traced",
+        f"        return op.traced(backend, dict({by_name}))",
+        f"    if {x}.is_cpu and not (backend or probes or watchers or named_backends()):",
+        f"        for chosen in op._cpu_chain or op.chain({x}.device):",
+        f"            if chosen.fits_in_order({names}):",
+        "                if chosen.backend in returning:",
+        f"                    return chosen.function({by_name})",
+        f"                results = fake({', '.join(f'{name}={name}' for name in wanted)})",
+        *_launch_lines(op.results, by_name),
+        "                return results",
+        f"    return op.run(backend, dict({by_name}))",
+    ]
+    space = {"op": op, "fake": op.fake, "plain": _PLAIN, "probes": _probes, "watchers": _watchers}
+    space |= {"compiling": is_compiling, "meta_runs": _meta_runs.get, "returning": _RETURNING}
+    space["named_backends"] = backends.named_backends
+    exec("\n".join(lines), space)  # only the declaration's own names
+    return space["call"]
+
+
+def _launch_lines(results: tuple[str, ...], by_name: str) -> list[str]:
+    if len(results) == 1:
+        return [f"                chosen.function({by_name}, {results[0]}=results)"]
+    given = "".join(f", {name}=results[{i}]" for i, name in enumerate(results))
+    return [f"                chosen.function({by_name}{given})"]
 
 
 def _parsed(schema: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -57,40 +57,53 @@ class Support:
         found |= {name: frozenset(FLOAT32) for name in self.float32}
         return found | {name: frozenset(types) for name, types in self.types.items()}
 
-    def fits(self, first: str, device: DeviceRule, lists: tuple[str, ...] = ()) -> Callable[[Mapping[str, Any]], bool]:
+    def fits(
+        self, first: str, device: DeviceRule, lists: tuple[str, ...] = (), names: tuple[str, ...] = ()
+    ) -> Callable[..., bool]:
         """(arguments by name) -> whether they fit, as one expression made of the declaration: it takes
         a third of the time of a loop over it.
 
         first: the argument whose device is the call's. lists: arguments that are lists of tensors.
+        names: take these arguments in this order instead, and no results.
         """
         space = {"enabled": torch.is_grad_enabled, "S": torch.strided, "overlap": torch._debug_has_internal_overlap}
         space |= {"device": device, "layouts": self.layouts, "formats": self.formats, "rule": self.rule}
         place = "t.is_cpu" if device is on_cpu else "t.device == place"
-        terms = [] if device in (on_cpu, anywhere) else [f"device({first!r}, x) is None"]
-        terms += [f"get({name!r}) in {name}s" for name in ("layout", "format") if getattr(self, f"{name}s")]
+        every = ", ".join(f"{name}={name}" for name in names) or "**args"
 
-        def each(name: str, term: str) -> str:
+        def value(name: str) -> str:
+            return name if names else f"get({name!r})"
+
+        terms = [] if device in (on_cpu, anywhere) else [f"device({first!r}, {value(first)}) is None"]
+        terms += [f"{value(name)} in {name}s" for name in ("layout", "format") if getattr(self, f"{name}s")]
+
+        def each(name: str, term: str) -> None:
+            if names and name not in names:
+                return
             if name in lists:
-                return f"all({term} for t in get({name!r}))"
-            return f"((t := get({name!r})) is None or ({term}))"
+                terms.append(f"all({term} for t in {value(name)})")
+            else:
+                terms.append(f"((t := {value(name)}) is None or ({term}))")
 
         for i, (name, allowed) in enumerate(self.allowed().items()):
             space[f"A{i}"] = allowed
-            plain = f"t.dtype in A{i} and {place} and t.layout is S and not (grad and t.requires_grad)"
-            terms.append(each(name, plain))
+            each(name, f"t.dtype in A{i} and {place} and t.layout is S and not (grad and t.requires_grad)")
         if device is on_cpu and first not in self.allowed():
-            terms.append("x.is_cpu and x.layout is S")
-        dense = "not t.dim() or t.shape[-1] <= 1 or t.stride(-1) == 1"
-        terms += [each(name, dense) for name in self.dense_last]
-        terms += [each(name, "t.is_contiguous()") for name in self.contiguous]
-        terms += [each(name, "overlap(t) != 1") for name in self.disjoint]
+            terms.append(f"{value(first)}.is_cpu and {value(first)}.layout is S")
+        for name in self.dense_last:
+            each(name, "not t.dim() or t.shape[-1] <= 1 or t.stride(-1) == 1")
+        for name in self.contiguous:
+            each(name, "t.is_contiguous()")
+        for name in self.disjoint:
+            each(name, "overlap(t) != 1")
         for i, limit in enumerate(self.limits):
             space[f"L{i}"] = limit.of
-            terms.append(f"{limit.min_value} <= L{i}(**args) <= {limit.max_value}")
+            terms.append(f"{limit.min_value} <= L{i}({every}) <= {limit.max_value}")
         if self.rule is not None:
-            terms.append("rule(**args) is None")
-        lines = ["def fits(args):", " get, grad = args.get, enabled()", f" x = get({first!r})"]
-        lines += [" place = x.device"] if "place" in place else []
+            terms.append(f"rule({every}) is None")
+        lines = [f"def fits({', '.join(names) or 'args'}):", " grad = enabled()"]
+        lines += [] if names else [" get = args.get"]
+        lines += [f" place = {value(first)}.device"] if "place" in place else []
         # only the declaration's own names and numbers, nothing that a caller gives
         exec("\n".join([*lines, f" return {' and '.join(terms) or 'True'}"]), space)
         return space["fits"]

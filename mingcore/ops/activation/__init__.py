@@ -24,4 +24,4 @@ def silu_mul(gate_up: Tensor, *, backend: str | None = None) -> Tensor:
     if gate_up.dim() < 1 or gate_up.shape[-1] % 2:
         checks.fail("silu_mul", "gate_up", "[..., 2I]", list(gate_up.shape))
     checks.floating("silu_mul", "gate_up", gate_up)
-    return SILU_MUL(backend, gate_up=gate_up)
+    return SILU_MUL.call(backend, gate_up=gate_up)

@@ -57,7 +57,7 @@ def attention_prefill(
     if window is not None and not causal:
         checks.fail(op, "window", "None unless causal", window)
     window = checks.window(op, window)
-    return ATTENTION_PREFILL(backend, q=q, k=k, v=v, causal=causal, window=window, scale=_scale(q, scale))
+    return ATTENTION_PREFILL.call(backend, q=q, k=k, v=v, causal=causal, window=window, scale=_scale(q, scale))
 
 
 @ATTENTION_DECODE.public_function
@@ -96,7 +96,7 @@ def attention_decode(
             checks.device(op, q, name, t)
     _positions(op, q, positions)
     window = checks.window(op, window)
-    return ATTENTION_DECODE(
+    return ATTENTION_DECODE.call(
         backend,
         q=q,
         k_cache=k_cache,
@@ -133,7 +133,7 @@ def kv_write_(
         if tensor.device != k_cache.device:
             checks.device(op, k_cache, name, tensor)
     _positions(op, k, positions)
-    KV_WRITE(backend, k_cache=k_cache, v_cache=v_cache, k=k, v=v, positions=positions)
+    KV_WRITE.call(backend, k_cache=k_cache, v_cache=v_cache, k=k, v=v, positions=positions)
 
 
 def _heads(

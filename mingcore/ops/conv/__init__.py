@@ -148,7 +148,7 @@ def causal_conv1d(
     kind = stride, dilation, groups, left_pad, pad_mode
     args, outputs, offset = _conv_call("causal_conv1d", x, weight, bias, residual, *kind, acts, state, valid, last)
     context, lengths = (None, None) if state is None else (state.context, state.lengths)
-    y, *carried = CAUSAL_CONV1D(backend, **args, context=context, lengths=lengths, outputs=outputs)
+    y, *carried = CAUSAL_CONV1D.call(backend, **args, context=context, lengths=lengths, outputs=outputs)
     return y, ConvState(*carried, offset)
 
 
@@ -182,7 +182,7 @@ def causal_conv1d_(
     kind = stride, dilation, groups, left_pad, pad_mode
     rows = valid, last
     args, _, offset = _conv_call("causal_conv1d_", x, weight, bias, residual, *kind, acts, state, *rows, out)
-    CAUSAL_CONV1D.in_place(
+    CAUSAL_CONV1D.in_place.call(
         backend, **args, out=out, context=state.context, lengths=state.lengths, emitted=state.emitted
     )
     state.offset = offset
@@ -222,7 +222,7 @@ def causal_conv_transpose1d(
         "causal_conv_transpose1d", x, weight, bias, residual, *kind, acts, state, valid, last
     )
     context, lengths = (None, None) if state is None else (state.context, state.lengths)
-    y, *carried = CAUSAL_CONV_TRANSPOSE1D(backend, **args, context=context, lengths=lengths, outputs=outputs)
+    y, *carried = CAUSAL_CONV_TRANSPOSE1D.call(backend, **args, context=context, lengths=lengths, outputs=outputs)
     return y, ConvState(*carried)
 
 
@@ -252,7 +252,7 @@ def causal_conv_transpose1d_(
     kind = stride, dilation, groups, trim_right
     rows = valid, last
     args, _ = _transpose_call("causal_conv_transpose1d_", x, weight, bias, residual, *kind, acts, state, *rows, out)
-    CAUSAL_CONV_TRANSPOSE1D.in_place(
+    CAUSAL_CONV_TRANSPOSE1D.in_place.call(
         backend, **args, out=out, context=state.context, lengths=state.lengths, emitted=state.emitted
     )
     state.offset = 0

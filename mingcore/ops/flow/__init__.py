@@ -65,7 +65,7 @@ def flow_step(
     new float32 tensor. docs/model.md section 3. Raises InputError.
     """
     args = _step_call("flow_step", x, v_cond, v_null, dt, guidance, noise, noise_scale)
-    return FLOW_STEP(backend, **args)
+    return FLOW_STEP.call(backend, **args)
 
 
 @FLOW_STEP.in_place.public_function
@@ -82,7 +82,7 @@ def flow_step_(
 ) -> None:
     """`flow_step`, in place on x. Returns nothing."""
     args = _step_call("flow_step_", x, v_cond, v_null, dt, guidance, noise, noise_scale)
-    FLOW_STEP.in_place(backend, **args)
+    FLOW_STEP.in_place.call(backend, **args)
 
 
 def _step_call(
@@ -319,7 +319,7 @@ def flow_sample(
         guided = _any_guidance(guidance)
     dt, scale = head.steps(schedule)
     cos, sin = head.rope(1 + history.shape[1] + P)
-    return FLOW_SAMPLE(
+    return FLOW_SAMPLE.call(
         backend,
         condition=condition,
         history=history,

@@ -80,7 +80,7 @@ def linear(
         width = n // 2 if activation == "swiglu" else n
         if residual.shape != (*shape[:-1], width):
             checks.shape("linear", "residual", residual, "[..., N_out]", (*shape[:-1], width))
-    return LINEAR(
+    return LINEAR.call(
         backend,
         x=x,
         weight=matrix,
@@ -145,4 +145,4 @@ def grouped_gemm(x: Tensor, w: Tensor, offsets: Tensor, *, backend: str | None =
     checks.floating("grouped_gemm", "x", x)
     checks.floating("grouped_gemm", "w", w)
     checks.device("grouped_gemm", x, "w", w)
-    return GROUPED_GEMM(backend, x=x, w=w, offsets=offsets)
+    return GROUPED_GEMM.call(backend, x=x, w=w, offsets=offsets)

@@ -186,7 +186,7 @@ def moe_mlp(
         checks.device("moe_mlp", x, "experts", gate_up)
         checks.device("moe_mlp", x, "ids", ids)
         checks.device("moe_mlp", x, "weights", weights)
-    return MOE_MLP(
+    return MOE_MLP.call(
         backend,
         x=x,
         gate_up=gate_up,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._core.cases import LARGE, Baselines, Cost, Draw, baselines_of, case, cost_of
-from .._core.layouts import strided
+from .._core.layouts import strided, transposed
 from ..gemm.cases import takes_grouped_mm
 from ..routing.cases import expert_ids
 from . import pack_experts
@@ -35,14 +35,15 @@ def _moe(
     shared: int = 0,
     only: int | None = None,
     layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
+    routing_layout: Callable[[Tensor], Tensor] = torch.Tensor.contiguous,
     format: str | None = None,
 ) -> dict[str, Any]:
     packed = _experts(d, E, H, I, shared)
     args: dict[str, Any] = {
         "x": layout(d.normal(T, H)),
         "experts": (packed["gate_up"], packed["down"]),
-        "weights": d.weights(T, K),
-        "ids": expert_ids(d, T, K, E, only),
+        "weights": routing_layout(d.weights(T, K)),
+        "ids": routing_layout(expert_ids(d, T, K, E, only)),
     }
     if format:
         args["experts"] = pack_experts(**packed, format=format)
@@ -71,6 +72,8 @@ case("moe_mlp", "empty_groups", _moe, "edge", T=6, K=2, E=32, H=32, I=24, shared
 case("moe_mlp", "one_expert", _moe, "edge", T=3, K=1, E=1, H=16, I=8)
 case("moe_mlp", "no_tokens", _moe, "edge", T=0, K=2, E=4, H=16, I=8, shared=8)
 case("moe_mlp", "strided", _moe, "strided", T=5, K=2, E=4, H=40, I=24, layout=strided)
+case("moe_mlp", "strided_routing", _moe, "strided", T=5, K=2, E=4, H=40, I=24, routing_layout=transposed)
+case("moe_mlp", "strided_routing_t65", _moe, "strided", T=65, K=2, E=4, H=40, I=24, routing_layout=strided)
 for _format in ("int8", "int8_dyn", "fp8"):
     _f = {"format": _format}
     case("moe_mlp", f"{_format}_one_token", _moe, T=1, K=2, E=8, H=64, I=48, shared=64, **_f)

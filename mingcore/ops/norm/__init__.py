@@ -40,7 +40,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, backend: str | None = Non
     Raises InputError.
     """
     _check("rms_norm", x, weight)
-    return RMS_NORM(backend, x=x, weight=weight, eps=eps)
+    return RMS_NORM.call(backend, x=x, weight=weight, eps=eps)
 
 
 @ADD_RMS_NORM.public_function
@@ -53,7 +53,7 @@ def add_rms_norm(
         checks.shape("add_rms_norm", "residual", residual, "[..., H]", x.shape)
     if residual.dtype != x.dtype:
         checks.dtype("add_rms_norm", "residual", residual, x.dtype)
-    return ADD_RMS_NORM(backend, x=x, residual=residual, weight=weight, eps=eps)
+    return ADD_RMS_NORM.call(backend, x=x, residual=residual, weight=weight, eps=eps)
 
 
 @LAYER_NORM.public_function
@@ -62,7 +62,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, ba
     _check("layer_norm", x, weight)
     if bias is not None and bias.shape != weight.shape:
         checks.shape("layer_norm", "bias", bias, "[H]", weight.shape)
-    return LAYER_NORM(backend, x=x, weight=weight, bias=bias, eps=eps)
+    return LAYER_NORM.call(backend, x=x, weight=weight, bias=bias, eps=eps)
 
 
 def _check(op: str, x: Tensor, weight: Tensor) -> None:

@@ -50,7 +50,7 @@ def rope(
     B, T, heads, D = x.shape
     _angles("rope", x, cos, sin, B, T, D)
     rope_heads = _rope_heads("rope", rope_heads, heads)
-    return ROPE(backend, x=x, cos=cos, sin=sin, interleaved=interleaved, rope_heads=rope_heads)
+    return ROPE.call(backend, x=x, cos=cos, sin=sin, interleaved=interleaved, rope_heads=rope_heads)
 
 
 @QKV_ROPE.public_function
@@ -78,7 +78,7 @@ def qkv_rope(
         checks.fail("qkv_rope", "qkv", f"[B, T, {heads} * D]", [B, T, width])
     _angles("qkv_rope", qkv, cos, sin, B, T, width // heads)
     rope_heads = _rope_heads("qkv_rope", rope_heads, num_heads)
-    return QKV_ROPE(
+    return QKV_ROPE.call(
         backend,
         qkv=qkv,
         cos=cos,

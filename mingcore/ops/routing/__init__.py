@@ -47,7 +47,7 @@ def route_topk(
     checks.floating("route_topk", "logits", logits)
     if not 1 <= top_k <= logits.shape[1]:
         checks.fail("route_topk", "top_k", f"in 1..E = 1..{logits.shape[1]}", top_k)
-    return ROUTE_TOPK(backend, logits=logits, top_k=top_k, renormalize=renormalize)
+    return ROUTE_TOPK.call(backend, logits=logits, top_k=top_k, renormalize=renormalize)
 
 
 @SORT_BY_EXPERT.public_function
@@ -60,4 +60,4 @@ def sort_by_expert(ids: Tensor, num_experts: int, *, backend: str | None = None)
     checks.rank("sort_by_expert", "ids", ids, "[T, K]", 2)
     checks.dtype("sort_by_expert", "ids", ids, torch.int32)
     checks.positive("sort_by_expert", "num_experts", num_experts)
-    return SORT_BY_EXPERT(backend, ids=ids, num_experts=num_experts)
+    return SORT_BY_EXPERT.call(backend, ids=ids, num_experts=num_experts)

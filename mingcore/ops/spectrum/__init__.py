@@ -135,7 +135,7 @@ def frame_embed(samples: Tensor, weight: Tensor | PackedLinear, *, hop: int, bac
     matrix, layout, n, k = _matrix(op, samples, weight)
     if k != hop:
         checks.fail(op, "weight", f"[H, hop] with hop = {hop}", [n, k])
-    return FRAME_EMBED(backend, samples=samples, weight=matrix, hop=hop, layout=layout, n=n)
+    return FRAME_EMBED.call(backend, samples=samples, weight=matrix, hop=hop, layout=layout, n=n)
 
 
 @OVERLAP_ADD.public_function
@@ -161,7 +161,7 @@ def overlap_add(
     """
     args, outputs, skip = _overlap_call("overlap_add", frames, window, hop, state, last, valid)
     numerator, lengths = (None, None) if state is None else (state.numerator, state.lengths)
-    samples, *carried = OVERLAP_ADD(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
+    samples, *carried = OVERLAP_ADD.call(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
     return samples, OverlapState(*carried, skip)
 
 
@@ -183,7 +183,7 @@ def overlap_add_(
     """
     args, _, skip = _overlap_call("overlap_add_", frames, window, hop, state, last, valid, out)
     carried = {"numerator": state.numerator, "lengths": state.lengths, "emitted": state.emitted}
-    OVERLAP_ADD.in_place(backend, **args, out=out, **carried)
+    OVERLAP_ADD.in_place.call(backend, **args, out=out, **carried)
     state.skip = skip
 
 
@@ -209,7 +209,7 @@ def spectrum_head(
     """
     args, outputs, skip = _head_call("spectrum_head", hidden, weight, bias, window, hop, state, last, valid)
     numerator, lengths = (None, None) if state is None else (state.numerator, state.lengths)
-    samples, *carried = SPECTRUM_HEAD(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
+    samples, *carried = SPECTRUM_HEAD.call(backend, **args, numerator=numerator, lengths=lengths, outputs=outputs)
     return samples, OverlapState(*carried, skip)
 
 
@@ -230,7 +230,7 @@ def spectrum_head_(
     """`spectrum_head` into `out` [B, L] float32; `state` is changed in place."""
     args, _, skip = _head_call("spectrum_head_", hidden, weight, bias, window, hop, state, last, valid, out)
     carried = {"numerator": state.numerator, "lengths": state.lengths, "emitted": state.emitted}
-    SPECTRUM_HEAD.in_place(backend, **args, out=out, **carried)
+    SPECTRUM_HEAD.in_place.call(backend, **args, out=out, **carried)
     state.skip = skip
 
 
