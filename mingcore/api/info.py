@@ -6,7 +6,6 @@ or as JSON.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..config.devices import as_device, as_dtype
+from ..config.files import read_json
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError, InputError
 from ..model.headers import DTYPES, read_headers
@@ -151,12 +151,10 @@ def _headers(folder: Path) -> dict[str, Header]:
 
 
 def _config(path: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
+    config = read_json(path)
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{path} must hold a mapping, got {type(config).__name__}")
+    return config
 
 
 def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:

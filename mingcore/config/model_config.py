@@ -7,17 +7,17 @@ raise `CheckpointError` with the key's full name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
-from .rope import RopeConfig
+from .files import read_json
+from .rope import RopeConfig, require_known, rope_entries, rope_kind
 from .sections import Section, positive, positive_values, require
 
 SAMPLE_RATE = 16000
+QWEN2_THETA = 10000.0  # of Qwen2Config, whose defaults a backbone has for what it does not state
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class LLMConfig:
         require(act == "silu", f"llm_config.hidden_act must be 'silu', got {act!r}")
         sliding = s.get("use_sliding_window", bool, False)
         require(not sliding, "llm_config.use_sliding_window: the LLM has no window here")
-        experts = s.get("num_experts", int, 0)
+        experts = s.get("num_experts", int)
         intermediate = s.get("intermediate_size", int, 0)
         config = cls(
             vocab_size=s.get("vocab_size", int),
@@ -113,17 +113,12 @@ class LLMConfig:
             num_kv_heads=s.get("num_key_value_heads", int),
             head_dim=head_dim,
             rms_norm_eps=s.get("rms_norm_eps", float),
-            rope=RopeConfig.from_json(
-                s.get("rope_scaling", Mapping, None),
-                s.get("rope_theta", float),
-                head_dim,
-                s.get("max_position_embeddings", int, 2048),
-            ),
+            rope=RopeConfig.from_json(s, head_dim),
             intermediate_size=intermediate,
             num_experts=experts,
             num_shared_experts=s.get("num_shared_experts", int, 0),
             top_k=s.get("num_experts_per_tok", int, *(() if experts else (0,))),
-            moe_intermediate_size=s.get("moe_intermediate_size", int, intermediate),
+            moe_intermediate_size=s.get("moe_intermediate_size", int, *(() if experts else (0,))),
             norm_topk_prob=s.get("norm_topk_prob", bool, True),
             first_k_dense_replace=s.get("first_k_dense_replace", int, 0),
             multi_gate=s.get("multi_gate", bool, False),
@@ -193,9 +188,11 @@ class BackboneConfig:
         act = s.get("hidden_act", str, "silu")
         require(act == "silu", f"{s.name}.hidden_act must be 'silu', got {act!r}")
         require(s.get("is_causal", bool, True), f"{s.name}.is_causal must be true: the AudioVAE streams")
-        scaling = s.get("rope_scaling", Mapping, None)
-        kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
-        require(not scaling or kind == "default", f"{s.name}.rope_scaling must be null, got {dict(scaling or {})!r}")
+        theta, scaling = rope_entries(s, default_theta=QWEN2_THETA)
+        if scaling is not None:
+            kind = rope_kind(scaling)
+            require(kind == "default", f"{scaling.name} must be null, got {dict(scaling.values)!r}")
+            require_known(scaling)
         config = cls(
             hidden_size=s.get("hidden_size", int),
             num_layers=layers,
@@ -203,7 +200,7 @@ class BackboneConfig:
             num_kv_heads=s.get("num_key_value_heads", int),
             intermediate_size=s.get("intermediate_size", int),
             rms_norm_eps=s.get("rms_norm_eps", float, 1e-6),
-            rope_theta=s.get("rope_theta", float, 10000.0),
+            rope_theta=theta,
             windows=_windows(s, layers),
             name=s.name,
         )
@@ -367,11 +364,4 @@ class MingConfig:
     @classmethod
     def from_folder(cls, folder: str | Path) -> MingConfig:
         """From `config.json` in a checkpoint's folder."""
-        path = Path(folder) / "config.json"
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CheckpointError(f"{path} is missing") from None
-        except (ValueError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from None
-        return cls.from_json(values)
+        return cls.from_json(read_json(Path(folder) / "config.json"))

@@ -47,8 +47,8 @@ def load(
 
     Raises CheckpointError for a missing, truncated or corrupt file, a config that lacks or
     contradicts something, and tensors that are missing, unexpected or misshapen, with their keys;
-    strict=False warns of the latter and lists them in `load_report`. Values that are not finite
-    give a warning that names the tensor.
+    strict=False skips the unexpected ones, which one warning in the log and `load_report` name.
+    Values that are not finite are an error that names the tensor.
     """
     folder, device = Path(path), torch.device(device)
     if not folder.is_dir():
@@ -91,7 +91,7 @@ def from_source(
         source, lambda w: declare_parts(w, config, layers_on_demand=layers_on_demand), device=device, formats=formats
     )
     plan.require_complete(strict)
-    if check_memory and strict and not layers_on_demand:
+    if check_memory and not layers_on_demand:
         require_memory(plan, config)
     return MingModel(
         config=config,

@@ -6,7 +6,6 @@ headers alone; `read` then walks it once, in the order in which it is written do
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,10 @@ from torch import Tensor
 from ..errors import CheckpointError
 from ..ops._core.packing import FORMATS, QUANTISED
 from .formats import Formats
+from .parts import feature_of
 from .sources import Source
 
-SHOWN = 8
+SHOWN, SKIPPED_SHOWN = 8, 5
 T = TypeVar("T")
 
 
@@ -32,7 +32,6 @@ class LoadReport:
     unexpected: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
-    not_finite: list[str] = field(default_factory=list)
 
     @property
     def clean(self) -> bool:
@@ -41,7 +40,7 @@ class LoadReport:
     def lines(self) -> list[str]:
         """One line for each tensor that does not fit: its key, the shape expected and found."""
         return [
-            *(f"missing key {name} of shape {list(shape)}" for name, shape in self.missing.items()),
+            *(f"missing key {name} of shape {list(shape)}{_needed_by(name)}" for name, shape in self.missing.items()),
             *(
                 f"{name} must be {list(expected)}, got {list(found)}"
                 for name, (expected, found) in self.mismatched.items()
@@ -49,17 +48,29 @@ class LoadReport:
             *(f"unexpected key {name} of shape {list(shape)}" for name, shape in self.unexpected.items()),
         ]
 
+    def skipped(self) -> str:
+        """The unexpected tensors on one line: the first five by name, the others counted."""
+        names = list(self.unexpected)
+        more = f" and {len(names) - SKIPPED_SHOWN} more" if len(names) > SKIPPED_SHOWN else ""
+        what = "1 unexpected tensor" if len(names) == 1 else f"{len(names)} unexpected tensors"
+        return f"{what}: {', '.join(names[:SKIPPED_SHOWN])}{more}"
+
     def summary(self) -> str:
         lines = self.lines()
         more = f"; and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         return "; ".join(lines[:SHOWN]) + more
 
 
+def _needed_by(name: str) -> str:
+    feature = feature_of(name)
+    return f" (needed by {feature})" if feature else ""
+
+
 class Reader:
     """Tensors on a device, filled from a source. On the meta device nothing is read."""
 
-    def __init__(self, source: Source, device: torch.device, formats: Formats, report: LoadReport):
-        self.source, self.device, self.formats, self.report = source, device, formats, report
+    def __init__(self, source: Source, device: torch.device, formats: Formats):
+        self.source, self.device, self.formats = source, device, formats
         self._shared: dict[int, Any] = {}
 
     def dtype(self, role: str, keys: Sequence[str]) -> torch.dtype:
@@ -80,27 +91,16 @@ class Reader:
         return torch.empty(shape, dtype=dtype, device=self.device)
 
     def fill(self, key: str, dest: Tensor, entry: int | None = None) -> None:
-        """Read a tensor, or one entry of a stack, into `dest` of its shape; zeros where it lacks."""
-        if dest.device.type == "meta":
-            return
-        report = self.report
-        if key in report.missing or key in report.mismatched:
-            dest.zero_()  # only strict=False comes here
-        elif not self.source.fill(key, dest, entry) and key not in report.not_finite:
-            report.not_finite.append(key)
-            warnings.warn(
-                f"{self.source.what}: {key} holds values that are not finite (NaN or infinity, as {dest.dtype})",
-                stacklevel=2,
-            )
+        """Read a tensor, or one entry of a stack, into `dest` of its shape.
 
-    def require_finite(self, keys: Sequence[str], format: str) -> None:
-        """Raises CheckpointError where one of these was not: a quantised format cannot hold it."""
-        for key in keys:
-            if key in self.report.not_finite:
-                raise CheckpointError(
-                    f"{self.source.what}: {key} holds values that are not finite, "
-                    f"which {format} cannot; load it with weights='bf16' or 'fp32'"
-                )
+        Raises CheckpointError for values that are not finite: they would make every result NaN.
+        """
+        if dest.device.type == "meta" or self.source.fill(key, dest, entry):
+            return
+        narrow = "; what overflows float16 fits bfloat16 and float32" if dest.dtype == torch.float16 else ""
+        raise CheckpointError(
+            f"{self.source.what}: {key} holds values that are not finite (NaN or infinity, as {dest.dtype}){narrow}"
+        )
 
     def once(self, node: Shared[T]) -> T:
         if id(node) not in self._shared:
@@ -169,12 +169,9 @@ class Stacked(Declared[Tensor]):
         return dest
 
     def fill(self, reader: Reader, dest: Tensor) -> None:
-        """Into room that there is. Raises CheckpointError for what a quantised format cannot hold."""
+        """Into room that there is. Raises CheckpointError for values that are not finite."""
         for piece in self.pieces:
             reader.fill(piece.key, dest[piece.place], piece.entry)
-        format = reader.formats.of(self.role)
-        if format in QUANTISED:
-            reader.require_finite(self.keys, format)
 
 
 def read(value: Any, reader: Reader) -> Any:

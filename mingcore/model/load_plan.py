@@ -5,8 +5,8 @@ Made from headers alone, in one pass over what the modules declare; reading foll
 
 from __future__ import annotations
 
+import logging
 import math
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from .declared import LoadReport, Reader, read
 from .formats import Formats
 from .sources import Source
 
+logger = logging.getLogger(__name__)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 T = TypeVar("T")
 
@@ -99,13 +100,17 @@ class LoadPlan(Generic[T]):
                 self.report.unexpected[name] = self.source.shape(name)
 
     def require_complete(self, strict: bool = True) -> None:
-        """Raises CheckpointError with the keys that do not fit; warns of them if not strict."""
-        if self.report.clean:
-            return
-        message = f"{self.source.what} does not fit its config: {self.report.summary()}"
-        if strict:
-            raise CheckpointError(message)
-        warnings.warn(message, stacklevel=3)
+        """Raises CheckpointError with the keys that do not fit.
+
+        strict=False: tensors that nothing here uses are skipped, with one warning in the log.
+        """
+        report, what = self.report, self.source.what
+        if report.missing or report.mismatched or (strict and report.unexpected):
+            only_unexpected = not (report.missing or report.mismatched)
+            hint = "; strict=False (--no-strict) skips tensors that are not used" if only_unexpected else ""
+            raise CheckpointError(f"{what} does not fit its config: {report.summary()}{hint}")
+        if report.unexpected:
+            logger.warning("%s: skipped %s", what, report.skipped())
 
     def sizes(self, formats: Formats | None = None) -> Counter[tuple[str, str]]:
         """Bytes that stay in memory by (prefix of the names, format); formats: other ones."""
@@ -118,10 +123,10 @@ class LoadPlan(Generic[T]):
         """Read every tensor into its place and make the modules; on the meta device only the latter.
 
         Each tensor goes from the file straight into its place, in blocks of a few MiB; beside the
-        weights only one block, or the one matrix that is being packed, is ever in memory. Warns of
-        values that are not finite; raises CheckpointError for those that contradict the config.
+        weights only one block, or the one matrix that is being packed, is ever in memory. Raises
+        CheckpointError for values that are not finite and for those that contradict the config.
         """
-        reader = Reader(self.source, self.device, self.formats, self.report)
+        reader = Reader(self.source, self.device, self.formats)
         try:
             if self.device.type != "meta":
                 self._check_values()

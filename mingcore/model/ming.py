@@ -22,7 +22,7 @@ class MingModel:
     """The parts of Ming-UniAudio, the config they were built by, and the tokenizer if there is one.
 
     `load_report` says which tensors of the checkpoint are known to be unused, and with
-    strict=False what did not fit. `weights` is the format of the large matrices, `dtype` the type
+    strict=False which unknown ones were skipped. `weights` is the format of the large matrices, `dtype` the type
     of the others.
     """
 

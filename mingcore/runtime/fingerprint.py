@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ..model.headers import read_headers
+from ..model.headers import FileReader, read_headers
 
 # the encoder's last layer makes the latents; small, and different after any training
 _TENSORS = ("audio.encoder.fc3.weight", "audio.encoder.fc3.bias", "audio.decoder.fc1.weight")
@@ -18,15 +18,15 @@ def fingerprint(folder: Path) -> str:
     voices. Reads headers and less than a megabyte.
     """
     headers = read_headers(folder)
-    digest = hashlib.sha256()
+    digest, reader = hashlib.sha256(), FileReader()
     for name in _TENSORS:
         if name not in headers:
             continue
         info = headers[name]
-        with info.file.open("rb") as file:
-            file.seek(info.offset)
-            data = bytearray(file.read(info.nbytes))
+        data = bytearray(info.nbytes)
+        reader.read(info, 0, memoryview(data))
         tensor = torch.frombuffer(data, dtype=info.dtype).to(torch.bfloat16)
         digest.update(f"{name}{list(info.shape)}".encode())
         digest.update(tensor.view(torch.int16).numpy().tobytes())
+    reader.close()
     return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
+from ..config.files import read_json
 from ..errors import CheckpointError, InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -39,16 +40,17 @@ class Tokenizer:
         Raises CheckpointError when the file is damaged.
         """
         path = Path(folder) / "tokenizer.json"
-        if not path.is_file():
+        if not path.exists() and not path.is_symlink():
             return None
-        try:
-            text = path.read_text(encoding="utf-8")
-            content = json.loads(text)
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not a tokenizer ({error})") from None
+        content = read_json(path)
         if not isinstance(content, dict) or "model" not in content:
             raise CheckpointError(f"{path}: not a tokenizer (no entry 'model')")
-        return cls(_Tokenizer.from_str(text), str(path))
+        try:
+            return cls(_Tokenizer.from_str(json.dumps(content)), str(path))
+        except Exception as error:
+            if type(error) is not Exception:  # the library raises no narrower type
+                raise
+            raise CheckpointError(f"{path}: not a tokenizer ({error})") from None
 
     def special(self, name: str, task: str) -> int:
         """The id of the special token `name`; raises CheckpointError, naming `task`, where there is none."""

@@ -69,7 +69,9 @@ REQUIRED = [
     "llm_config.num_key_value_heads",
     "llm_config.rms_norm_eps",
     "llm_config.rope_theta",
+    "llm_config.num_experts",
     "llm_config.num_experts_per_tok",
+    "llm_config.moe_intermediate_size",
     "audio_tokenizer_config",
     "audio_tokenizer_config.enc_kwargs",
     "audio_tokenizer_config.enc_kwargs.backbone",
@@ -142,9 +144,13 @@ DEC = ("audio_tokenizer_config", "dec_kwargs")
         ((*LLM, "hidden_act"), "gelu", "hidden_act must be 'silu'"),
         ((*LLM, "use_sliding_window"), True, "use_sliding_window"),
         ((*LLM, "rope_scaling"), {"type": "llama3", "factor": 8}, "rope_scaling.factor has no"),
-        ((*LLM, "rope_scaling"), {"type": "longrope"}, "rope_scaling.type must be one of"),
+        ((*LLM, "rope_scaling"), {"type": "longrope"}, "the type of RoPE must be one of"),
         ((*LLM, "rope_scaling"), {"type": "linear"}, "rope_scaling.factor is required"),
-        ((*LLM, "rope_scaling"), {"type": "yarn", "factor": 0.5}, "factor must be at least 1"),
+        ((*LLM, "rope_scaling"), {"type": "yarn", "factor": 0.5}, "factor of RoPE must be at least 1"),
+        ((*LLM, "rope_scaling"), {"type": "3D", "scale": 2}, "has entries that are not known: scale"),
+        ((*LLM, "rope_scaling"), {"type": "3D", "rope_type": "linear"}, "must equal rope_type"),
+        ((*LLM, "rope_scaling"), {"type": "3D", "rope_theta": 1e4}, "must equal llm_config.rope_theta"),
+        ((*LLM, "rope_scaling"), {"type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1"),
         ((*LLM, "rope_scaling"), {"factor": 2.0}, "rope_scaling.rope_type is required"),
         ((*LLM, "rope_scaling"), {"type": "3D", "mrope_section": [16, 24]}, "has sections"),
         ((*LLM, "rms_norm_eps"), -1e-6, "rms_norm_eps must be positive"),
@@ -172,6 +178,86 @@ def test_contradictions(golden_config, path, value, message):
         section = section[parent]
     section[path[-1]] = value
     with pytest.raises(CheckpointError, match=message):
+        MingConfig.from_json(values)
+
+
+def rope_of(values, side):
+    config = MingConfig.from_json(values)
+    if side == "llm":
+        return config.llm.rope.theta, config.llm.rope.kind
+    backbone = getattr(config.audio, side)
+    return backbone.rope_theta, "default"
+
+
+SIDES = {"llm": LLM, "encoder": (*ENC, "backbone"), "decoder": (*DEC, "backbone")}
+
+
+def section_of(values, path):
+    for key in path:
+        values = values[key]
+    return values
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_rope_parameters_replace_theta_and_scaling(golden_config, side):
+    """transformers writes them from version 5 on; another theta than Qwen2's default, so that it shows."""
+    values = golden_config()
+    section = section_of(values, SIDES[side])
+    for key in ("rope_theta", "rope_scaling"):
+        section.pop(key, None)
+    scaling = {"rope_type": "3D", "mrope_section": [16, 24, 24]} if side == "llm" else {"rope_type": "default"}
+    section["rope_parameters"] = {"rope_theta": 123456.0, **scaling}
+    kind = "3d" if side == "llm" else "default"
+    assert rope_of(values, side) == (123456.0, kind)
+    # by type of layer, all the same; beside the old keys, where they agree
+    section["rope_parameters"] = {"full_attention": section["rope_parameters"]}
+    section.update(rope_theta=123456, rope_scaling={"type": "3D"} if side == "llm" else None)
+    if side == "llm":
+        section["rope_scaling"]["mrope_section"] = [16, 24, 24]
+    assert rope_of(values, side) == (123456.0, kind)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"rope_theta": 5e5, "rope_parameters": {"rope_theta": 6e5, "rope_type": "default"}},
+            "must equal .*rope_theta",
+        ),
+        ({"rope_parameters": {"rope_type": "default", "base": 1e4, "rope_theta": 1e4}}, "not known: base"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}, "rope_parameters"),
+        ({"rope_parameters": {"a": {"rope_theta": 1e4}, "b": {"rope_theta": 1e6}}}, "differ between a, b"),
+        ({"rope_parameters": {"rope_theta": "1e4"}}, "must be of type float"),
+        ({"rope_parameters": [1]}, "must be of type Mapping"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}},
+            "must agree with|must be null",
+        ),
+    ],
+)
+def test_rope_parameters_that_contradict(golden_config, side, changes, message):
+    values = golden_config()
+    section = section_of(values, SIDES[side])
+    for key in ("rope_theta", "rope_scaling"):
+        section.pop(key, None)
+    if "rope_theta" not in changes:
+        section["rope_theta"] = 10000.0
+    section.update(changes)
+    with pytest.raises(CheckpointError, match=message):
+        MingConfig.from_json(values)
+
+
+def test_rope_of_the_llm_has_no_default(golden_config):
+    values = golden_config()
+    del values["llm_config"]["rope_theta"]
+    values["llm_config"]["rope_parameters"] = {"rope_type": "3D"}
+    with pytest.raises(CheckpointError, match=r"llm_config.rope_parameters.rope_theta is required and missing"):
+        MingConfig.from_json(values)
+    values = golden_config()
+    values["llm_config"]["rope_scaling"] = {"type": "yarn", "factor": 2.0}
+    values["llm_config"].pop("max_position_embeddings", None)
+    with pytest.raises(CheckpointError, match="original_max_position_embeddings is required for type 'yarn'"):
         MingConfig.from_json(values)
 
 

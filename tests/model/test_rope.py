@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from mingcore.config.model_config import RopeConfig
+from mingcore.config.rope import RopeConfig
+from mingcore.config.sections import Section
 from mingcore.model.rope import Rope, ScaledRope
 
 CPU = torch.device("cpu")
@@ -13,7 +14,8 @@ D, THETA = 128, 600000.0
 
 
 def scaled(**values):
-    config = RopeConfig.from_json(values or None, THETA, D, 2048)
+    section = {"rope_theta": THETA, "rope_scaling": values or None, "max_position_embeddings": 2048}
+    config = RopeConfig.from_json(Section("llm_config", section), D)
     return ScaledRope(config, CPU)
 
 

@@ -17,6 +17,8 @@ from ..weights import Weights
 SemanticState = KVState
 EPS = 1e-5
 THETA = 10000.0
+# released checkpoints carry them; the reference does not use them either
+WHISPER_FRONT_END = ("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "positional_embedding")
 
 
 class WhisperBlock:
@@ -85,6 +87,8 @@ class Semantic:
     def declare(cls, w: Weights, config: AudioConfig, fc1: Declared[Linear]) -> Declared[Semantic]:
         """`w` is the decoder's view; fc1 is shared with the acoustic decoder."""
         H, heads, s = config.semantic_hidden, config.semantic_heads, w.sub("semantic_model")
+        for name in WHISPER_FRONT_END:
+            s.ignore(name, "Whisper's front end reads mel spectra; this module reads latents and rotates positions")
         return Build(
             cls,
             fc1,
