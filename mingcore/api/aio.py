@@ -62,10 +62,15 @@ class AsyncMingAudio:
         dtype: Any = None,
         weights: str | None = None,
         kernels: str | Path | None = None,
+        *,
+        adapter: Any = None,
+        revision: str | None = None,
+        strict: bool = True,
         **options: Any,
     ) -> AsyncMingAudio:
         """`MingAudio.from_pretrained`, which blocks; `options` are those of the class."""
-        ming = MingAudio.from_pretrained(name_or_path, device, dtype, weights, kernels)
+        found = {"adapter": adapter, "revision": revision, "strict": strict}
+        ming = MingAudio.from_pretrained(name_or_path, device, dtype, weights, kernels, **found)
         return cls(ming, **options)
 
     @property

@@ -7,6 +7,7 @@ or as JSON.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from ..model.headers import DTYPES, read_headers
 from ..model.memory_plan import MemoryPlan, make
 from ..model.parts import PARTS, part_of
 from ..model.sources import HeaderTensors
-from ..runtime.locate import bundled, find_folder
+from ..runtime.locate import HubId, bundled, find_folder, hub_errors, hub_id, not_on_hub
 from ..runtime.params import ContextParams
 
 _BYTES = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I16": 2}  # others: 1
@@ -40,16 +41,17 @@ class Header(NamedTuple):
         return math.prod(self.shape)
 
 
-def describe(name_or_path: str) -> dict[str, Any]:
+def describe(name_or_path: str, revision: str | None = None) -> dict[str, Any]:
     """The facts of a checkpoint, as JSON-ready data.
 
     Keys: `name`, `source`, `card` (of the checkpoint's config.json, {} when it has none), `warning`
     (None or one line), `parameters`, `active_parameters` (per generated token, with the experts
     that one token takes), `bytes`, `files`, `dtypes` {dtype: parameters}, `parts` [{part, tensors,
     parameters, bytes}], `dims` {part: {dim: value}}, `rates`, `tokenizer` and `voices`.
-    Raises InputError when nothing has that name, CheckpointError when the files are damaged.
+    revision: of a hub id: a branch, a tag or a commit. Raises InputError when nothing has that name, CheckpointError
+    when the files are damaged.
     """
-    source, config, headers, names = _read(name_or_path)
+    source, config, headers, names = _read(name_or_path, revision)
     parsed = MingConfig.from_json(config)
     parts = _parts(headers)
     dtypes = Counter()
@@ -87,6 +89,7 @@ def plan(
     minutes: Sequence[float] = (1.0,),
     context_seconds: float | None = None,
     context_format: str | None = None,
+    revision: str | None = None,
 ) -> MemoryPlan:
     """The memory that a checkpoint would need, by its headers; see `model.memory_plan`.
 
@@ -100,7 +103,7 @@ def plan(
             raise InputError(f"{name}: must be positive, got {', '.join(map(str, values))}")
     absent = device is not None and device.startswith("cuda") and not torch.cuda.is_available()
     where = torch.device("cuda") if absent else as_device(device)
-    source, config, headers, _ = _read(name_or_path)
+    source, config, headers, _ = _read(name_or_path, revision)
     parsed = MingConfig.from_json(config)
     for name, header in headers.items():
         if header.dtype not in DTYPES:
@@ -132,11 +135,13 @@ def _warning(card: Mapping[str, Any]) -> str | None:
     return None if note is None else str(note)
 
 
-def _read(name_or_path: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+def _read(name_or_path: str, revision: str | None) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
     """(source, config.json, tensor headers, file names)."""
     folder = find_folder(name_or_path)
     if folder is None:
-        return _read_hub(name_or_path)
+        return _read_hub(str(name_or_path), hub_id(str(name_or_path), revision))
+    if revision is not None:
+        raise InputError(f"revision: belongs to a hub id, checkpoint {str(name_or_path)!r} is a folder")
     return _read_folder(folder, "bundled" if name_or_path in bundled() else str(folder))
 
 
@@ -157,7 +162,7 @@ def _config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
+def _read_hub(name: str, found: HubId) -> tuple[str, Mapping[str, Any], dict[str, Header], list[str]]:
     """config.json, the list of files and each weight file's header, over the network.
 
     When the hub cannot be reached: of an earlier download in its cache.
@@ -165,33 +170,49 @@ def _read_hub(repo: str) -> tuple[str, Mapping[str, Any], dict[str, Header], lis
     import huggingface_hub as hub
     from huggingface_hub import errors
 
-    # the bases of HfHubHTTPError: the errors of the HTTP client that this version of the hub uses
-    unreachable = (OSError, ValueError, *errors.HfHubHTTPError.__bases__)
     try:
         api = hub.HfApi()
-        names = api.list_repo_files(repo)
-        config = _config(Path(hub.hf_hub_download(repo, "config.json")))
-        metadata = api.get_safetensors_metadata(repo)
-    except (*unreachable, errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
-        folder = _cached(repo)
+        names = _below(found, api.list_repo_files(found.repo, **found.options))
+        config = _config(Path(hub.hf_hub_download(found.repo, found.path("config.json"), **found.options)))
+        headers = _hub_headers(api, found, names)
+    except (*hub_errors(), errors.NotASafetensorsRepoError, errors.SafetensorsParsingError) as error:
+        folder = _cached(found)
         if folder is not None:
-            return _read_folder(folder, f"hub: {repo} (cached)")
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"checkpoint {repo!r}: no folder, no bundled name, and as a hub id: {reason}") from None
-    headers = {
+            return _read_folder(folder, f"hub: {name} (cached)")
+        raise not_on_hub(name, found, error) from None
+    return f"hub: {name}", config, headers, names
+
+
+def _below(found: HubId, names: Sequence[str]) -> list[str]:
+    start = "" if found.folder is None else f"{found.folder}/"
+    below = [name.removeprefix(start) for name in names if name.startswith(start)]
+    if not below:
+        raise InputError(f"checkpoint: the repository {found.repo} has no folder {found.folder}")
+    return below
+
+
+def _hub_headers(api: Any, found: HubId, names: Sequence[str]) -> dict[str, Header]:
+    if found.folder is None:
+        files = api.get_safetensors_metadata(found.repo, **found.options).files_metadata
+    else:
+        shards = [name for name in names if re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors", name)]
+        files = {
+            shard: api.parse_safetensors_file_metadata(found.repo, found.path(shard), **found.options)
+            for shard in shards
+        }
+    return {
         name: Header(tensor.dtype, tuple(tensor.shape), file)
-        for file, part in metadata.files_metadata.items()
+        for file, part in files.items()
         for name, tensor in part.tensors.items()
     }
-    return f"hub: {repo}", config, headers, names
 
 
-def _cached(repo: str) -> Path | None:
+def _cached(found: HubId) -> Path | None:
     """The folder of an earlier download, if its config.json is there."""
     import huggingface_hub as hub
 
-    found = hub.try_to_load_from_cache(repo, "config.json")
-    return Path(found).parent if isinstance(found, str) else None
+    path = hub.try_to_load_from_cache(found.repo, found.path("config.json"), **found.options)
+    return Path(path).parent if isinstance(path, str) else None
 
 
 def _parts(headers: Mapping[str, Header]) -> list[dict[str, Any]]:

@@ -42,9 +42,9 @@ class MingAudio(Codec):
     Input audio is a path, "-" (standard input), bytes, a binary file object, or (samples, rate).
     """
 
-    def __init__(self, model: Any, folder: Path | None = None):
+    def __init__(self, model: Any, folder: Path | None = None, adapters: Sequence[Path] = ()):
         self.model, self.folder = model, folder
-        self._fingerprint = "" if folder is None else fingerprint(folder)
+        self._fingerprint = "" if folder is None else fingerprint(folder, adapters)
         self._default_voice: Voice | None = None
 
     @classmethod
@@ -55,26 +55,33 @@ class MingAudio(Codec):
         dtype: str | torch.dtype | None = None,
         weights: str | None = None,
         kernels: str | Path | None = None,
+        *,
+        adapter: str | Path | Sequence[str | Path] | None = None,
+        revision: str | None = None,
+        strict: bool = True,
     ) -> "MingAudio":
-        """Loads a folder, a hub id ("owner/name") or a bundled checkpoint ("tiny").
+        """Loads a folder, a hub id ("owner/name", "owner/name@revision") or a bundled checkpoint ("tiny").
 
         device: by default a GPU if there is one. weights: the format of the large matrices: "fp32", "fp16", "bf16",
         or quantised while they are read: "int8", "int8_dyn" (activations too; the fastest on a CPU) or "fp8"; by
         default that of `dtype`. dtype: of weights that are not quantised; by default float32 on a CPU, bfloat16 on a
         GPU and beside quantised ones. kernels: a bundle that `mingcore compile` made for this checkpoint and GPU;
-        then nothing is compiled, and `stats.kernels` of every request says so.
+        then nothing is compiled, and `stats.kernels` of every request says so. adapter: a LoRA adapter of PEFT (a
+        folder or a hub id), or several, merged in this order while the weights are read. revision: of a hub id: a
+        branch, a tag or a commit. strict: False skips tensors that nothing uses, with one warning in the log.
 
         Raises InputError when there is no such checkpoint or device, CheckpointError when its files are damaged,
         NotEnoughMemory when it does not fit, KernelBundleError, with the reason, when the bundle does not fit.
         """
         device, dtype = as_device(device), as_dtype(dtype)
-        folder = locate(name_or_path)
+        folder = locate(name_or_path, revision)
+        adapters = [locate(each, kind="adapter") for each in _adapters(adapter)]
         if kernels is not None and device.type != "cuda":
             raise InputError(f"kernels: a bundle holds kernels of a GPU, the device is {device}")
-        model = load(folder, device=device, dtype=dtype, weights=weights)
+        model = load(folder, device=device, dtype=dtype, weights=weights, strict=strict, adapters=adapters)
         if kernels is not None:
             install_bundle(kernels, model)
-        return cls(model, folder)
+        return cls(model, folder, adapters)
 
     def voice(self, audio: Any, transcript: str = "", *, seed: int = 0) -> Voice:
         """A reference voice for `tts`: a recording, encoded, and its transcript.
@@ -326,3 +333,13 @@ for _stream, _request, _piece in (
 def _check_text(name: str, text: Any) -> None:
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{name}: must be a text that is not empty, got {text!r}")
+
+
+def _adapters(adapter: str | Path | Sequence[str | Path] | None) -> list[str | Path]:
+    if adapter is None:
+        return []
+    if isinstance(adapter, str | Path):
+        return [adapter]
+    if not isinstance(adapter, Sequence):
+        raise InputError(f"adapter: must be a path, a hub id or several, got {type(adapter).__name__}")
+    return list(adapter)

@@ -10,6 +10,7 @@ import typer
 from ..errors import InputError
 from . import terminal
 from .options import (
+    Adapter,
     Audio,
     Backend,
     Device,
@@ -19,8 +20,10 @@ from .options import (
     Json,
     Model,
     Quiet,
+    Revision,
     Sample,
     Seed,
+    Strict,
     Subtype,
     Weights,
     loaded,
@@ -43,6 +46,9 @@ def encode(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -54,7 +60,8 @@ def encode(
     from . import pipes
 
     target = pipes.output(audio, out, "latents.safetensors")
-    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights) as ming:
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights, **which) as ming:
         frames = pipes.encode(
             ming, audio, target, format=format, rate=rate, channels=channels, sample=sample, seed=seed
         )
@@ -75,6 +82,9 @@ def decode(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -88,7 +98,10 @@ def decode(
 
     target = pipes.output(latents, out, "decoded.wav")
     frames = None if latents == "-" else load_latents(latents)
-    with loaded(model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights) as ming:
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, target, format, subtype, weights=weights, **which
+    ) as ming:
         if frames is not None:
             result = save([ming.decode(frames)], ming.sample_rate, target, format, subtype)
         else:
@@ -108,6 +121,9 @@ def roundtrip(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -124,7 +140,10 @@ def roundtrip(
         check_writable(plot, "pcm")
     if out == "-":
         raise InputError("output: standard output has the report; name a file")
-    with loaded(model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights) as ming:
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(
+        model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights, **which
+    ) as ming:
         trip = ming.roundtrip(audio, sample=sample, seed=seed)
     if out is not None:
         write_audio(out, trip.reconstruction, trip.sample_rate, format=format, subtype=subtype)

@@ -22,6 +22,7 @@ from . import compile as compile_command
 from . import profile as profile_command
 from . import terminal
 from .options import (
+    Adapter,
     Audio,
     Backend,
     Checkpoint,
@@ -40,9 +41,11 @@ from .options import (
     Model,
     Out,
     Quiet,
+    Revision,
     Seed,
     Steps,
     Stream,
+    Strict,
     Subtype,
     Temperature,
     Text,
@@ -89,6 +92,9 @@ def tts(
     dtype: Dtype = None,
     weights: Weights = None,
     kernels: Kernels = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -96,8 +102,19 @@ def tts(
     """Speak TEXT, in the checkpoint's voice or in that of a recording."""
     words = terminal.read_text(text)
     target, container = ("-", format or "pcm") if stream else (out, format)
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
-        model, device, dtype, backend, quiet or as_json, target, container, subtype, weights=weights, kernels=kernels
+        model,
+        device,
+        dtype,
+        backend,
+        quiet or as_json,
+        target,
+        container,
+        subtype,
+        weights=weights,
+        kernels=kernels,
+        **which,
     ) as ming:
         speaker: Any = voice
         if voice is not None and voice not in ming.voices and Path(voice).suffix != ".safetensors":
@@ -142,12 +159,16 @@ def asr(
     dtype: Dtype = None,
     weights: Weights = None,
     kernels: Kernels = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
-    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels) as ming:
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels, **which) as ming:
         parts = []
         for part in ming.transcribe_stream(
             audio, instruction, language=language, max_new_tokens=max_tokens, temperature=temperature, seed=seed
@@ -187,6 +208,9 @@ def edit(
     dtype: Dtype = None,
     weights: Weights = None,
     kernels: Kernels = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -196,6 +220,7 @@ def edit(
         raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
     change = terminal.read_text(instruction)
     target, container = ("-", format or "pcm") if stream else (out, format)
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
         model,
         device,
@@ -208,6 +233,7 @@ def edit(
         weights=weights,
         kernels=kernels,
         task="edit",
+        **which,
     ) as ming:
         with terminal.progress("editing", quiet, max_seconds) as progress:
             chunks = ming.edit_stream(
@@ -248,6 +274,7 @@ def info(
     weights: Weights = None,
     device: Device = None,
     dtype: Dtype = None,
+    revision: Revision = None,
     as_json: Json = False,
 ) -> None:
     """Describe a checkpoint, or plan its memory, by reading headers only."""
@@ -264,13 +291,14 @@ def info(
             minutes=minutes or (1, 10, 60),
             context_seconds=context_seconds,
             context_format=context_format,
+            revision=revision,
         )
         if as_json:
             terminal.emit(made.as_dict())
         else:
             show_plan(made)
         return
-    found = facts.describe(checkpoint)
+    found = facts.describe(checkpoint, revision)
     if as_json:
         terminal.emit(found)
     else:

@@ -39,6 +39,13 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")]
 Weights = Annotated[str | None, typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8")]
 Kernels = Annotated[str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")]
+Adapter = Annotated[
+    list[str] | None, typer.Option(help="a LoRA adapter (PEFT), folder or hub id, to merge in; repeat it")
+]
+Revision = Annotated[str | None, typer.Option(help="of a hub id: a branch, a tag or a commit")]
+Strict = Annotated[
+    bool, typer.Option("--strict/--no-strict", help="refuse a checkpoint with tensors that are not used")
+]
 Backend = Annotated[
     str | None, typer.Option(help="of every op: reference, cpu, triton, cuda, flash, or several in order")
 ]
@@ -61,6 +68,9 @@ def loaded(
     *,
     weights: str | None = None,
     kernels: str | None = None,
+    adapter: list[str] | None = None,
+    revision: str | None = None,
+    strict: bool = True,
     task: str | None = None,
 ) -> Iterator[MingAudio]:
     """The loaded checkpoint, with the chosen backend; `target` is checked before anything is loaded.
@@ -76,7 +86,16 @@ def loaded(
     if target is not None:
         check_writable(target, container, subtype)
     with use_backend(backend) if backend is not None else nullcontext():
-        ming = MingAudio.from_pretrained(model, device=device, dtype=dtype, weights=weights, kernels=kernels)
+        ming = MingAudio.from_pretrained(
+            model,
+            device=device,
+            dtype=dtype,
+            weights=weights,
+            kernels=kernels,
+            adapter=adapter or None,
+            revision=revision,
+            strict=strict,
+        )
         yield ming
     warning = None if ming.folder is None else facts.card_warning(ming.folder, task)
     if warning:

@@ -10,7 +10,23 @@ import typer
 
 from ..errors import InputError
 from . import terminal
-from .options import Backend, Device, Dtype, Guidance, Json, MaxTokens, Model, Quiet, Seed, Steps, Weights, loaded
+from .options import (
+    Adapter,
+    Backend,
+    Device,
+    Dtype,
+    Guidance,
+    Json,
+    MaxTokens,
+    Model,
+    Quiet,
+    Revision,
+    Seed,
+    Steps,
+    Strict,
+    Weights,
+    loaded,
+)
 
 if TYPE_CHECKING:
     from ..api.ming_audio import MingAudio
@@ -35,6 +51,9 @@ def profile(
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
     backend: Backend = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -55,7 +74,8 @@ def profile(
         raise InputError("AUDIO: is missing; --task asr takes an audio file")
     seed = draw_seed(seed)
     perfetto.check_writable(out)
-    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights) as ming:
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, **which) as ming:
         if task == "tts":
             text = SENTENCE if request is None else terminal.read_text(request)
             options = {"steps": steps, "guidance": guidance, "max_seconds": max_seconds}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from ..config.model_config import MingConfig
 from ..errors import CheckpointError
 from ..text.prompts import Tokenizer
+from .adapters import MergedTensors, merged
 from .formats import resolve, unsupported_reason
 from .headers import read_headers
 from .memory_plan import require_memory
@@ -30,6 +32,7 @@ def load(
     activation_dtype: torch.dtype | None = None,
     layers_on_demand: bool = False,
     check_memory: bool = True,
+    adapters: Sequence[str | Path] = (),
 ) -> MingModel:
     """Load a checkpoint folder in the official layout (docs/model.md section 6).
 
@@ -41,6 +44,8 @@ def load(
     widened as they are read) and dtype on a GPU. Weights go from the file straight into their
     place: memory peaks at the weights and the one matrix in hand. layers_on_demand: those of the
     language model are read at every pass, and dropped: for a look at a model that does not fit.
+
+    adapters: folders of LoRA adapters, merged in this order (`adapters.read_adapter`).
 
     check_memory: raise NotEnoughMemory, before anything is read, where the weights and a request of
     one minute will not fit in what the device has left (`memory_plan.require_memory`).
@@ -54,7 +59,7 @@ def load(
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no folder: a checkpoint is one with a config.json")
     config = MingConfig.from_folder(folder)
-    source = FileTensors(read_headers(folder), str(folder))
+    source = merged(FileTensors(read_headers(folder), str(folder)), adapters)
     return from_source(
         source,
         config,
@@ -91,6 +96,11 @@ def from_source(
         source, lambda w: declare_parts(w, config, layers_on_demand=layers_on_demand), device=device, formats=formats
     )
     plan.require_complete(strict)
+    if isinstance(source, MergedTensors):
+        idle = sorted(source.changed & set(plan.report.unused))
+        if idle:
+            logger.warning("%s: an adapter changes %s, which is not used", source.what, ", ".join(idle[:5]))
+        plan.report.merged = {str(adapter.folder): len(adapter.names) for adapter in source.adapters}
     if check_memory and not layers_on_demand:
         require_memory(plan, config)
     return MingModel(

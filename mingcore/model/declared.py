@@ -32,6 +32,7 @@ class LoadReport:
     unexpected: dict[str, tuple[int, ...]] = field(default_factory=dict)
     mismatched: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, int] = field(default_factory=dict)  # adapter -> how many tensors it changed
 
     @property
     def clean(self) -> bool:

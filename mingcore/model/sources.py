@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -11,6 +12,25 @@ from ..errors import CheckpointError
 from .headers import FileReader, TensorInfo
 
 BLOCK_BYTES = 8 << 20
+
+
+class Source(Protocol):
+    """Named tensors that are read one by one; `what` names the checkpoint in errors."""
+
+    what: str
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def names(self) -> Iterable[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> torch.dtype: ...
+
+    def fill(self, name: str, dest: Tensor, index: int | None = None) -> bool:
+        """Read `name`, or entry `index` of it, into `dest` of its shape -> whether all values are finite."""
+
+    def close(self) -> None: ...
 
 
 class FileTensors:
@@ -34,7 +54,7 @@ class FileTensors:
         return self.infos[name].dtype
 
     def fill(self, name: str, dest: Tensor, index: int | None = None) -> bool:
-        """Read `name`, or entry `index` of it, into `dest` of its shape -> whether all values are finite."""
+        """As of any `Source`; in blocks of a few MiB."""
         info = self.infos[name]
         flat, width = dest.view(-1), info.dtype.itemsize
         position = 0 if index is None else index * flat.numel() * width
@@ -121,6 +141,3 @@ class HeaderTensors:
 
     def close(self) -> None:
         pass
-
-
-Source = FileTensors | DictTensors | HeaderTensors

@@ -1,32 +1,35 @@
 """Which audio tokenizer a checkpoint has, as a short name: latents of another mean nothing."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..model.headers import FileReader, read_headers
+from ..model.adapters import merged
+from ..model.headers import read_headers
+from ..model.sources import FileTensors
 
 # the encoder's last layer makes the latents; small, and different after any training
 _TENSORS = ("audio.encoder.fc3.weight", "audio.encoder.fc3.bias", "audio.decoder.fc1.weight")
 
 
-def fingerprint(folder: Path) -> str:
+def fingerprint(folder: Path, adapters: Sequence[Path] = ()) -> str:
     """16 hexadecimal digits of the tokenizer's weights, rounded to bfloat16.
 
     So a converted copy of a checkpoint, and one that was tuned behind the tokenizer, keep their
-    voices. Reads headers and less than a megabyte.
+    voices. adapters: folders of those that were merged in. Reads headers and less than a megabyte,
+    and merges the tensors in question.
     """
-    headers = read_headers(folder)
-    digest, reader = hashlib.sha256(), FileReader()
+    source = merged(FileTensors(read_headers(folder), str(folder)), adapters)
+    digest = hashlib.sha256()
     for name in _TENSORS:
-        if name not in headers:
+        if name not in source:
             continue
-        info = headers[name]
-        data = bytearray(info.nbytes)
-        reader.read(info, 0, memoryview(data))
-        tensor = torch.frombuffer(data, dtype=info.dtype).to(torch.bfloat16)
-        digest.update(f"{name}{list(info.shape)}".encode())
+        tensor = torch.empty(source.shape(name), dtype=source.dtype(name))
+        source.fill(name, tensor)
+        tensor = tensor.to(torch.bfloat16)
+        digest.update(f"{name}{list(tensor.shape)}".encode())
         digest.update(tensor.view(torch.int16).numpy().tobytes())
-    reader.close()
+    source.close()
     return digest.hexdigest()[:16]
