@@ -144,7 +144,8 @@ class MingAudio(Codec):
     ) -> SpeechRequest:
         """The checked request of `tts`, `tts_stream` and `tts_batch`.
 
-        voice: a Voice, a voice file, or a name in `voices`; None is the checkpoint's default. steps, guidance,
+        voice: a Voice, a voice file, or a name in `voices`; None is the checkpoint's default, and where it brings
+        none (released ones) a voice of the model's choice, which all segments of a text share. steps, guidance,
         temperature, sigma: of the flow sampler. noise: the order in which its noise is drawn, "reference" or
         "per_request", which does not depend on device or batch. min_seconds: the earliest end (None: 1.8 s, as
         trained). max_seconds: the latest end (None: several times the expected duration). normalize: numbers, dates
@@ -287,6 +288,8 @@ class MingAudio(Codec):
     def _voice_latents(self, voice: Voice | str | Path | None) -> tuple[Tensor, str]:
         """(latents [1, n·P, 64] on the device, transcript) of a Voice, a voice file or a known name."""
         voice = self._resolve_voice(voice)
+        if voice is None:
+            return torch.zeros(1, 0, self.model.config.latent_dim, device=self.device), ""
         if voice.checkpoint and self._fingerprint and voice.checkpoint != self._fingerprint:
             raise InputError(
                 f"voice: was made with another checkpoint ({voice.checkpoint}), this one is {self._fingerprint}"
@@ -294,13 +297,13 @@ class MingAudio(Codec):
         latents = self._latents("voice", voice.latents)
         return prefill.whole_patches(self.model, latents), voice.transcript
 
-    def _resolve_voice(self, voice: Voice | str | Path | None) -> Voice:
+    def _resolve_voice(self, voice: Voice | str | Path | None) -> Voice | None:
         if isinstance(voice, Voice):
             return voice
         if voice is None:
             if self._default_voice is None:
                 if "default" not in self.voices:
-                    raise InputError("voice: this checkpoint brings none; make one with `voice`")
+                    return None
                 self._default_voice = Voice.load(self.folder / "voices" / "default.safetensors")
             return self._default_voice
         if not isinstance(voice, str | Path):

@@ -221,7 +221,12 @@ class AudioPrefill:
         self._parts.append(self._runner.encode_audio(self._model, part, self.state))
 
     def result(self) -> EncodedAudio:
-        """What has been encoded, once all chunks have been run."""
+        """What has been encoded, once all chunks have been run; of no audio nothing, and an empty state."""
+        if self.state is None:
+            self.state = self._make_state()
+        if not self._parts:
+            hidden = self._model.config.llm.hidden_size
+            return EncodedAudio(torch.zeros(1, 0, hidden, device=self._model.llm.device), self.state)
         return EncodedAudio(_joined(self._parts), self.state)
 
 

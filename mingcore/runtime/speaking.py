@@ -15,7 +15,7 @@ from ..results import Speech
 from ..text import prompts
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
-from .prefill import ALONE, AudioPrefill, EncodedAudio, Prefill, PrefillResult, PrefillTarget, PromptPrefill
+from .prefill import ALONE, AudioPrefill, EncodedAudio, Prefill, PrefillResult, PrefillTarget, PromptPrefill, patches_of
 from .task import Patch, Progress, Segment, new_meter, patch_seconds, speech_of
 
 # a run that never stops ends after this many times what its text should take, and a bit
@@ -24,7 +24,8 @@ LIMIT_FACTOR, LIMIT_EXTRA_SECONDS = 4.0, 5.0
 
 @dataclass(frozen=True)
 class SpeechRequest:
-    """`texts`: the segments with how many seconds each should take. `latents` [1,n·P,C]: the voice.
+    """`texts`: the segments with how many seconds each should take. `latents` [1,n·P,C]: the voice,
+    of no patches where there is none: then the model chooses a voice, and keeps it over segments.
 
     `min_seconds`, `max_seconds`: of the whole, None for the defaults.
     """
@@ -53,6 +54,7 @@ class Speaking:
         self._gap = np.zeros(0, np.float32)
         self._ended_by, self._next = "stop", 0
         self._voice: EncodedAudio | None = None  # of a context that is kept over segments
+        self._first: list[np.ndarray] = []  # the sound of the first segment: the voice of those that follow
         self._last_latents: Tensor | None = None  # the last patch of a segment, which the kept context lacks
 
     def next_segment(self) -> Segment | None:
@@ -67,11 +69,21 @@ class Speaking:
             self.stats.ended_by = self._ended_by
             return None
         self._next += 1
-        frames = self.request.latents.shape[1]
-        patches = frames // self.model.config.patch_frames
         text, transcript = self.request.texts[i][0], self.request.transcript
+        if self._own_voice:
+            patches, transcript = patches_of(self.model, self._first_samples()), self.request.texts[0][0]
+        else:
+            patches = self.request.latents.shape[1] // self.model.config.patch_frames
         prompt = prompts.tts_prompt(self.model.tokenizer, text, transcript, patches)
-        return Segment(prompt, limits, audio_frames=frames)
+        return Segment(prompt, limits, audio_frames=patches * self.model.config.patch_frames)
+
+    @property
+    def _own_voice(self) -> bool:
+        """Whether a segment is spoken in the voice of the first one, as the request brings none."""
+        return self.request.latents.shape[1] == 0 and len(self._first) > 0 and not self.request.context.keep
+
+    def _first_samples(self) -> Tensor:
+        return torch.from_numpy(np.concatenate(self._first))[None].to(self.model.llm.device)
 
     def prefill(self, segment: Segment, target: PrefillTarget = ALONE) -> Prefill:
         """See `Task`.
@@ -86,16 +98,17 @@ class Speaking:
         def voice() -> EncodedAudio:
             return self._voice or audio.result()
 
+        heard = {"samples": self._first_samples(), "noise": self.noise} if self._own_voice else {"latents": latents}
         audio = AudioPrefill(
             model,
-            lambda: request.context.state(model, latents.shape[1] + expected * frames),
-            latents=latents,
+            lambda: request.context.state(model, segment.audio_frames + expected * frames),
+            **heard,
             target=target,
         )
         prompt = PromptPrefill(
             model,
             segment.prompt,
-            lambda: [voice().projected],
+            lambda: [voice().projected] if segment.audio_frames else [],
             audio_router=False,
             expected_tokens=expected,
             target=target,
@@ -104,7 +117,9 @@ class Speaking:
         def result() -> PrefillResult:
             self.stats.segments += 1
             self.stats.prompt_tokens += len(segment.prompt.ids)
-            found, history = voice(), latents[:, -frames:]
+            found, history = voice(), audio.latents[:, -frames:]
+            if history.shape[1] == 0:
+                history = latents.new_zeros(1, frames, latents.shape[2])
             if request.context.keep:
                 self._voice = found
             return PrefillResult(prompt.hidden[:, -1], prompt.state, found.semantic, history)
@@ -129,6 +144,8 @@ class Speaking:
     def on_patch(self, patch: Patch) -> Speech:
         """See `Task`; segments are a pause apart."""
         rate, samples = self.model.config.sample_rate, patch.samples[0].numpy()
+        if self._next == 1 and len(self.request.texts) > 1 and self.request.latents.shape[1] == 0:
+            self._first.append(samples)
         if self._gap.size:
             samples, self._gap = np.concatenate((self._gap, samples)), self._gap[:0]
         if patch.last:

@@ -11,13 +11,18 @@ LATENT = 64
 TIME_WAVES = 256  # inputs of the flow head's time embedding
 
 
-def tensor_shapes(config: dict[str, Any], *, stacked: bool = False) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(
+    config: dict[str, Any], *, stacked: bool = False, released: bool = False
+) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint with this config: name -> shape, in the official layout.
 
     `stacked` gives the experts as one `[E, out, in]` tensor per projection, as newer checkpoints
-    do, in place of one tensor per expert.
+    do, in place of one tensor per expert. `released` adds the five tensors of Whisper's front end
+    that the released checkpoints carry and nothing reads.
     """
+    extra = _whisper_front_end(config["audio_tokenizer_config"]) if released else {}
     return {
+        **extra,
         **_llm_shapes(config["llm_config"], stacked),
         **_audio_shapes(config["audio_tokenizer_config"]),
         **_flow_shapes(config["ditar_config"], config["llm_config"]["hidden_size"]),
@@ -103,6 +108,17 @@ def _audio_shapes(audio: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     shapes["audio.decoder.semantic_model.ln_post.weight"] = (S,)
     shapes["audio.decoder.semantic_model.ln_post.bias"] = (S,)
     return shapes
+
+
+def _whisper_front_end(audio: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    S, root = audio["semantic_module_kwargs"]["whisper_encoder"]["n_state"], "audio.decoder.semantic_model."
+    return {
+        root + "conv1.weight": (S, 128, 3),
+        root + "conv1.bias": (S,),
+        root + "conv2.weight": (S, S, 3),
+        root + "conv2.bias": (S,),
+        root + "positional_embedding": (1500, S),
+    }
 
 
 def _affine(prefix: str, n_out: int, n_in: int) -> dict[str, tuple[int, ...]]:

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 import json
 import math
+import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
+from ..model.headers import DTYPES
 from .checkpoint_layout import LATENT, tensor_shapes
 
-__all__ = ["model_config", "model_names", "random_state_dict", "random_tensor", "tensor_shapes", "write_checkpoint"]
+__all__ = [
+    "model_config",
+    "model_names",
+    "random_state_dict",
+    "random_tensor",
+    "tensor_shapes",
+    "write_checkpoint",
+    "write_headers",
+]
 
 
 class _LLM(NamedTuple):
@@ -195,28 +205,71 @@ def write_checkpoint(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     stacked: bool = False,
+    released: bool = False,
     shard_bytes: int | None = None,
 ) -> Path:
     """Write config.json and random weights to `folder` and return it.
 
     With `shard_bytes` the weights are split into files of about that many bytes with an index
     (`model.safetensors.index.json`); no more than one shard is ever held in memory. Otherwise one
-    `model.safetensors`.
+    `model.safetensors`. stacked, released: as in `checkpoint_layout.tensor_shapes`.
     """
-    folder = Path(folder)
+    shapes = tensor_shapes(config, stacked=stacked, released=released)
+
+    def write(path: Path, names: list[str]) -> None:
+        shard = {name: random_tensor(name, shapes[name], seed, dtype) for name in names}
+        save_file(shard, path, metadata={"format": "pt"})
+
+    return _write_files(Path(folder), config, shapes, dtype, shard_bytes, write)
+
+
+def write_headers(
+    folder: str | Path,
+    config: dict[str, Any],
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    stacked: bool = False,
+    released: bool = True,
+    shard_bytes: int | None = None,
+) -> Path:
+    """`write_checkpoint` without the weights: files of the full size, sparse, that hold headers alone.
+
+    For looking at a checkpoint of any size without the room for it: its description, its plans.
+    """
+    shapes = tensor_shapes(config, stacked=stacked, released=released)
+    code = next(name for name, each in DTYPES.items() if each == dtype)
+
+    def write(path: Path, names: list[str]) -> None:
+        header, end = {}, 0
+        for name in names:
+            start, end = end, end + math.prod(shapes[name]) * dtype.itemsize
+            header[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": [start, end]}
+        raw = json.dumps(header).encode()
+        with path.open("wb") as file:
+            file.write(struct.pack("<Q", len(raw)) + raw)
+            file.truncate(8 + len(raw) + end)
+
+    return _write_files(Path(folder), config, shapes, dtype, shard_bytes, write)
+
+
+def _write_files(
+    folder: Path,
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    dtype: torch.dtype,
+    shard_bytes: int | None,
+    write: Callable[[Path, list[str]], None],
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     if shard_bytes is None:
-        tensors = random_state_dict(config, seed, dtype, stacked=stacked)
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        write(folder / "model.safetensors", list(shapes))
         return folder
-    plan = _shard_plan(config, dtype, stacked, shard_bytes)
-    shapes = tensor_shapes(config, stacked=stacked)
+    plan = _shard_plan(shapes, dtype, shard_bytes)
     weight_map: dict[str, str] = {}
     for i, names in enumerate(plan, 1):
         file = f"model-{i:05d}-of-{len(plan):05d}.safetensors"
-        shard = {name: random_tensor(name, shapes[name], seed, dtype) for name in names}
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        write(folder / file, names)
         weight_map.update(dict.fromkeys(names, file))
     total = sum(math.prod(shape) for shape in shapes.values()) * dtype.itemsize
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -224,10 +277,10 @@ def write_checkpoint(
     return folder
 
 
-def _shard_plan(config: dict[str, Any], dtype: torch.dtype, stacked: bool, shard_bytes: int) -> list[list[str]]:
+def _shard_plan(shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, shard_bytes: int) -> list[list[str]]:
     plan: list[list[str]] = [[]]
     filled = 0
-    for name, shape in tensor_shapes(config, stacked=stacked).items():
+    for name, shape in shapes.items():
         nbytes = math.prod(shape) * dtype.itemsize
         if plan[-1] and filled + nbytes > shard_bytes:
             plan.append([])

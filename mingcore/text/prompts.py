@@ -174,7 +174,8 @@ class _PromptBuilder:
 
     def audio(self, patches: int, *, close: bool = True) -> None:
         self.special("<audio>")
-        self.spans.append((len(self.ids), patches))
+        if patches:
+            self.spans.append((len(self.ids), patches))
         self.ids += [self.tokenizer.special("<audioPatch>", self.task)] * patches
         if close:
             self.special("</audio>")
@@ -187,12 +188,15 @@ def tts_prompt(tokenizer: Tokenizer, text: str, transcript: str, patches: int) -
     """Speech in a reference voice: the voice's `transcript`, `text`, then `patches` of the voice.
 
     The audio block stays open: generation continues it. Instruction and transcript are one
-    piece, the text another.
+    piece, the text another; without a voice (0 patches) all three are one piece.
     """
     b = _PromptBuilder(tokenizer, "tts")
     b.role(HUMAN)
-    b.text(TTS_INSTRUCTION + transcript)
-    b.text(text)
+    if patches:
+        b.text(TTS_INSTRUCTION + transcript)
+        b.text(text)
+    else:
+        b.text(TTS_INSTRUCTION + transcript + text)
     b.role(ASSISTANT)
     b.audio(patches, close=False)
     return b.build()

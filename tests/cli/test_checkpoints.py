@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import time
@@ -12,11 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import torch
 from safetensors.numpy import load_file, save_file
 
 from mingcore.api import info
 from mingcore.audio.latents import load_latents
-from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint
+from mingcore.runtime.locate import locate
+from mingcore.testing.synthetic import model_config, tensor_shapes, write_checkpoint, write_headers
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
@@ -69,25 +72,67 @@ def test_info_of_shards(mingcore, tmp_path):
     mingcore("info", many).refused("model-00002", "missing")
 
 
-def test_info_reads_headers_only(mingcore, tmp_path):
-    """A checkpoint of the released size, whose weight file is sparse."""
-    config, header, end = model_config("real"), {}, 0
-    for name, shape in tensor_shapes(config).items():
-        start, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
-    raw = json.dumps(header).encode()
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with open(tmp_path / "model.safetensors", "wb") as file:
-        file.write(struct.pack("<Q", len(raw)) + raw)
-        file.truncate(8 + len(raw) + end)
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The layout of a released checkpoint at its size: eight sparse bfloat16 shards, five tensors that nothing reads."""
+    config = model_config("real", multi_gate=True)
+    total = 2 * sum(math.prod(shape) for shape in tensor_shapes(config, released=True).values())
+    return write_headers(tmp_path_factory.mktemp("released"), config, shard_bytes=int(total / 7.5))
+
+
+def test_info_of_the_released_layout_reads_headers_only(mingcore, released):
+    names = sorted(path.name for path in released.glob("*.safetensors"))
+    assert len(names) == 8 and names[0] == "model-00001-of-00008.safetensors"
     start = time.monotonic()
-    facts = json.loads(mingcore("info", tmp_path, "--json").out)
+    facts = json.loads(mingcore("info", released, "--json").out)
     assert time.monotonic() - start < 10
-    assert facts["bytes"] == end > 30e9
+    assert facts["bytes"] > 30e9 and facts["files"] == 8
     llm = [p["parameters"] for p in facts["parts"] if p["part"].startswith("LLM")]
     assert 16.5e9 < sum(llm) < 17.1e9
-    assert {p["part"]: p["parameters"] for p in facts["parts"]}["flow head"] == 104297568
+    parts = {p["part"]: p["parameters"] for p in facts["parts"]}
+    assert parts["flow head"] == 104297568
+    # two 24-layer backbones and the 32-layer semantic module: 1.35 B in the technical report
+    codec = parts["audio encoder"] + parts["semantic module"] + parts["audio decoder"]
+    assert 1.34e9 < codec < 1.36e9
     assert facts["rates"]["semantic_cache_bytes_per_second"] == 8192000
+    assert facts["dims"]["LLM"]["routers"] == 3
+
+
+def test_plan_of_the_released_layout(mingcore, released):
+    for weights in ("bf16", "int8_dyn"):
+        plan = json.loads(mingcore("info", released, "--plan", "--weights", weights, "--device", "cpu", "--json").out)
+        assert plan["weights_bytes"] > (30e9 if weights == "bf16" else 15e9)
+
+
+def test_the_released_layout_loads_and_runs(mingcore, tmp_path):
+    """At small width, from shards in bfloat16: speech, recognition and an edit."""
+    folder = write_checkpoint(
+        tmp_path / "small",
+        model_config("tiny", multi_gate=True),
+        dtype=torch.bfloat16,
+        released=True,
+        shard_bytes=1 << 20,
+    )
+    shutil.copy(locate("tiny") / "tokenizer.json", folder)
+    out = tmp_path / "speech.wav"
+    mingcore("tts", "one two", "-m", folder, "-o", out, "--max-seconds", "0.5", "--seed", "1", "--quiet")
+    assert 0.3 < soundfile.info(out).duration <= 0.6
+    text = mingcore("asr", out, "-m", folder, "--max-tokens", "4", "--json").out
+    assert json.loads(text)["stats"]["text_tokens"] <= 4
+    edited = tmp_path / "edited.wav"
+    mingcore("edit", out, "insert 'a'", "-m", folder, "-o", edited, "--max-seconds", "0.3", "--max-tokens", "3")
+    assert edited.stat().st_size > 44
+
+
+def test_no_strict_skips_unknown_tensors(mingcore, tmp_path, caplog):
+    folder = write_checkpoint(tmp_path / "more", model_config("tiny"))
+    tensors = load_file(folder / "model.safetensors") | {f"extra.{i}": np.zeros(1, np.float32) for i in range(6)}
+    save_file(tensors, folder / "model.safetensors")
+    shutil.copy(locate("tiny") / "tokenizer.json", folder)
+    arguments = ("tts", "one", "-m", folder, "-o", tmp_path / "a.wav", "--max-seconds", "0.2")
+    mingcore(*arguments).refused("unexpected key extra.0", "--no-strict")
+    assert mingcore(*arguments, "--no-strict").status == 0
+    assert "skipped 6 unexpected tensors: extra.0, extra.1, extra.2, extra.3, extra.4 and 1 more" in caplog.text
 
 
 class Hub:

@@ -5,6 +5,9 @@ import pytest
 import torch
 
 from mingcore import InputError, MingAudio, Voice
+from mingcore.runtime.speaking import Speaking
+from mingcore.runtime.task import Patch
+from mingcore.text.prompts import TTS_INSTRUCTION
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,44 @@ def test_voice_latents_are_the_reference_s(tools, golden, ming):
     tools.close(torch.from_numpy(voice.latents), (mean + std * noise)[0, :50])
 
 
-def test_a_checkpoint_without_voices_says_so(ming):
+def test_a_checkpoint_without_voices_speaks_in_one_of_its_own(ming):
+    """The prompt is one text and an open audio block; the first history is zeros (reference, 2025-11-27)."""
     assert ming.voices == []
-    with pytest.raises(InputError, match="this checkpoint brings none"):
-        ming.tts("hello")
+    request = ming.speech_request("hello there", seed=3, max_seconds=0.5)
+    task = Speaking(ming.model, request)
+    segment = task.next_segment()
+    t = ming.model.tokenizer
+    special = [t.special(name, "tts") for name in ("<role>", "</role>", "<audio>")]
+    human, assistant, text = (t.encode(x) for x in ("HUMAN", "ASSISTANT", TTS_INSTRUCTION + "hello there"))
+    roles = [[special[0], *name, special[1]] for name in (human, assistant)]
+    assert list(segment.prompt.ids) == [*roles[0], *text, *roles[1], special[2]]
+    assert segment.prompt.spans == () and segment.audio_frames == 0
+    started = task.prefill(segment).run()
+    hidden, _ = ming.model.llm(ming.model.llm.embed(torch.tensor([segment.prompt.ids])))
+    assert torch.equal(started.hidden, hidden[:, -1])
+    assert started.history.shape == (1, 5, 64) and not started.history.any() and started.semantic.max_length == 0
+
+
+def test_without_a_voice_alone_and_in_a_batch(ming, monkeypatch):
+    """All segments share the voice of the first one."""
+    monkeypatch.setattr(ming.model.stop_head.linear, "bias", torch.tensor([-50.0, 50.0]))
+    text = "One two three. Four five six. " * 13
+    options = {"seed": 5, "pause_seconds": 0.1}
+    long, short = ming.speech_request(text, **options), "hello"
+    task = Speaking(ming.model, long)
+    assert len(long.texts) > 1
+    alone = [ming.tts(text, **options).samples, ming.tts(short, **options).samples]
+    for sound, batched in zip(alone, ming.tts_batch([text, short], **options), strict=True):
+        np.testing.assert_array_equal(sound, batched.samples)
+    assert not np.array_equal(alone[1], ming.tts(short, **{**options, "seed": 6}).samples)
+    first = task.next_segment()
+    task.prefill(first).run()
+    rate = ming.sample_rate
+    task.on_patch(Patch(0, torch.zeros(1, rate), last=True, stopped=True))
+    second = task.next_segment()
+    assert second.prompt.spans[0][1] == 10 and second.audio_frames == 50
+    started = task.prefill(second).run()
+    assert started.history.shape == (1, 5, 64) and started.history.any()
 
 
 def test_a_checkpoint_without_tokenizer_says_so(golden_folder, voice):
