@@ -137,6 +137,7 @@ class MingAudio(Codec):
         normalize: bool = True,
         language: str | None = None,
         pause_seconds: float = 0.15,
+        pronunciations: Mapping[str, str] | None = None,
         keep_context: bool = False,
         context_seconds: float | None = None,
         context_format: str | None = None,
@@ -149,7 +150,8 @@ class MingAudio(Codec):
         temperature, sigma: of the flow sampler. noise: the order in which its noise is drawn, "reference" or
         "per_request", which does not depend on device or batch. min_seconds: the earliest end (None: 1.8 s, as
         trained). max_seconds: the latest end (None: several times the expected duration). normalize: numbers, dates
-        and units in words, in `language` ("zh", "en", None: detected by sentence). progress: called with the seconds
+        and units in words, in `language` ("zh", "en", None: detected by sentence), and SSML's breaks, substitutions and
+        say-as are followed (docs/text.md). pronunciations: word -> spelling. progress: called with the seconds
         made so far.
 
         Long texts are spoken in segments cut at sentence ends, with pauses of `pause_seconds`; each starts again from
@@ -162,10 +164,10 @@ class MingAudio(Codec):
         low, high = seconds_range(min_seconds, max_seconds)
         pause = number("pause_seconds", pause_seconds, 0, 60)
         context = ContextParams(keep_context, context_seconds, context_format)
-        texts = norm.segments(text, language, normalized=bool(normalize))
+        spoken = norm.spoken_segments(text, language, normalized=bool(normalize), pronunciations=pronunciations)
         self._require_tokenizer()
         return SpeechRequest(
-            tuple((t, norm.speaking_seconds(t)) for t in texts),
+            tuple((piece.text, norm.speaking_seconds(piece.text)) for piece in spoken),
             *self._voice_latents(voice),
             flow,
             draw_seed(seed),
@@ -174,6 +176,7 @@ class MingAudio(Codec):
             pause,
             progress,
             context,
+            tuple(piece.pause for piece in spoken),
         )
 
     def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:

@@ -35,6 +35,7 @@ from .options import (
     Json,
     Kernels,
     Language,
+    Lexicon,
     MaxSeconds,
     MaxTokens,
     MinSeconds,
@@ -77,6 +78,7 @@ def tts(
     stream: Stream = False,
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
+    lexicon: Lexicon = None,
     keep_context: Annotated[bool, typer.Option("--keep-context", help="keep the audio context over segments")] = False,
     seed: Seed = None,
     steps: Steps = 10,
@@ -100,7 +102,10 @@ def tts(
     quiet: Quiet = False,
 ) -> None:
     """Speak TEXT, in the checkpoint's voice or in that of a recording."""
+    from ..text.lexicon import read_lexicon
+
     words = terminal.read_text(text)
+    pronunciations = None if lexicon is None else read_lexicon(lexicon)
     target, container = ("-", format or "pcm") if stream else (out, format)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
@@ -135,6 +140,7 @@ def tts(
                 max_seconds=max_seconds,
                 normalize=normalize,
                 language=language,
+                pronunciations=pronunciations,
                 keep_context=keep_context,
                 context_seconds=context_seconds,
                 context_format=context_format,

@@ -40,6 +40,12 @@ class SpeechRequest:
     pause_seconds: float = 0.0
     progress: Progress | None = None
     context: ContextParams = AS_REFERENCE
+    pauses: tuple[float | None, ...] = ()  # seconds behind each segment; None: pause_seconds
+
+    def pause_after(self, i: int) -> float:
+        """Seconds of silence behind segment `i`."""
+        pause = self.pauses[i] if i < len(self.pauses) else None
+        return self.pause_seconds if pause is None else pause
 
 
 class Speaking:
@@ -149,7 +155,7 @@ class Speaking:
         if self._gap.size:
             samples, self._gap = np.concatenate((self._gap, samples)), self._gap[:0]
         if patch.last:
-            self._gap = np.zeros(round(self.request.pause_seconds * rate), np.float32)
+            self._gap = np.zeros(round(self.request.pause_after(self._next - 1) * rate), np.float32)
             self._ended_by = self._ended_by if patch.stopped else "limit"
             if self._voice is not None:
                 self._last_latents = patch.latents

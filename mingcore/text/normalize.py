@@ -3,11 +3,18 @@
 Normalisation is wetext's, a finite-state grammar per language; it is imported at first use.
 """
 
+import logging
 import re
 import unicodedata
+from collections.abc import Mapping
 from functools import cache
 
 from ..errors import InputError
+from .lexicon import check_pronunciations, pronounce
+from .ssml import PARAGRAPH_SECONDS, Piece, pieces
+from .symbols import readable, spelled_out
+
+logger = logging.getLogger(__name__)
 
 LANGUAGES = ("zh", "en")
 # how long a text takes to speak, a generous estimate: 4.5 ideographs, 15 letters a second
@@ -21,14 +28,15 @@ _LATIN_WORD = re.compile(r"[A-Za-z\u00c0-\u024f]+")
 # pictographs, dingbats, arrows and stars, private use, and what glues emoji together
 _UNSPEAKABLE = re.compile(
     "[\U0001f000-\U0001faff\u2600-\u27bf\u2b00-\u2bff\u2300-\u23ff\ue000-\uf8ff"
-    "\U000e0000-\U0010ffff\ufe00-\ufe0f\u20e3\u200b-\u200f\u2028-\u202e\u2060-\u206f"
-    "\ufeff\ufff0-\uffff]"
+    "\U000e0000-\U0010ffff\u200b\ufe00-\ufe0f\u20e3\ufff0-\uffff]"
 )
+# joiners, soft hyphens and marks of direction stand inside words: they vanish without a gap
+_INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200c-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 _FULL_WIDTH = {
     code: code - 0xFEE0
     for first, last in ((0xFF10, 0xFF19), (0xFF21, 0xFF3A), (0xFF41, 0xFF5A))
     for code in range(first, last + 1)
-}
+} | {ord(wide): ord(narrow) for wide, narrow in zip("＋－＜＞＝％＃＄＆＊／＠＾", "+-<>=%#$&*/@^")}
 
 _CLOSING = "\"'”’」』）)】》〉]}"
 _SENTENCE_END = re.compile(
@@ -42,7 +50,12 @@ _ABBREVIATIONS = (
     "sept oct nov dec mt ft ave blvd"
 )
 _CLAUSE_END = re.compile(r"[,，、;；:：—\n]+\s*")
+_PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
+_SPACES = re.compile(r" {2,}")
 _SPACE = re.compile(r"\s+")
+_SPANS = re.compile(r"(\s+|[\u3400-\u9fff]+|[，。！？；：、（）]+)")
+_NUMBERS = re.compile(r"(\d+(?:[.,]\d+)*)")
+_READS = re.compile(r"[0-9A-Za-z+=#%<>]")
 
 
 def check_language(language: str | None) -> str | None:
@@ -59,7 +72,9 @@ def check_language(language: str | None) -> str | None:
 
 def detect_language(text: str, default: str = "en") -> str:
     """The dominant language of `text`: ideographs against Latin words; `default` if neither."""
-    ideographs, words = len(_HAN.findall(text)), len(_LATIN_WORD.findall(text))
+    ideographs, found = len(_HAN.findall(text)), _LATIN_WORD.findall(text)
+    # beside ideographs, words of one or two letters are units and codes: 60km/h, A1B2
+    words = sum(len(word) > 2 for word in found) if ideographs else len(found)
     if ideographs == words == 0:
         return default
     # a Chinese word is about one and a half ideographs
@@ -69,10 +84,12 @@ def detect_language(text: str, default: str = "en") -> str:
 def clean(text: str) -> str:
     """`text` without what nobody can pronounce: emoji, control characters, lone surrogates.
 
-    Full-width digits and letters become ordinary ones; white space inside a line becomes one
-    blank; line breaks stay.
+    Full-width digits, letters and signs become ordinary ones; joiners vanish; letters and their
+    marks are composed (NFC); white space inside a line becomes one blank; line breaks stay.
     """
-    text = _UNSPEAKABLE.sub(" ", text.translate(_FULL_WIDTH).replace("\r\n", "\n"))
+    text = unicodedata.normalize("NFC", _INVISIBLE.sub("", text.translate(_FULL_WIDTH)))
+    text = _UNSPEAKABLE.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n").replace("\u2028", "\n"))
+    text = text.replace("\u2029", "\n\n")
     text = "".join(
         "\n" if c == "\n" else " " if unicodedata.category(c) in ("Cc", "Cn", "Cs", "Zs") else c for c in text
     )
@@ -98,6 +115,7 @@ def normalize(text: str, language: str | None = None) -> str:
 
 def _normalize_sentence(sentence: str, language: str) -> str:
     """One sentence in words; what ends it is kept from the grammar, which reads "No." as number."""
+    sentence = readable(sentence, language)
     if language == "zh" and not re.search(r"\d", sentence):
         return sentence
     end = ""
@@ -105,8 +123,30 @@ def _normalize_sentence(sentence: str, language: str) -> str:
     if match and not re.search(r"\.\w+$", sentence[: match.start()]):
         sentence, end = sentence[: match.start()], match.group()
     # the grammars escape quotation marks and backslashes; nobody speaks a backslash
-    spoken = _normalizer(language).normalize(sentence.replace("\\", " ").replace("\n", " "))
-    return spoken.replace('\\"', '"') + end
+    spoken = _by_grammar(sentence.replace("\\", " ").replace("\n", " "), language)
+    return _SPACES.sub(" ", spoken).strip() + end
+
+
+def _by_grammar(sentence: str, language: str) -> str:
+    """By the grammar; where it fails, span by span, and what it cannot read is spelled out."""
+    try:
+        return _normalizer(language).normalize(sentence).replace('\\"', '"')
+    except AssertionError:  # the grammar's own for a text that it has no path for
+        pass
+    spans = [span for span in _SPANS.split(sentence) if span]
+    if len(spans) == 1:
+        spans = [span for span in _NUMBERS.split(sentence) if span]
+    if len(spans) > 1:
+        return "".join(
+            span if span.isspace() or not _READS.search(span) else _by_grammar(span, language) for span in spans
+        )
+    _log_once(sentence)
+    return spelled_out(sentence, language)
+
+
+@cache
+def _log_once(span: str) -> None:
+    logger.info("text: the grammar cannot read %r; it is spelled out", _shorten(span))
 
 
 @cache
@@ -191,6 +231,28 @@ def segments(
     if not packed:
         raise InputError(f"text: nothing to speak in {_shorten(text)!r}")
     return packed
+
+
+def spoken_segments(
+    text: str, language: str | None = None, *, normalized: bool = True, pronunciations: Mapping[str, str] | None = None
+) -> list[Piece]:
+    """`segments` with the pause behind each: of SSML's breaks and of paragraphs, else None.
+
+    pronunciations: word -> spelling, replaced before numbers are. Raises InputError.
+    """
+    words = check_pronunciations(pronunciations)
+    if not normalized or not isinstance(text, str):
+        return [Piece(each) for each in segments(text, language, normalized=normalized)]
+    found: list[Piece] = []
+    for piece in pieces(text):
+        paragraphs = [p for p in _PARAGRAPH.split(piece.text) if speakable(clean(p))]
+        for i, paragraph in enumerate(paragraphs):
+            spoken = segments(pronounce(paragraph, words), language)
+            found += [Piece(each) for each in spoken]
+            found[-1] = Piece(spoken[-1], piece.pause if i + 1 == len(paragraphs) else PARAGRAPH_SECONDS)
+        if not paragraphs and found and piece.pause is not None:
+            found[-1] = Piece(found[-1].text, (found[-1].pause or 0.0) + piece.pause)
+    return found or [Piece(each) for each in segments(text, language)]  # which raises
 
 
 def _join(sentences) -> str:

@@ -21,7 +21,7 @@ from mingcore.text.normalize import (
 @pytest.mark.parametrize(
     ("text", "spoken"),
     [
-        ("It costs $3.50.", "It costs three point five dollars."),
+        ("It costs $3.50.", "It costs three dollars and fifty cents."),
         ("On 2024-05-01 it snowed.", "On the first of may twenty twenty four it snowed."),
         ("Is 5°C cold?", "Is five degrees Celsius cold?"),
         ("Dr. Smith has 123 cats!", "doctor Smith has one hundred and twenty three cats!"),

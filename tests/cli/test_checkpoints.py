@@ -74,7 +74,7 @@ def test_info_of_shards(mingcore, tmp_path):
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The layout of a released checkpoint at its size: eight sparse bfloat16 shards, five tensors that nothing reads."""
+    """The layout of a released checkpoint at its size: eight sparse bfloat16 shards, five unused tensors."""
     config = model_config("real", multi_gate=True)
     total = 2 * sum(math.prod(shape) for shape in tensor_shapes(config, released=True).values())
     return write_headers(tmp_path_factory.mktemp("released"), config, shard_bytes=int(total / 7.5))
