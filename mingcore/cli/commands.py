@@ -135,9 +135,14 @@ def asr(
         str | None, typer.Option(help="a question about the audio; by default: transcribe it")
     ] = None,
     language: Language = None,
+    hotwords: Annotated[str | None, typer.Option(help="words that AUDIO may hold: A,B")] = None,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
     seed: Seed = None,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--no-sample", help="sample the latents; by default only with --seed, else their mean"),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -150,7 +155,14 @@ def asr(
     with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels) as ming:
         parts = []
         for part in ming.transcribe_stream(
-            audio, instruction, language=language, max_new_tokens=max_tokens, temperature=temperature, seed=seed
+            audio,
+            instruction,
+            language=language,
+            hotwords=None if hotwords is None else hotwords.split(","),
+            max_new_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            sample=sample,
         ):
             parts.append(part)
             if not as_json:

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from mingcore import InputError, MingAudio, Speech, Transcript, Voice
+from mingcore.text import prompts
 
 QUICK = {"steps": 2, "max_seconds": 0.5}
 
@@ -186,6 +187,59 @@ def test_recognition(ming, sound):
     known = ming.transcribe((sound, 16000), language="zh", seed=1, max_new_tokens=12)
     assert known.language == "Chinese"
     assert known.stats.prompt_tokens == one.stats.prompt_tokens + 1  # its name
+
+
+def test_recognition_is_deterministic_unless_sampled(ming, sound, monkeypatch):
+    drawn = []
+    encode = type(ming.model.vae).sample_posterior
+
+    def spy(self, *args):
+        drawn.append(1)
+        return encode(self, *args)
+
+    monkeypatch.setattr(type(ming.model.vae), "sample_posterior", spy)
+    for options, count in (({}, 0), ({"seed": 1}, 1), ({"sample": True}, 1), ({"seed": 1, "sample": False}, 0)):
+        drawn.clear()
+        ming.transcribe((sound, 16000), max_new_tokens=2, **options)
+        assert len(drawn) == count, options
+    drawn.clear()
+    ming.transcribe_batch([(sound, 16000)] * 2, max_new_tokens=2)
+    assert not drawn
+    texts = {ming.transcribe((sound, 16000), max_new_tokens=12).text for _ in range(3)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [("zh-CN", "Chinese"), ("Chinese", "Chinese"), ("EN_us", "English"), ("yue", "Canton"), ("粤语", "Canton")]
+    + [("川渝", "川渝"), (" 湖南 ", "湖南"), ("minnan", "闽南"), ("上海话", "上海"), ("Klingon", "Klingon")],
+)
+def test_languages(ming, sound, given, name):
+    pieces = list(ming.transcribe_stream((sound, 16000), language=given, max_new_tokens=2))
+    assert {piece.language for piece in pieces} == {name}
+
+
+def test_hotwords(ming, sound):
+    audio = (sound, 16000)
+    plain = ming.transcribe(audio, max_new_tokens=2)
+    hot = ming.transcribe(audio, max_new_tokens=2, hotwords=["Ming", " 上海 "])
+    words = ming.model.tokenizer.encode(
+        prompts.ASR_INSTRUCTION + " This audio may contains the following words or phrases:Ming,上海"
+    )
+    extra = len(words) - len(ming.model.tokenizer.encode(prompts.ASR_INSTRUCTION))
+    assert hot.stats.prompt_tokens == plain.stats.prompt_tokens + extra > plain.stats.prompt_tokens
+    assert ming.transcribe(audio, max_new_tokens=2, hotwords=[]).stats.prompt_tokens == plain.stats.prompt_tokens
+    for wrong in ("Ming", ["a", ""], ["a,b"], [1], 3):
+        with pytest.raises(InputError, match="hotwords"):
+            ming.transcribe(audio, hotwords=wrong)
+
+
+def test_speech_is_audio(ming, sound):
+    speech = Speech(sound, 16000)
+    assert ming.transcribe(speech, max_new_tokens=8).text == ming.transcribe((sound, 16000), max_new_tokens=8).text
+    assert np.array_equal(ming.encode(speech), ming.encode((sound, 16000)))
+    slow = ming.encode(Speech(sound, 8000))
+    assert np.array_equal(slow, ming.encode((sound, 8000))) and len(slow) > len(ming.encode(speech))
 
 
 def test_recognition_takes_the_audio_router(ming, sound, monkeypatch):
