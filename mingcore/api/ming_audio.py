@@ -24,6 +24,7 @@ from ..runtime.single import results
 from ..runtime.speaking import SpeechRequest
 from ..runtime.task import Progress, to_numpy
 from ..runtime.understanding import UnderstandRequest
+from ..text import edits
 from ..text import normalize as norm
 from .batch import combine, run_batch
 from .codec import Codec
@@ -245,7 +246,8 @@ class MingAudio(Codec):
         audio: Any,
         instruction: str,
         *,
-        reasoning: bool = True,
+        reasoning: bool | None = None,
+        prefix: bool = True,
         seed: int | None = None,
         steps: int = 10,
         guidance: float = 2.0,
@@ -261,7 +263,9 @@ class MingAudio(Codec):
     ) -> EditRequest:
         """The checked request of `edit`, `edit_stream` and `edit_batch`.
 
-        instruction: such as "insert 'really' before the third word". reasoning: the model first writes the new text.
+        instruction: such as "insert 'really' before the third word". prefix: official instructions begin with
+        `text.edits.PREFIX`, which is added where it is missing; False leaves the instruction as it is. reasoning: the
+        model first writes the new text; None decides by `text.edits.kind_of`: for content edits, not for acoustic ones.
         max_seconds: None is twice the input's duration plus 10 s. min_seconds: None is 1.7 s, as trained. When the
         model's text ends, or reaches `max_new_tokens`, without the token that starts audio, that is logged and audio
         is generated anyway. context_seconds, context_format: as in `speech_request`. Raises InputError.
@@ -274,6 +278,10 @@ class MingAudio(Codec):
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
+        if reasoning is None:
+            reasoning = edits.kind_of(instruction) == "content"
+        if prefix:
+            instruction = edits.with_prefix(instruction)
         return EditRequest(samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context)
 
     @property

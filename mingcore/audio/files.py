@@ -30,7 +30,8 @@ def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") ->
     """Reads `source` as mono samples [L] float32 at `sample_rate` Hz.
 
     `source`: a path, "-" (standard input), bytes, a binary file object, a `Speech`, or a pair (samples, rate) with
-    samples [L], [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are unchanged).
+    samples [L], [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are
+    unchanged).
     Channels are averaged; another rate is resampled by soxr at quality HQ. Raises InputError, naming `name`, when the
     source is no audio, is empty, or holds NaN or infinity.
     """

@@ -183,7 +183,13 @@ def edit(
     model: Model = "tiny",
     out: Out = "edited.wav",
     stream: Stream = False,
-    reasoning: Annotated[bool, typer.Option(help="write the new text before speaking it")] = True,
+    reasoning: Annotated[
+        bool | None,
+        typer.Option(
+            "--reasoning/--no-reasoning", help="write the new text before speaking it; by default by the kind of edit"
+        ),
+    ] = None,
+    prefix: Annotated[bool, typer.Option(help="begin the instruction as in training")] = True,
     max_tokens: MaxTokens = 512,
     seed: Seed = None,
     steps: Steps = 10,
@@ -233,6 +239,7 @@ def edit(
                 max_seconds=max_seconds,
                 max_new_tokens=max_tokens,
                 reasoning=reasoning,
+                prefix=prefix,
                 context_seconds=context_seconds,
                 context_format=context_format,
                 progress=progress,

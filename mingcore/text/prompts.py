@@ -239,13 +239,18 @@ def understanding_prompt(tokenizer: Tokenizer, parts: Sequence[str | Audio], lan
     return b.build()
 
 
+def unmarked(instruction: str) -> str:
+    """`instruction` without the `<prompt>` marks around it."""
+    return instruction.strip().removeprefix("<prompt>").removesuffix("</prompt>").strip()
+
+
 def edit_prompt(tokenizer: Tokenizer, instruction: str, patches: int, *, reasoning: bool = True) -> Prompt:
     """Editing: the audio, the instruction in `<prompt>` marks, then the answer's start.
 
     `reasoning` appends `<answer>`, the form in which the model first writes what it will say.
     An instruction that already carries the marks is taken as it is.
     """
-    instruction = instruction.strip().removeprefix("<prompt>").removesuffix("</prompt>").strip()
+    instruction = unmarked(instruction)
     b = _PromptBuilder(tokenizer, "editing")
     b.role(HUMAN)
     b.audio(patches)

@@ -10,7 +10,7 @@ import soundfile
 import torch
 
 from mingcore import InputError, MingAudio, Speech, Transcript, Voice
-from mingcore.text import prompts
+from mingcore.text import edits, prompts
 
 QUICK = {"steps": 2, "max_seconds": 0.5}
 
@@ -272,6 +272,36 @@ def test_edit(ming, sound):
     assert whole.samples.size == 6400 and whole.stats.patches == 4
     plain = ming.edit((sound, 16000), "insert 'a'", reasoning=False, **options)
     assert plain.stats.prompt_tokens == whole.stats.prompt_tokens - 1
+
+
+def test_edits_are_asked_as_in_training(ming, sound):
+    request = ming.edit_request((sound, 16000), "insert 'a'")
+    assert request.instruction == edits.PREFIX + "insert 'a'" and request.reasoning
+    assert not ming.edit_request((sound, 16000), "denoise the audio").reasoning
+    assert ming.edit_request((sound, 16000), "denoise the audio", reasoning=True).reasoning
+    assert not ming.edit_request((sound, 16000), "insert 'a'", reasoning=False).reasoning
+    assert ming.edit_request((sound, 16000), "insert 'a'", prefix=False).instruction == "insert 'a'"
+
+
+@pytest.mark.parametrize("given", ["{}x", "<prompt>{}x\n</prompt>", "  {}x"], ids=["plain", "marked", "blank"])
+def test_a_prefix_is_added_once(given):
+    for prefix in (edits.PREFIX, edits.PREFIX.upper(), edits.PREFIX.replace(" ", "  ")):
+        assert edits.with_prefix(given.format(prefix)) == f"{prefix}x"
+        assert edits.without_prefix(given.format(prefix)) == "x"
+
+
+@pytest.mark.parametrize(
+    "instruction, kind",
+    [(f"{edits.PREFIX}denoise the audio", "acoustic"), ("adjusts the speed to 1.3.", "acoustic")]
+    + [("shifts the pitch by 3 steps.", "acoustic"), ("change the emotion to happy", "acoustic")]
+    + [("adjusts the volume to 0.5", "acoustic"), ("add rain to the background", "acoustic"), ("降噪", "acoustic")]
+    + [("remove the background noise", "acoustic"), ("把语速加快到1.5倍", "acoustic"), ("换成四川话", "acoustic")]
+    + [("insert 'background music' at the end", "content"), ("substitute 'a' with 'b'", "content")]
+    + [("delete the third word", "content"), ("在结尾插入“音乐”", "content"), ("把“音量”替换为“语速”", "content")]
+    + [("say it again", "content")],
+)
+def test_kinds_of_edits(instruction, kind):
+    assert edits.kind_of(instruction) == kind
 
 
 def test_edit_minimum_and_limit(always_stops, sound):
