@@ -21,7 +21,7 @@ _ACOUSTIC = re.compile(
 # An instruction whose verb is one of these, at a place of the text, edits the content whatever the words are about.
 _CONTENT = re.compile(
     r"^\W*(please\s+)?(insert|delete|remove\s+(the\s+)?(word|phrase|character|['\"‘“])|substitute|replace)\b"
-    r"|^\W*请?(在|把|将).{0,60}(插入|删除|删掉|替换|改成|换成)|^\W*请?(插入|删除|删掉|替换)"
+    r"|^\W*请?(在|把|将).{0,60}(插入|删除|删掉|替换)|^\W*请?(插入|删除|删掉|替换)"
     r"|\b(insert|delete|substitute|replace)\b.{0,40}(['\"‘’“”]|\b(word|character|phrase)s?\b)",
     re.IGNORECASE,
 )

@@ -295,7 +295,12 @@ def test_a_prefix_is_added_once(given):
     [(f"{edits.PREFIX}denoise the audio", "acoustic"), ("adjusts the speed to 1.3.", "acoustic")]
     + [("shifts the pitch by 3 steps.", "acoustic"), ("change the emotion to happy", "acoustic")]
     + [("adjusts the volume to 0.5", "acoustic"), ("add rain to the background", "acoustic"), ("降噪", "acoustic")]
-    + [("remove the background noise", "acoustic"), ("把语速加快到1.5倍", "acoustic"), ("换成四川话", "acoustic")]
+    + [
+        ("remove the background noise", "acoustic"),
+        ("把语速加快到1.5倍", "acoustic"),
+        ("换成四川话", "acoustic"),
+        ("把情感改成高兴", "acoustic"),
+    ]
     + [("insert 'background music' at the end", "content"), ("substitute 'a' with 'b'", "content")]
     + [("delete the third word", "content"), ("在结尾插入“音乐”", "content"), ("把“音量”替换为“语速”", "content")]
     + [("say it again", "content")],
