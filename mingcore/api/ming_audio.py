@@ -24,6 +24,7 @@ from ..runtime.single import results
 from ..runtime.speaking import SpeechRequest
 from ..runtime.task import Progress, to_numpy
 from ..runtime.understanding import UnderstandRequest
+from ..text import edits
 from ..text import normalize as norm
 from .batch import combine, run_batch
 from .codec import Codec
@@ -39,7 +40,7 @@ class MingAudio(Codec):
 
     Every method that makes audio or text takes `seed` (drawn at random and recorded in `.stats` when not given): the
     same seed gives the same bits on one device. Wrong arguments raise InputError before anything expensive starts.
-    Input audio is a path, "-" (standard input), bytes, a binary file object, or (samples, rate).
+    Input audio is a path, "-" (standard input), bytes, a binary file object, a `Speech`, or (samples, rate).
     """
 
     def __init__(self, model: Any, folder: Path | None = None, adapters: Sequence[Path] = ()):
@@ -208,11 +209,16 @@ class MingAudio(Codec):
         max_new_tokens: int = 512,
         temperature: float = 0.0,
         seed: int | None = None,
+        sample: bool | None = None,
+        hotwords: Sequence[str] | None = None,
     ) -> UnderstandRequest:
         """The checked request of `transcribe`, `transcribe_stream` and `transcribe_batch`.
 
         instruction: None recognises the language and transcribes; a question is answered. language: of the answer, if
-        known ("zh", "en" or a name). temperature: 0 takes the likeliest token. The audio is processed in one piece:
+        known: a tag or a name of `text.prompts.LANGUAGES` ("zh", "yue", "川渝"), or another name. temperature: 0 takes
+        the likeliest token. sample: whether the recording's latents are sampled; False takes the posterior's mean, so
+        that at temperature 0 the same recording gives the same text; None samples if a seed is given. hotwords: words
+        or phrases that the recording may hold. The audio is processed in one piece:
         memory grows with its length. Raises InputError.
         """
         params = TextParams(max_new_tokens, temperature)
@@ -221,9 +227,11 @@ class MingAudio(Codec):
         if language is not None:
             _check_text("language", language)
         self._require_tokenizer()
+        words = _hotwords(hotwords)
+        sample = seed is not None if sample is None else bool(sample)
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
-        return UnderstandRequest(samples, instruction, language, params, seed)
+        return UnderstandRequest(samples, instruction, language, params, seed, sample, words)
 
     def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`audio` changed as `instruction` says: the pieces of `edit_stream`, concatenated."""
@@ -249,7 +257,8 @@ class MingAudio(Codec):
         audio: Any,
         instruction: str,
         *,
-        reasoning: bool = True,
+        reasoning: bool | None = None,
+        prefix: bool = True,
         seed: int | None = None,
         steps: int = 10,
         guidance: float = 2.0,
@@ -265,7 +274,9 @@ class MingAudio(Codec):
     ) -> EditRequest:
         """The checked request of `edit`, `edit_stream` and `edit_batch`.
 
-        instruction: such as "insert 'really' before the third word". reasoning: the model first writes the new text.
+        instruction: such as "insert 'really' before the third word". prefix: official instructions begin with
+        `text.edits.PREFIX`, which is added where it is missing; False leaves the instruction as it is. reasoning: the
+        model first writes the new text; None decides by `text.edits.kind_of`: for content edits, not for acoustic ones.
         max_seconds: None is twice the input's duration plus 10 s. min_seconds: None is 1.7 s, as trained. When the
         model's text ends, or reaches `max_new_tokens`, without the token that starts audio, that is logged and audio
         is generated anyway. context_seconds, context_format: as in `speech_request`. Raises InputError.
@@ -278,6 +289,10 @@ class MingAudio(Codec):
         self._require_tokenizer()
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
+        if reasoning is None:
+            reasoning = edits.kind_of(instruction) == "content"
+        if prefix:
+            instruction = edits.with_prefix(instruction)
         return EditRequest(samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context)
 
     @property
@@ -334,6 +349,18 @@ for _stream, _request, _piece in (
     (MingAudio.edit_stream, MingAudio.edit_request, Speech),
 ):
     _stream.__signature__ = signature(_request).replace(return_annotation=Iterator[_piece])
+
+
+def _hotwords(words: Any) -> tuple[str, ...]:
+    if words is None:
+        return ()
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        raise InputError(f"hotwords: must be a list of texts, got {type(words).__name__}")
+    for i, word in enumerate(words):
+        _check_text(f"hotwords[{i}]", word)
+        if any(c in word for c in ",\n\r"):
+            raise InputError(f"hotwords[{i}]: must hold no comma and no line break, got {word!r}")
+    return tuple(word.strip() for word in words)
 
 
 def _check_text(name: str, text: Any) -> None:

@@ -29,11 +29,15 @@ SUBTYPES = ("int16", "float32")
 def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") -> np.ndarray:
     """Reads `source` as mono samples [L] float32 at `sample_rate` Hz.
 
-    `source`: a path, "-" (standard input), bytes, a binary file object, or a pair (samples, rate) with samples [L],
-    [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are unchanged).
+    `source`: a path, "-" (standard input), bytes, a binary file object, a `Speech`, or a pair (samples, rate) with
+    samples [L], [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are
+    unchanged).
     Channels are averaged; another rate is resampled by soxr at quality HQ. Raises InputError, naming `name`, when the
     source is no audio, is empty, or holds NaN or infinity.
     """
+    if hasattr(source, "samples") and hasattr(source, "sample_rate"):
+        # a result, such as a `Speech`: audio with its own rate
+        source = (source.samples, source.sample_rate)
     if isinstance(source, tuple):
         samples, rate = _from_pair(source, name)
     else:

@@ -6,6 +6,7 @@ interrupt 130, a closed pipe 141. The commands import what they need, so `mingco
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -152,15 +153,20 @@ def tts(
 
 @app.command()
 def asr(
-    audio: Audio,
+    audio: Annotated[list[str], typer.Argument(help='audio files; "-" reads standard input')],
     model: Model = "tiny",
     instruction: Annotated[
         str | None, typer.Option(help="a question about the audio; by default: transcribe it")
     ] = None,
     language: Language = None,
+    hotwords: Annotated[str | None, typer.Option(help="words that AUDIO may hold: A,B")] = None,
     max_tokens: MaxTokens = 512,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token")] = 0.0,
     seed: Seed = None,
+    sample: Annotated[
+        bool | None,
+        typer.Option("--sample/--no-sample", help="sample the latents; by default only with --seed, else their mean"),
+    ] = None,
     device: Device = None,
     dtype: Dtype = None,
     weights: Weights = None,
@@ -172,13 +178,28 @@ def asr(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes."""
+    """Transcribe AUDIO, or answer an instruction about it; text is printed as it comes.
+
+    Several files run as a batch: a line each, file and text, or with --json an object each.
+    """
+    if audio.count("-") > 1:
+        raise InputError("AUDIO: standard input can be read once only")
+    options = {
+        "instruction": instruction,
+        "language": language,
+        "hotwords": None if hotwords is None else hotwords.split(","),
+        "max_new_tokens": max_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "sample": sample,
+    }
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(model, device, dtype, backend, quiet or as_json, weights=weights, kernels=kernels, **which) as ming:
         parts = []
-        for part in ming.transcribe_stream(
-            audio, instruction, language=language, max_new_tokens=max_tokens, temperature=temperature, seed=seed
-        ):
+        if len(audio) > 1:
+            _print_transcripts(audio, ming.transcribe_batch(audio, errors="return", **options), as_json)
+            return
+        for part in ming.transcribe_stream(audio[0], **options):
             parts.append(part)
             if not as_json:
                 print(part.text, end="", flush=True)
@@ -191,6 +212,24 @@ def asr(
     terminal.say(str(parts[-1].stats), quiet)
 
 
+def _print_transcripts(names: list[str], results: list, as_json: bool) -> None:
+    """A line for each of `names`; raises InputError behind the last when some results are errors."""
+    failed = 0
+    for name, result in zip(names, results):
+        if isinstance(result, BaseException):
+            failed += 1
+            line = {"audio": name, "error": str(result)}
+            terminal.say(f"{name}: {result}", False)
+        else:
+            line = {"audio": name, "text": result.text, "language": result.language, "stats": result.stats.as_dict()}
+            if not as_json:
+                print(name, " ".join(result.text.split()), sep="\t", flush=True)
+        if as_json:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
+    if failed:
+        raise InputError(f"AUDIO: {failed} of {len(names)} could not be transcribed")
+
+
 @app.command()
 def edit(
     audio: Audio,
@@ -198,7 +237,13 @@ def edit(
     model: Model = "tiny",
     out: Out = "edited.wav",
     stream: Stream = False,
-    reasoning: Annotated[bool, typer.Option(help="write the new text before speaking it")] = True,
+    reasoning: Annotated[
+        bool | None,
+        typer.Option(
+            "--reasoning/--no-reasoning", help="write the new text before speaking it; by default by the kind of edit"
+        ),
+    ] = None,
+    prefix: Annotated[bool, typer.Option(help="begin the instruction as in training")] = True,
     max_tokens: MaxTokens = 512,
     seed: Seed = None,
     steps: Steps = 10,
@@ -253,6 +298,7 @@ def edit(
                 max_seconds=max_seconds,
                 max_new_tokens=max_tokens,
                 reasoning=reasoning,
+                prefix=prefix,
                 context_seconds=context_seconds,
                 context_format=context_format,
                 progress=progress,

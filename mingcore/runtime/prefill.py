@@ -67,9 +67,11 @@ def audio_frames(model, prompt: Prompt) -> int:
 
 
 @torch.no_grad()
-def posterior_latents(model, samples: Tensor, noise: NoiseSource) -> Tensor:
-    """samples [1,L] at 16 kHz -> sampled posterior latents [1,n·P,C], cut to whole patches."""
+def posterior_latents(model, samples: Tensor, noise: NoiseSource | None) -> Tensor:
+    """samples [1,L] at 16 kHz -> latents [1,n·P,C], cut to whole patches: sampled, or without `noise` the mean."""
     mean, std = model.vae.encode(samples)
+    if noise is None:
+        return whole_patches(model, mean)
     # the reference's mean has the dtype of its activations, and so has its noise
     drawn = noise.posterior(mean.to(model.llm.activation_dtype)).to(mean.dtype)
     return whole_patches(model, model.vae.sample_posterior(mean, std, drawn))
@@ -184,7 +186,8 @@ def chunks_of(n: int) -> list[range]:
 
 class AudioPrefill:
     """Audio through the semantic module and pooling: latents [1,n·P,C], or samples [1,L] whose posterior is sampled by
-    `noise` in a chunk of its own. Where the target has no semantic state, the first chunk calls `make_state`.
+    `noise` (None: its mean is taken) in a chunk of its own. Where the target has no semantic state, the first chunk
+    calls `make_state`.
     """
 
     def __init__(

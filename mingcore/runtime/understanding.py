@@ -16,19 +16,21 @@ from .params import AS_REFERENCE, FlowParams, TextParams
 from .prefill import ALONE, Prefill, PrefillResult, PrefillTarget
 from .task import Patch, Segment, TextPlan, TextStream, new_meter
 
-# the names by which recognition's answers begin; other languages are passed on as given
-ANSWER_LANGUAGES = {"zh": "Chinese", "en": "English"}
-
 
 @dataclass(frozen=True)
 class UnderstandRequest:
-    """`samples` [1,L] and an instruction; None recognises, in `language` where it is known."""
+    """`samples` [1,L] and an instruction; None recognises, in `language` where it is known.
+
+    `sample`: whether the recording's posterior is sampled, or its mean taken. `hotwords`: words that it may hold.
+    """
 
     samples: Tensor
     instruction: str | None
     language: str | None
     params: TextParams
     seed: int
+    sample: bool = True
+    hotwords: tuple[str, ...] = ()
 
 
 class Understanding:
@@ -42,7 +44,7 @@ class Understanding:
         self.stats = self.meter.stats
         self.stats.audio_seconds = request.samples.shape[1] / model.config.sample_rate
         self.noise = noise or SeededNoise(request.seed, model.llm.device)
-        self._language = ANSWER_LANGUAGES.get(request.language, request.language)
+        self._language = prompts.answer_language(request.language)
         # only recognition in an unknown language answers with a language first
         tagged = request.instruction is None and self._language is None
         self._tag = LanguageTag() if tagged else None
@@ -55,7 +57,8 @@ class Understanding:
         model, params, tokenizer = self.model, self.request.params, self.model.tokenizer
         self._text = TextStream(model, self.meter, params.temperature)
         patches = prefill.patches_of(model, self.request.samples)
-        parts = [self.request.instruction or prompts.ASR_INSTRUCTION, prompts.Audio(patches)]
+        instruction = self.request.instruction or prompts.ASR_INSTRUCTION
+        parts = [prompts.with_hotwords(instruction, self.request.hotwords), prompts.Audio(patches)]
         prompt = prompts.understanding_prompt(tokenizer, parts, self._language)
         self.stats.prompt_tokens, self.stats.patches = len(prompt.ids), patches
         end = tokenizer.special(prompts.END_OF_TEXT, "understanding")
@@ -74,7 +77,7 @@ class Understanding:
             model,
             lambda: AS_REFERENCE.state(model, prefill.audio_frames(model, segment.prompt)),
             samples=self.request.samples,
-            noise=self.noise,
+            noise=self.noise if self.request.sample else None,
             target=target,
         )
         prompt = prefill.PromptPrefill(

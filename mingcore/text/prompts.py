@@ -20,6 +20,18 @@ GEN_AUDIO = "<gen_audio>"
 HUMAN, ASSISTANT = ("<role>", "HUMAN", "</role>"), ("<role>", "ASSISTANT", "</role>")
 TTS_INSTRUCTION = "Please translate the text to speech.\n"
 ASR_INSTRUCTION = "Please recognize the language of this speech and transcribe it. Format: oral."
+HOTWORDS = " This audio may contains the following words or phrases:"
+# the names by which recognition's answers begin, and what users write for them
+LANGUAGES = {
+    "Chinese": ("zh", "zh-cn", "cmn", "mandarin", "中文", "普通话"),
+    "English": ("en", "en-us", "en-gb", "英文", "英语"),
+    "Canton": ("yue", "zh-hk", "zh-yue", "cantonese", "粤", "粤语", "广东话"),
+    "川渝": ("sichuan", "sichuanese", "四川", "四川话", "重庆话", "川渝话"),
+    "湖南": ("hunan", "hsn", "湖南话", "湘语"),
+    "闽南": ("minnan", "hokkien", "nan", "闽南语", "闽南话"),
+    "上海": ("shanghai", "shanghainese", "wuu", "上海话"),
+}
+_LANGUAGE_NAMES = {alias: name for name, aliases in LANGUAGES.items() for alias in (name.lower(), *aliases)}
 # a UTF-8 character has at most 4 bytes, so at most 4 tokens; what is longer will never decode
 _PENDING_TOKENS = 4
 
@@ -202,6 +214,19 @@ def tts_prompt(tokenizer: Tokenizer, text: str, transcript: str, patches: int) -
     return b.build()
 
 
+def answer_language(language: str | None) -> str | None:
+    """The name in `LANGUAGES` for a tag or another spelling of it; other names are passed on, stripped."""
+    if language is None:
+        return None
+    language = language.strip()
+    return _LANGUAGE_NAMES.get(language.lower().replace("_", "-"), language)
+
+
+def with_hotwords(instruction: str, hotwords: Sequence[str]) -> str:
+    """`instruction`, and behind it the words that the recording may hold; without any it is unchanged."""
+    return instruction + HOTWORDS + ",".join(hotwords) if hotwords else instruction
+
+
 def understanding_prompt(tokenizer: Tokenizer, parts: Sequence[str | Audio], language: str | None = None) -> Prompt:
     """Recognition and questions: `parts` of the message in their order, then the answer's start.
 
@@ -220,13 +245,18 @@ def understanding_prompt(tokenizer: Tokenizer, parts: Sequence[str | Audio], lan
     return b.build()
 
 
+def unmarked(instruction: str) -> str:
+    """`instruction` without the `<prompt>` marks around it."""
+    return instruction.strip().removeprefix("<prompt>").removesuffix("</prompt>").strip()
+
+
 def edit_prompt(tokenizer: Tokenizer, instruction: str, patches: int, *, reasoning: bool = True) -> Prompt:
     """Editing: the audio, the instruction in `<prompt>` marks, then the answer's start.
 
     `reasoning` appends `<answer>`, the form in which the model first writes what it will say.
     An instruction that already carries the marks is taken as it is.
     """
-    instruction = instruction.strip().removeprefix("<prompt>").removesuffix("</prompt>").strip()
+    instruction = unmarked(instruction)
     b = _PromptBuilder(tokenizer, "editing")
     b.role(HUMAN)
     b.audio(patches)

@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from mingcore import InputError, MingAudio, Speech, Transcript, Voice
+from mingcore.text import edits, prompts
 
 QUICK = {"steps": 2, "max_seconds": 0.5}
 
@@ -188,6 +189,59 @@ def test_recognition(ming, sound):
     assert known.stats.prompt_tokens == one.stats.prompt_tokens + 1  # its name
 
 
+def test_recognition_is_deterministic_unless_sampled(ming, sound, monkeypatch):
+    drawn = []
+    encode = type(ming.model.vae).sample_posterior
+
+    def spy(self, *args):
+        drawn.append(1)
+        return encode(self, *args)
+
+    monkeypatch.setattr(type(ming.model.vae), "sample_posterior", spy)
+    for options, count in (({}, 0), ({"seed": 1}, 1), ({"sample": True}, 1), ({"seed": 1, "sample": False}, 0)):
+        drawn.clear()
+        ming.transcribe((sound, 16000), max_new_tokens=2, **options)
+        assert len(drawn) == count, options
+    drawn.clear()
+    ming.transcribe_batch([(sound, 16000)] * 2, max_new_tokens=2)
+    assert not drawn
+    texts = {ming.transcribe((sound, 16000), max_new_tokens=12).text for _ in range(3)}
+    assert len(texts) == 1
+
+
+@pytest.mark.parametrize(
+    "given, name",
+    [("zh-CN", "Chinese"), ("Chinese", "Chinese"), ("EN_us", "English"), ("yue", "Canton"), ("粤语", "Canton")]
+    + [("川渝", "川渝"), (" 湖南 ", "湖南"), ("minnan", "闽南"), ("上海话", "上海"), ("Klingon", "Klingon")],
+)
+def test_languages(ming, sound, given, name):
+    pieces = list(ming.transcribe_stream((sound, 16000), language=given, max_new_tokens=2))
+    assert {piece.language for piece in pieces} == {name}
+
+
+def test_hotwords(ming, sound):
+    audio = (sound, 16000)
+    plain = ming.transcribe(audio, max_new_tokens=2)
+    hot = ming.transcribe(audio, max_new_tokens=2, hotwords=["Ming", " 上海 "])
+    words = ming.model.tokenizer.encode(
+        prompts.ASR_INSTRUCTION + " This audio may contains the following words or phrases:Ming,上海"
+    )
+    extra = len(words) - len(ming.model.tokenizer.encode(prompts.ASR_INSTRUCTION))
+    assert hot.stats.prompt_tokens == plain.stats.prompt_tokens + extra > plain.stats.prompt_tokens
+    assert ming.transcribe(audio, max_new_tokens=2, hotwords=[]).stats.prompt_tokens == plain.stats.prompt_tokens
+    for wrong in ("Ming", ["a", ""], ["a,b"], [1], 3):
+        with pytest.raises(InputError, match="hotwords"):
+            ming.transcribe(audio, hotwords=wrong)
+
+
+def test_speech_is_audio(ming, sound):
+    speech = Speech(sound, 16000)
+    assert ming.transcribe(speech, max_new_tokens=8).text == ming.transcribe((sound, 16000), max_new_tokens=8).text
+    assert np.array_equal(ming.encode(speech), ming.encode((sound, 16000)))
+    slow = ming.encode(Speech(sound, 8000))
+    assert np.array_equal(slow, ming.encode((sound, 8000))) and len(slow) > len(ming.encode(speech))
+
+
 def test_recognition_takes_the_audio_router(ming, sound, monkeypatch):
     masks = []
     llm = type(ming.model.llm)
@@ -218,6 +272,41 @@ def test_edit(ming, sound):
     assert whole.samples.size == 6400 and whole.stats.patches == 4
     plain = ming.edit((sound, 16000), "insert 'a'", reasoning=False, **options)
     assert plain.stats.prompt_tokens == whole.stats.prompt_tokens - 1
+
+
+def test_edits_are_asked_as_in_training(ming, sound):
+    request = ming.edit_request((sound, 16000), "insert 'a'")
+    assert request.instruction == edits.PREFIX + "insert 'a'" and request.reasoning
+    assert not ming.edit_request((sound, 16000), "denoise the audio").reasoning
+    assert ming.edit_request((sound, 16000), "denoise the audio", reasoning=True).reasoning
+    assert not ming.edit_request((sound, 16000), "insert 'a'", reasoning=False).reasoning
+    assert ming.edit_request((sound, 16000), "insert 'a'", prefix=False).instruction == "insert 'a'"
+
+
+@pytest.mark.parametrize("given", ["{}x", "<prompt>{}x\n</prompt>", "  {}x"], ids=["plain", "marked", "blank"])
+def test_a_prefix_is_added_once(given):
+    for prefix in (edits.PREFIX, edits.PREFIX.upper(), edits.PREFIX.replace(" ", "  ")):
+        assert edits.with_prefix(given.format(prefix)) == f"{prefix}x"
+        assert edits.without_prefix(given.format(prefix)) == "x"
+
+
+@pytest.mark.parametrize(
+    "instruction, kind",
+    [(f"{edits.PREFIX}denoise the audio", "acoustic"), ("adjusts the speed to 1.3.", "acoustic")]
+    + [("shifts the pitch by 3 steps.", "acoustic"), ("change the emotion to happy", "acoustic")]
+    + [("adjusts the volume to 0.5", "acoustic"), ("add rain to the background", "acoustic"), ("降噪", "acoustic")]
+    + [
+        ("remove the background noise", "acoustic"),
+        ("把语速加快到1.5倍", "acoustic"),
+        ("换成四川话", "acoustic"),
+        ("把情感改成高兴", "acoustic"),
+    ]
+    + [("insert 'background music' at the end", "content"), ("substitute 'a' with 'b'", "content")]
+    + [("delete the third word", "content"), ("在结尾插入“音乐”", "content"), ("把“音量”替换为“语速”", "content")]
+    + [("say it again", "content")],
+)
+def test_kinds_of_edits(instruction, kind):
+    assert edits.kind_of(instruction) == kind
 
 
 def test_edit_minimum_and_limit(always_stops, sound):

@@ -89,6 +89,19 @@ def test_tts_in_the_voice_of_a_recording_and_of_its_file(mingcore, wav):
     assert np.array_equal(a, b) and not np.array_equal(a, c)
 
 
+def test_asr_of_many(mingcore, wav):
+    one = json.loads(mingcore("asr", wav, "--max-tokens", 8, "--json").out)
+    done = mingcore("asr", wav, wav, "--max-tokens", 8, "--hotwords", "A,B", "--no-sample", "--json")
+    lines = [json.loads(line) for line in done.out.splitlines()]
+    assert [line["audio"] for line in lines] == [str(wav)] * 2 and lines[0]["text"] == lines[1]["text"]
+    assert lines[0]["stats"]["prompt_tokens"] > one["stats"]["prompt_tokens"]
+    table = mingcore("asr", wav, wav, "--max-tokens", 8)
+    said = " ".join(one["text"].split())
+    assert table.out.splitlines() == [f"{wav}\t{said}"] * 2
+    partly = mingcore("asr", "no.wav", wav, "--max-tokens", 8)
+    assert partly.status == 2 and f"{wav}\t{said}" in partly.out and "1 of 2" in partly.err
+
+
 def test_asr(mingcore, wav):
     plain = mingcore("asr", wav, "--max-tokens", 8, "--seed", 1)
     assert plain.status == 0 and plain.out.endswith("\n") and "text tokens" in plain.err
