@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import threading
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,11 @@ class AsyncMingAudio:
     between steps, one piece at a time.
 
     ahead: chunks that may wait for a stream's consumer; with more, that request alone pauses (backpressure).
-    requests: how many may be open at once; further calls wait until one has ended. slot_seconds: seconds of speech
-    that a slot's caches hold at first (memory). Cancelling a task or closing a stream frees its slot; an error ends
-    its own request alone. Raises InputError for a number out of range.
+    requests: how many may be open at once; further calls wait until one has ended. preparing: how many may have their
+    text or recording prepared at once, each in a thread of its own; a source that blocks holds up itself alone.
+    slot_seconds: seconds of speech that a slot's caches hold at first (memory). Cancelling a task or closing a stream
+    frees its slot; an error ends its own request alone. An engine that was not closed is closed when the interpreter
+    exits. Raises InputError for a number out of range.
     """
 
     def __init__(
@@ -43,16 +47,16 @@ class AsyncMingAudio:
         slots: int = 8,
         ahead: int = 16,
         requests: int = 256,
+        preparing: int = 32,
         slot_seconds: float = SLOT_SECONDS,
         batch_invariant: bool = False,
     ):
         self.ming = ming
         self.ahead = whole_number("ahead", ahead, 1, 100_000)
         self._open = asyncio.Semaphore(whole_number("requests", requests, 1, 1_000_000))
+        self._preparing = asyncio.Semaphore(whole_number("preparing", preparing, 1, 10_000))
         engine = Engine(ming.model, slots, seconds=slot_seconds, batch_invariant=bool(batch_invariant))
         self._worker = Worker(engine)
-        # checks and file reads before a request starts would block the event loop
-        self._front = ThreadPoolExecutor(1, "mingcore-front")
 
     @classmethod
     def from_pretrained(
@@ -118,7 +122,6 @@ class AsyncMingAudio:
         """Ends every request with ClosedError and frees all memory but the model's weights."""
         self._worker.close()
         await asyncio.get_running_loop().run_in_executor(None, self._worker.join)
-        self._front.shutdown(wait=False)
 
     async def __aenter__(self) -> AsyncMingAudio:
         return self
@@ -138,24 +141,31 @@ class AsyncMingAudio:
 class Stream(AsyncIterator[Any]):
     """The pieces of one request as they are made. The request is submitted when the first piece is awaited.
 
-    Closed by `aclose`, by `async with`, or by garbage collection.
+    It has one consumer: a second that awaits a piece at the same time gets RuntimeError. Awaiting a piece may be
+    cancelled (`asyncio.wait_for`) and done again: nothing is lost. Closed by `aclose`, by `async with`, or by garbage
+    collection.
     """
 
     def __init__(self, owner: AsyncMingAudio, make: Callable[[], Any], ahead: int):
         self._owner, self._make, self._ahead = owner, make, ahead
         self._sink: _QueueSink | None = None
         self._ticket: Ticket | None = None
-        self._over = False
+        self._starting: asyncio.Task[None] | None = None
+        self._over = self._taking = False
 
     def __aiter__(self) -> Stream:
         return self
 
     async def __anext__(self) -> Any:
+        if self._taking:
+            raise RuntimeError("stream: another consumer awaits its next piece; a stream has one")
         if self._over:
             raise StopAsyncIteration
-        if self._sink is None:
-            await self._start()
-        error, piece = await self._sink.take()
+        self._taking = True
+        try:
+            error, piece = await self._next()
+        finally:
+            self._taking = False
         if piece is not None:
             self._owner._worker.wake()
             return piece
@@ -163,6 +173,23 @@ class Stream(AsyncIterator[Any]):
         if error is not None:
             raise error
         raise StopAsyncIteration
+
+    async def _next(self) -> tuple[BaseException | None, Any]:
+        if self._starting is None:
+            # a task of its own: who waits for the first piece may give up and come back
+            self._starting = asyncio.ensure_future(self._start())
+        try:
+            await asyncio.shield(self._starting)
+        except asyncio.CancelledError:
+            if self._over:  # closed meanwhile
+                raise StopAsyncIteration from None
+            raise
+        except BaseException:
+            self._end()
+            raise
+        if self._sink is None:  # closed before it was opened
+            raise StopAsyncIteration
+        return await self._sink.take()
 
     async def aclose(self) -> None:
         """Cancels the rest of the request and frees its slot."""
@@ -180,25 +207,55 @@ class Stream(AsyncIterator[Any]):
     async def _start(self) -> None:
         owner, loop = self._owner, asyncio.get_running_loop()
         await owner._open.acquire()
-        sink = self._sink = _QueueSink(loop, self._ahead, owner._open.release)
-        try:
-            if owner._worker.closed:
-                raise ClosedError("the request: AsyncMingAudio is closed")
-            work = await loop.run_in_executor(owner._front, self._make)
-        except BaseException:
-            self._end()
-            raise
+        if self._over:  # closed meanwhile
+            owner._open.release()
+            return
+        self._sink = _QueueSink(loop, self._ahead, owner._open.release)
+        if owner._worker.closed:
+            raise ClosedError("the request: AsyncMingAudio is closed")
+        async with owner._preparing:
+            work = await _in_thread(self._make)
         if not self._over:
-            self._ticket = owner._worker.submit(work, sink)
+            self._ticket = owner._worker.submit(work, self._sink)
 
     def _end(self) -> None:
         if self._over:
             return
         self._over = True
+        if self._starting is not None and not self._starting.done() and not self._starting.get_loop().is_closed():
+            self._starting.get_loop().call_soon_threadsafe(self._starting.cancel)
         if self._sink is not None:
             self._sink.close()
         if self._ticket is not None:
             self._owner._worker.cancel(self._ticket)
+
+
+async def _in_thread(function: Callable[[], Any]) -> Any:
+    """What `function` returns or raises, in a thread that nobody waits for: it may block for ever.
+
+    A pool's threads would be joined when the interpreter exits.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[Any] = loop.create_future()
+
+    def settle(set_result: Callable[[Any], None], value: Any) -> None:
+        if not result.done():
+            set_result(value)
+
+    def run() -> None:
+        try:
+            outcome = result.set_result, function()
+        except BaseException as error:  # handed to who awaits it
+            outcome = result.set_exception, error
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            with suppress(RuntimeError):  # the event loop is closed: nobody waits
+                loop.call_soon_threadsafe(settle, *outcome)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(run,), name="mingcore-prepare", daemon=True).start()
+    return await result
 
 
 class _QueueSink:

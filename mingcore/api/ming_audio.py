@@ -1,5 +1,6 @@
 """The public class: speak, transcribe, edit, encode and decode with one checkpoint."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
@@ -161,6 +162,7 @@ class MingAudio(Codec):
         over segments, and memory grows; context_seconds bounds it to a sliding window; context_format "int8" quantises
         it. A request with any of them runs unbatched. Raises InputError.
         """
+        started = time.perf_counter()
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         low, high = seconds_range(min_seconds, max_seconds)
         pause = number("pause_seconds", pause_seconds, 0, 60)
@@ -178,6 +180,7 @@ class MingAudio(Codec):
             progress,
             context,
             tuple(piece.pause for piece in spoken),
+            time.perf_counter() - started,
         )
 
     def transcribe(self, audio: Any, instruction: str | None = None, **options: Any) -> Transcript:
@@ -221,6 +224,7 @@ class MingAudio(Codec):
         or phrases that the recording may hold. The audio is processed in one piece:
         memory grows with its length. Raises InputError.
         """
+        started = time.perf_counter()
         params = TextParams(max_new_tokens, temperature)
         if instruction is not None:
             _check_text("instruction", instruction)
@@ -231,7 +235,9 @@ class MingAudio(Codec):
         sample = seed is not None if sample is None else bool(sample)
         seed = draw_seed(seed)
         samples = self._read(audio, self._patch_samples, "one patch")
-        return UnderstandRequest(samples, instruction, language, params, seed, sample, words)
+        return UnderstandRequest(
+            samples, instruction, language, params, seed, sample, words, time.perf_counter() - started
+        )
 
     def edit(self, audio: Any, instruction: str, **options: Any) -> Speech:
         """`audio` changed as `instruction` says: the pieces of `edit_stream`, concatenated."""
@@ -281,6 +287,7 @@ class MingAudio(Codec):
         model's text ends, or reaches `max_new_tokens`, without the token that starts audio, that is logged and audio
         is generated anyway. context_seconds, context_format: as in `speech_request`. Raises InputError.
         """
+        started = time.perf_counter()
         flow = FlowParams(steps, guidance, temperature, sigma, noise)
         params = TextParams(max_new_tokens)
         low, high = seconds_range(min_seconds, max_seconds)
@@ -293,7 +300,10 @@ class MingAudio(Codec):
             reasoning = edits.kind_of(instruction) == "content"
         if prefix:
             instruction = edits.with_prefix(instruction)
-        return EditRequest(samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context)
+        took = time.perf_counter() - started
+        return EditRequest(
+            samples, instruction, bool(reasoning), params, flow, seed, low, high, progress, context, took
+        )
 
     @property
     def _patch_samples(self) -> int:

@@ -38,6 +38,7 @@ class EditRequest:
     max_seconds: float | None = None
     progress: Progress | None = None
     context: ContextParams = AS_REFERENCE
+    prepare_seconds: float = 0.0  # what making the request took: reading the recording
 
 
 class Editing:
@@ -45,7 +46,7 @@ class Editing:
 
     def __init__(self, model, request: EditRequest, noise: NoiseSource | None = None):
         self.model, self.request, self.flow = model, request, request.flow
-        self.meter = new_meter(model, request.seed)
+        self.meter = new_meter(model, request.seed, request.prepare_seconds)
         self.stats = self.meter.stats
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._text: TextStream | None = None

@@ -41,6 +41,7 @@ class SpeechRequest:
     progress: Progress | None = None
     context: ContextParams = AS_REFERENCE
     pauses: tuple[float | None, ...] = ()  # seconds behind each segment; None: pause_seconds
+    prepare_seconds: float = 0.0  # what making the request took: its text, its voice
 
     def pause_after(self, i: int) -> float:
         """Seconds of silence behind segment `i`."""
@@ -53,7 +54,7 @@ class Speaking:
 
     def __init__(self, model, request: SpeechRequest, noise: NoiseSource | None = None):
         self.model, self.request = model, request
-        self.meter = new_meter(model, request.seed)
+        self.meter = new_meter(model, request.seed, request.prepare_seconds)
         self.stats = self.meter.stats
         self.flow = request.flow
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)

@@ -30,6 +30,7 @@ class Meter:
 
     device: torch.device
     stats: Stats = field(default_factory=Stats)
+    prepare_seconds: float = 0.0  # of text, voice or recording, before the engine saw the request
     _started: float | None = None
     _samples: int = 0
 
@@ -64,7 +65,7 @@ class Meter:
         """`samples` of audio are ready to go out."""
         if samples and self.stats.time_to_first_audio is None:
             running = 0.0 if self._started is None else time.perf_counter() - self._started
-            self.stats.time_to_first_audio = self.stats.compute_seconds + running
+            self.stats.time_to_first_audio = self.prepare_seconds + self.stats.compute_seconds + running
         self._samples += samples
         self.stats.audio_seconds = self._samples / sample_rate
 

@@ -122,9 +122,9 @@ def patch_seconds(config) -> float:
     return config.patch_frames * config.hop_samples / config.sample_rate
 
 
-def new_meter(model, seed: int) -> Meter:
-    """A running meter of a request with this seed."""
-    meter = Meter(model.llm.device)
+def new_meter(model, seed: int, prepare_seconds: float) -> Meter:
+    """A running meter of a request with this seed, whose preparation took so long."""
+    meter = Meter(model.llm.device, prepare_seconds=prepare_seconds)
     meter.stats.seed = seed
     return meter
 

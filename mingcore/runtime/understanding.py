@@ -31,6 +31,7 @@ class UnderstandRequest:
     seed: int
     sample: bool = True
     hotwords: tuple[str, ...] = ()
+    prepare_seconds: float = 0.0  # what making the request took: reading the recording
 
 
 class Understanding:
@@ -40,7 +41,7 @@ class Understanding:
 
     def __init__(self, model, request: UnderstandRequest, noise: NoiseSource | None = None):
         self.model, self.request = model, request
-        self.meter = new_meter(model, request.seed)
+        self.meter = new_meter(model, request.seed, request.prepare_seconds)
         self.stats = self.meter.stats
         self.stats.audio_seconds = request.samples.shape[1] / model.config.sample_rate
         self.noise = noise or SeededNoise(request.seed, model.llm.device)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextvars
 import logging
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,8 +22,22 @@ from .sequence import OutputSink, Sequence
 logger = logging.getLogger(__name__)
 
 
+_live: weakref.WeakSet[Worker] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """A thread inside PyTorch while the interpreter goes down would abort the process: wait for its step."""
+    workers = list(_live)
+    for worker in workers:
+        worker.close()
+    for worker in workers:
+        worker.join()
+
+
 class Worker:
-    """Runs `engine` until it is closed. Its methods may be called from any thread.
+    """Runs `engine` until it is closed, at the latest when the interpreter exits. Its methods may be called from any
+    thread.
 
     The thread sees the context variables of who made it, so `ops.use_backend` holds there too.
     """
@@ -34,6 +50,7 @@ class Worker:
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="mingcore", daemon=True)
         self._thread.start()
+        _live.add(self)
 
     @property
     def closed(self) -> bool:

@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from functools import cache
+from threading import Lock
 
 from ..errors import InputError
 from .lexicon import check_pronunciations, pronounce
@@ -15,6 +16,7 @@ from .ssml import PARAGRAPH_SECONDS, Piece, pieces
 from .symbols import readable, spelled_out
 
 logger = logging.getLogger(__name__)
+_GRAMMARS = Lock()  # requests are prepared in threads; a grammar is one object
 
 LANGUAGES = ("zh", "en")
 # how long a text takes to speak, a generous estimate: 4.5 ideographs, 15 letters a second
@@ -130,7 +132,9 @@ def _normalize_sentence(sentence: str, language: str) -> str:
 def _by_grammar(sentence: str, language: str) -> str:
     """By the grammar; where it fails, span by span, and what it cannot read is spelled out."""
     try:
-        return _normalizer(language).normalize(sentence).replace('\\"', '"')
+        with _GRAMMARS:
+            spoken = _normalizer(language).normalize(sentence)
+        return spoken.replace('\\"', '"')
     except AssertionError:  # the grammar's own for a text that it has no path for
         pass
     spans = [span for span in _SPANS.split(sentence) if span]

@@ -134,4 +134,4 @@ def test_refused_checkpoints(mingcore, tmp_path):
 
     folder = damaged("voiceless")
     shutil.rmtree(folder / "voices")
-    mingcore("tts", "hi", "--model", folder).refused("voice")
+    mingcore("tts", "hi", "--model", folder, "--voice", "default").refused("default")
