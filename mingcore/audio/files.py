@@ -6,6 +6,7 @@ soundfile (libsndfile) is imported when a file is read or written, soxr when a r
 import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,11 +14,18 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import InputError
+from .containers import Riff, decode_foreign, foreign_format, riff_of
 
 logger = logging.getLogger(__name__)
 
 MIN_RATE, MAX_RATE = 1_000, 768_000
 MAX_CHANNELS = 64
+MAX_PEAK = 1e10  # what is further beyond full scale is no sound, and overflows in the encoder
+# WAVEFORMATEXTENSIBLE's order of channels; the usual ones by number of channels; their share in a mono mix
+_SPEAKERS = ("FL", "FR", "FC", "LFE", "BL", "BR", "FLC", "FRC", "BC", "SL", "SR")
+_LAYOUTS = {6: ("FL", "FR", "FC", "LFE", "BL", "BR"), 8: ("FL", "FR", "FC", "LFE", "BL", "BR", "SL", "SR")}
+_WEIGHTS = dict.fromkeys(("FL", "FR", "FLC", "FRC", "BC"), 0.5) | {"FC": 0.7071, "LFE": 0.0}
+_WEIGHTS |= dict.fromkeys(("BL", "BR", "SL", "SR"), 0.35355)
 CLIP_RUN = 4  # consecutive samples at full scale from which a peak counts as clipped
 _BLOCK_FRAMES = 1 << 18
 # suffix → container; "pcm" and "raw" are headerless little-endian samples
@@ -32,8 +40,9 @@ def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") ->
     `source`: a path, "-" (standard input), bytes, a binary file object, a `Speech`, or a pair (samples, rate) with
     samples [L], [L, channels] or [channels, L] of NumPy or PyTorch (integers are divided by full scale, floats are
     unchanged).
-    Channels are averaged; another rate is resampled by soxr at quality HQ. Raises InputError, naming `name`, when the
-    source is no audio, is empty, or holds NaN or infinity.
+    Channels are mixed down by their layout (`mix`); another rate is resampled by soxr at quality HQ. What libsndfile
+    does not read is decoded by ffmpeg where that is installed. Raises InputError, naming `name`, when the source is no
+    audio, is empty, holds NaN or infinity, or values far beyond full scale.
     """
     if hasattr(source, "samples") and hasattr(source, "sample_rate"):
         # a result, such as a `Speech`: audio with its own rate
@@ -49,6 +58,9 @@ def read_audio(source: Any, sample_rate: int = 16000, *, name: str = "audio") ->
     if not np.isfinite(samples).all():
         bad = int(np.flatnonzero(~np.isfinite(samples))[0])
         raise InputError(f"{name}: sample {bad} of {samples.size} is {samples[bad]}, not a number")
+    peak = float(np.abs(samples).max())
+    if peak > MAX_PEAK:
+        raise InputError(f"{name}: samples reach {peak:.3g}; floats must be within full scale, about [-1, 1]")
     _warn_of_clipping(samples, name)
     return resample(samples, rate, sample_rate)
 
@@ -114,7 +126,47 @@ def _mono(samples: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name}: samples must have at most {MAX_CHANNELS} channels, got {list(samples.shape)}")
     if channels == 0:
         return np.zeros(0, np.float32)
-    return samples.mean(axis=axis, dtype=np.float32)
+    return mix([np.moveaxis(samples, axis, 1)], None, name)
+
+
+def mix(blocks: Iterable[np.ndarray], mask: int | None, name: str) -> np.ndarray:
+    """Blocks of samples [n, channels] float32 mixed down to [L].
+
+    Mono and stereo are averaged, as is a number of channels without a usual layout. Of 5.1, 7.1 and what a WAV's
+    channel mask names, the two sides of ITU-R BS.775's stereo are averaged: the centre at 0.707, the surrounds at half
+    of that, low frequencies left out; scaled down where that would be louder than the loudest channel. Warns where
+    channels cancel each other.
+    """
+    mixed, there, weights = [], 0.0, None
+    for block in blocks:
+        weights = _mix_weights(block.shape[1], mask)
+        mixed.append(block.mean(axis=1, dtype=np.float32) if weights is None else block @ weights)
+        there = there + np.square(block, dtype=np.float64).sum(axis=0)
+    samples = np.concatenate(mixed) if mixed else np.zeros(0, np.float32)
+    heard = float(np.square(samples, dtype=np.float64).sum())
+    loudest, channels = float(np.max(there)), np.size(there)
+    if weights is not None and 0 < loudest < heard:
+        samples *= np.float32(np.sqrt(loudest / heard))
+    if channels > 1 and np.isfinite(loudest) and loudest > 1e-8 * len(samples) and heard < 0.01 * loudest:
+        logger.warning(
+            "%s: its channels cancel each other (%.0f dB left); pass one of them", name, _db(heard / loudest)
+        )
+    return samples
+
+
+def _db(ratio: float) -> float:
+    return 10 * float(np.log10(max(ratio, 1e-20)))
+
+
+def _mix_weights(channels: int, mask: int | None) -> np.ndarray | None:
+    if channels < 3:
+        return None
+    names = [name for bit, name in enumerate(_SPEAKERS) if mask is not None and mask >> bit & 1]
+    if len(names) != channels:
+        names = _LAYOUTS.get(channels, [])
+    if not names:
+        return None
+    return np.array([_WEIGHTS[name] for name in names], np.float32)
 
 
 def _from_file(source: Any, name: str) -> tuple[np.ndarray, int]:
@@ -125,21 +177,66 @@ def _from_file(source: Any, name: str) -> tuple[np.ndarray, int]:
         if handle.seek(0, os.SEEK_END) == 0:
             raise InputError(f"{label}: is empty")
         handle.seek(0)
+        foreign = foreign_format(handle.read(16))
+        handle.seek(0)
+        if foreign is not None:
+            return decode_foreign(handle, foreign, label)
+        riff = riff_of(handle)
         with soundfile.SoundFile(handle) as file:
             _check_rate(file.samplerate, label)
-            blocks = [
-                block.mean(axis=1, dtype=np.float32)
-                for block in file.blocks(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-            ]
             rate = file.samplerate
+            samples = mix(_blocks(file), None if riff is None else riff.mask, label)
+        if riff is not None:
+            _note_lengths(riff, label)
     except soundfile.LibsndfileError as error:
         raise InputError(
             f"{label}: not an audio file that libsndfile reads ({str(error.error_string).rstrip('.')})"
         ) from None
+    except (soundfile.SoundFileError, RuntimeError, ValueError, TypeError, OSError) as error:
+        raise InputError(f"{label}: cannot be read as audio ({error})") from None
     finally:
         if isinstance(source, str | os.PathLike):
             handle.close()
-    return (np.concatenate(blocks) if blocks else np.zeros(0, np.float32)), rate
+    return samples, rate
+
+
+def _blocks(file: Any) -> Iterator[np.ndarray]:
+    """`blocks` of soundfile wants to seek, which GSM cannot."""
+    while len(block := file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)):
+        yield block
+
+
+def _note_lengths(riff: Riff, label: str) -> None:
+    if riff.declared in (0, 0xFFFFFFFF) or riff.declared > riff.available:
+        logger.warning(
+            "%s: its header says %d bytes of samples, the file has %d; these are read",
+            label,
+            riff.declared,
+            riff.available,
+        )
+    elif riff.behind > 1 and riff.available - riff.declared > 8:
+        logger.warning("%s: %d bytes behind the end that its header gives are not read", label, riff.behind)
+
+
+def require_other_file(source: Any, target: Any) -> None:
+    """Raises InputError where writing `target` would overwrite `source`, by any of its names."""
+    if not all(isinstance(each, str | os.PathLike) and str(each) != "-" for each in (source, target)):
+        return
+    try:
+        same = os.path.samefile(source, target)
+    except (OSError, ValueError):
+        return
+    if same and Path(source).is_file():
+        raise InputError(f"output {str(target)!r}: is the input {str(source)!r}; name another file")
+
+
+def free_name(path: str) -> str:
+    """`path`, or where there is such a file already the first free of "name-2.wav", "name-3.wav", ..."""
+    found, number = Path(path), 1
+    while found.exists() or found.is_symlink():
+        number += 1
+        found = Path(path).with_stem(f"{Path(path).stem}-{number}")
+    return str(found)
 
 
 def _open(source: Any, name: str) -> tuple[BinaryIO, str]:

@@ -57,9 +57,11 @@ def encode(
 
     A WAV stream or headerless samples on standard input are encoded as they come.
     """
+    from ..audio.files import require_other_file
     from . import pipes
 
     target = pipes.output(audio, out, "latents.safetensors")
+    require_other_file(audio, target)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(model, device, dtype, backend, quiet or as_json, target, "pcm", weights=weights, **which) as ming:
         frames = pipes.encode(
@@ -93,10 +95,12 @@ def decode(
 
     From standard input they are decoded as they come; wav and pcm go to standard output at once.
     """
+    from ..audio.files import require_other_file
     from ..audio.latents import load_latents
     from . import pipes
 
     target = pipes.output(latents, out, "decoded.wav")
+    require_other_file(latents, target)
     frames = None if latents == "-" else load_latents(latents)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
@@ -129,7 +133,7 @@ def roundtrip(
     quiet: Quiet = False,
 ) -> None:
     """Encode and decode AUDIO and report the distances of the result from it, in dB."""
-    from ..audio.files import check_writable, write_audio
+    from ..audio.files import check_writable, require_other_file, write_audio
     from ..audio.plot import require_matplotlib, spectrograms
     from .tables import show_roundtrip
 
@@ -140,6 +144,8 @@ def roundtrip(
         check_writable(plot, "pcm")
     if out == "-":
         raise InputError("output: standard output has the report; name a file")
+    for each in (out, plot):
+        require_other_file(audio, each)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
         model, device, dtype, backend, quiet or as_json, out, format, subtype, weights=weights, **which

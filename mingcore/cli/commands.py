@@ -53,6 +53,7 @@ from .options import (
     Text,
     Weights,
     loaded,
+    output,
     report,
     save,
 )
@@ -71,7 +72,7 @@ app = typer.Typer(
 def tts(
     text: Text,
     model: Model = "tiny",
-    out: Out = "speech.wav",
+    out: Out = None,
     voice: Annotated[
         str | None, typer.Option(help="a recording, a voice file (.safetensors) or a name; see `info`")
     ] = None,
@@ -103,11 +104,13 @@ def tts(
     quiet: Quiet = False,
 ) -> None:
     """Speak TEXT, in the checkpoint's voice or in that of a recording."""
+    from ..audio.files import require_other_file
     from ..text.lexicon import read_lexicon
 
     words = terminal.read_text(text)
     pronunciations = None if lexicon is None else read_lexicon(lexicon)
-    target, container = ("-", format or "pcm") if stream else (out, format)
+    target, container = output(out, "speech.wav", stream, format)
+    require_other_file(voice, target)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
         model,
@@ -235,7 +238,7 @@ def edit(
     audio: Audio,
     instruction: Annotated[str, typer.Argument(help='what to change; "-" reads standard input')],
     model: Model = "tiny",
-    out: Out = "edited.wav",
+    out: Out = None,
     stream: Stream = False,
     reasoning: Annotated[
         bool | None,
@@ -267,10 +270,13 @@ def edit(
     quiet: Quiet = False,
 ) -> None:
     """Change AUDIO as the instruction says; prints the text that the edit speaks."""
+    from ..audio.files import require_other_file
+
     if audio == instruction == "-":
         raise InputError("AUDIO and INSTRUCTION cannot both be standard input")
     change = terminal.read_text(instruction)
-    target, container = ("-", format or "pcm") if stream else (out, format)
+    target, container = output(out, "edited.wav", stream, format)
+    require_other_file(audio, target)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
     with loaded(
         model,

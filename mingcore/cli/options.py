@@ -19,7 +19,12 @@ Text = Annotated[str, typer.Argument(help='what to say; "-" reads standard input
 Audio = Annotated[str, typer.Argument(help='an audio file; "-" reads standard input')]
 Model = Annotated[str, typer.Option("--model", "-m", help="checkpoint: bundled name, folder or hub id")]
 Checkpoint = Annotated[str, typer.Argument(help="bundled name, folder or hub id")]
-Out = Annotated[str, typer.Option("--out", "-o", help='output file; "-" is standard output')]
+Out = Annotated[
+    str | None,
+    typer.Option(
+        "--out", "-o", help='output file; "-" is standard output; by default a new file of the command\'s name'
+    ),
+]
 Format = Annotated[str | None, typer.Option(help="wav, flac or pcm; by default the output's suffix")]
 Subtype = Annotated[str, typer.Option(help="int16 or float32 samples")]
 Seed = Annotated[int | None, typer.Option(help="the same seed gives the same sound")]
@@ -29,7 +34,9 @@ Temperature = Annotated[float, typer.Option(help="of the flow sampler's noise")]
 FilterOut = Annotated[
     str | None, typer.Option("--out", "-o", help='file; "-" is standard output, as by default from "-"')
 ]
-Stream = Annotated[bool, typer.Option("--stream", help="raw pcm to standard output while it is made")]
+Stream = Annotated[
+    bool, typer.Option("--stream", help="write while it is made: raw pcm to standard output, or to the file of --out")
+]
 Sample = Annotated[bool, typer.Option("--sample", help="one draw of the posterior instead of its mean")]
 MaxTokens = Annotated[int, typer.Option(help="of text, at most")]
 MinSeconds = Annotated[float | None, typer.Option(help="do not end before")]
@@ -127,6 +134,15 @@ def measured(
         samples = read_audio(audio, MingConfig.from_folder(folder).sample_rate)
     with use_backend(backend) if backend is not None else nullcontext():
         return measure(folder, weights, device=device, dtype=dtype, samples=samples, text=text)
+
+
+def output(out: str | None, name: str, stream: bool, format: str | None) -> tuple[str, str | None]:
+    """(target, container) of a command that speaks: `out`, else standard output of a stream, else a new file."""
+    from ..audio.files import free_name
+
+    if out is None:
+        out = "-" if stream else free_name(name)
+    return out, format or ("pcm" if stream and out == "-" else None)
 
 
 def save(chunks: Iterable[Any], rate: int, target: str, container: str | None, subtype: str) -> dict[str, Any]:

@@ -1,0 +1,48 @@
+"""Files that commands write: nothing is overwritten unasked, no recording by its own result."""
+
+import os
+
+import pytest
+import soundfile
+
+SPEAK = ("--max-seconds", "0.2", "--seed", "1", "--quiet")
+
+
+def test_a_default_name_never_overwrites(mingcore, tmp_path):
+    for name in ("speech.wav", "speech-2.wav", "speech-3.wav"):
+        done = mingcore("tts", "one", *SPEAK[:-1])
+        assert done.status == 0 and done.err.splitlines()[-1].startswith(f"{name}: "), done.err
+    assert len({(tmp_path / f"speech{n}.wav").read_bytes() for n in ("", "-2", "-3")}) == 1
+    # a name that was given is meant
+    before = (tmp_path / "speech.wav").stat().st_size
+    assert mingcore("tts", "one", "-o", "speech.wav", "--max-seconds", "0.4", "--seed", "1").status == 0
+    assert (tmp_path / "speech.wav").stat().st_size > before
+
+
+def test_stream_and_out_write_the_file(mingcore, tmp_path):
+    assert mingcore("tts", "one", "--stream", "--out", "x.wav", *SPEAK).status == 0
+    assert mingcore("tts", "one", "--out", "y.wav", *SPEAK).status == 0
+    assert (tmp_path / "x.wav").read_bytes() == (tmp_path / "y.wav").read_bytes()
+    assert soundfile.info("x.wav").duration > 0.1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("encode", "{}", "-o", "a.wav"),
+        ("roundtrip", "{}", "-o", "a.wav"),
+        ("edit", "{}", "insert 'x'", "-o", "a.wav"),
+        ("tts", "one", "--voice", "{}", "-o", "a.wav"),
+    ],
+)
+@pytest.mark.parametrize("way", ["the same name", "another spelling", "a symbolic link", "a hard link"])
+def test_a_recording_is_not_overwritten_by_its_result(mingcore, tmp_path, wav, arguments, way):
+    recording = tmp_path / "a.wav"
+    recording.write_bytes(wav.read_bytes())
+    source = {"the same name": "a.wav", "another spelling": f"./../{tmp_path.name}/a.wav"}.get(way, "b.wav")
+    if way == "a symbolic link":
+        os.symlink("a.wav", "b.wav")
+    elif way == "a hard link":
+        os.link("a.wav", "b.wav")
+    mingcore(*(a.format(source) for a in arguments)).refused("is the input", "name another file")
+    assert recording.read_bytes() == wav.read_bytes()
