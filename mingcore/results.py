@@ -67,7 +67,7 @@ class Stats:
         return ", ".join(parts)
 
 
-@dataclass
+@dataclass(eq=False)
 class Speech:
     """Audio, or a piece of it: `samples` [L] float32 in about [−1, 1], at `sample_rate` Hz.
 
@@ -82,6 +82,19 @@ class Speech:
     @property
     def seconds(self) -> float:
         return self.samples.size / self.sample_rate
+
+    def __eq__(self, other: object) -> bool:
+        """Whether sound and text are the same; what it took does not count."""
+        if not isinstance(other, Speech):
+            return NotImplemented
+        same = (self.sample_rate, self.text) == (other.sample_rate, other.text)
+        return same and np.array_equal(self.samples, other.samples)
+
+    __hash__ = None
+
+    def __repr__(self) -> str:
+        text = "" if self.text is None else f", text={self.text!r}"
+        return f"Speech({self.seconds:.2f} s at {self.sample_rate} Hz{text})"
 
     def save(self, path: Any, *, format: str | None = None, subtype: str = "int16") -> None:
         """Writes .wav, .flac, .pcm or .raw by the suffix of `path`; "-" (standard output) and a file object as wav.
@@ -127,7 +140,7 @@ class LanguageTag:
         return held or ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Voice:
     """A reference voice, encoded: latents [n·5, 64] float32 and their transcript.
 
@@ -147,6 +160,18 @@ class Voice:
             )
         if not np.isfinite(latents).all():
             raise InputError("voice: latents hold NaN or infinity")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Voice):
+            return NotImplemented
+        same = (self.transcript, self.checkpoint) == (other.transcript, other.checkpoint)
+        return same and np.array_equal(self.latents, other.latents)
+
+    def __hash__(self) -> int:
+        return hash((self.latents.tobytes(), self.transcript, self.checkpoint))
+
+    def __repr__(self) -> str:
+        return f"Voice({self.latents.shape[0]} frames, transcript={self.transcript!r})"
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes a safetensors file atomically. Raises InputError if it cannot be written."""

@@ -62,7 +62,6 @@ FAILED, BAD_INPUT, INTERRUPTED, CLOSED_PIPE = 1, 2, 130, 141
 
 app = typer.Typer(
     help="Ming-UniAudio: speak, transcribe and edit audio, on one GPU or a plain CPU.",
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -206,12 +205,13 @@ def asr(
             parts.append(part)
             if not as_json:
                 print(part.text, end="", flush=True)
+        if not as_json:
+            print(flush=True)  # before the notes that come when the model goes
     if as_json:
         text = "".join(part.text for part in parts)
         found = parts[-1].language
         terminal.emit({"text": text, "language": found, "stats": parts[-1].stats.as_dict()})
         return
-    print(flush=True)
     terminal.say(str(parts[-1].stats), quiet)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import InputError
 from . import terminal
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ def output(out: str | None, name: str, stream: bool, format: str | None) -> tupl
 
     if out is None:
         out = "-" if stream else free_name(name)
+    if out == "-" and sys.stdout.isatty():
+        raise InputError("output: standard output is a terminal; name a file with --out")
     return out, format or ("pcm" if stream and out == "-" else None)
 
 

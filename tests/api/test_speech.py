@@ -32,3 +32,18 @@ def test_it_hears_what_it_says(options):
         heard = ming.transcribe((speech.samples, speech.sample_rate))
         errors += edit_distance(words(text), words(heard.text))
     assert errors <= 5, errors  # of 24 words
+
+
+def test_results_compare_and_print_short():
+    import numpy as np
+
+    from mingcore import Speech, Voice
+
+    x = np.linspace(-1, 1, 16000, dtype=np.float32)
+    assert Speech(x, 16000) == Speech(x.copy(), 16000) != Speech(x, 8000)
+    assert Speech(x, 16000) != Speech(x[:-1], 16000) and Speech(x, 16000) != "x"
+    assert repr(Speech(x, 16000, text="hi")) == "Speech(1.00 s at 16000 Hz, text='hi')"
+    latents = np.zeros((5, 64), np.float32)
+    voice = Voice(latents, "one")
+    assert voice == Voice(latents.copy(), "one") != Voice(latents, "two") and len({voice, Voice(latents, "one")}) == 1
+    assert repr(voice) == "Voice(5 frames, transcript='one')"

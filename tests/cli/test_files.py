@@ -1,6 +1,7 @@
 """Files that commands write: nothing is overwritten unasked, no recording by its own result."""
 
 import os
+import subprocess
 
 import pytest
 import soundfile
@@ -46,3 +47,12 @@ def test_a_recording_is_not_overwritten_by_its_result(mingcore, tmp_path, wav, a
         os.link("a.wav", "b.wav")
     mingcore(*(a.format(source) for a in arguments)).refused("is the input", "name another file")
     assert recording.read_bytes() == wav.read_bytes()
+
+
+def test_python_m_mingcore(command):
+    """The module runs the same command."""
+    run = "import runpy; runpy.run_module('mingcore', run_name='__main__')"
+    code = command[2].replace("from mingcore.cli import main; main()", run)
+    done = subprocess.run([command[0], "-c", code, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "speak, transcribe" in done.stdout
+    assert "--install-completion" in done.stdout

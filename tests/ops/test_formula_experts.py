@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import mingcore.ops as ops
+from mingcore.errors import InputError
 from mingcore.ops._core.layouts import strided, transposed
 from mingcore.ops.gemm import reference as grouped
 from tests.ops import slow
@@ -127,3 +128,29 @@ def test_pack_experts_keeps_and_converts():
     narrow = ops.pack_experts(gate_up, down, format="bf16", backend="reference")
     assert narrow.format == "bf16" and narrow.shared_down is None
     assert torch.equal(narrow.down, down.bfloat16())
+
+
+@pytest.mark.parametrize("T", [1, 5])
+@pytest.mark.parametrize("bad", [-1, 4, 2**31 - 1])
+@pytest.mark.parametrize("kind", ["float64", "gradient", "reference", "fp8", "native"])
+def test_ids_that_are_no_expert_are_refused_by_all(T, bad, kind):
+    """By the formula as by the kernel: it would read memory of nobody."""
+    g = torch.Generator().manual_seed(T)
+    gate_up, down = torch.randn(4, 16, 8, generator=g), torch.randn(4, 8, 8, generator=g)
+    x, weights = torch.randn(T, 8, generator=g), torch.rand(T, 2, generator=g)
+    ids = torch.randint(0, 4, (T, 2), generator=g, dtype=torch.int32)
+    ids[T - 1, 1] = bad
+    options = {"backend": "reference"} if kind == "reference" else {}
+    experts = ops.pack_experts(gate_up, down, format="fp8") if kind == "fp8" else (gate_up, down)
+    if kind == "float64":
+        weights = weights.double()
+    with pytest.raises(InputError, match=rf"ids must be in 0..E-1 = 0..3, got {bad} at \[{T - 1}, 1\]"):
+        ops.moe_mlp(x.requires_grad_(kind == "gradient"), experts, weights, ids, **options)
+
+
+@pytest.mark.parametrize("offsets", [[0, 2, 4], [1, 3, 5], [0, 6, 5], [0, 4, 3, 5][:3], [-1, 2, 5], [0, 2, 9]])
+def test_offsets_that_do_not_cut_the_rows_are_refused(offsets):
+    x, w = torch.randn(5, 4), torch.randn(2, 3, 4)
+    with pytest.raises(InputError, match="offsets must be from 0 to M = 5, not decreasing"):
+        ops.grouped_gemm(x, w, torch.tensor(offsets, dtype=torch.int32))
+    assert ops.grouped_gemm(x, w, torch.tensor([0, 0, 5], dtype=torch.int32)).isfinite().all()

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._core import checks
 from .._core.invariance import by_row
 from .._core.packing import unpack_rows
 from .._core.reference import matmul, quantised_matmul, wide
@@ -75,6 +76,8 @@ def by_group(x: Tensor, offsets: Tensor, width: int, product: Callable[[Tensor, 
         return _masked(x, offsets, width, product)
     out = x.new_empty(x.shape[0], width)
     bounds = offsets.tolist()
+    if bounds[0] != 0 or bounds[-1] != len(x) or any(stop < start for start, stop in pairwise(bounds)):
+        checks.fail("grouped_gemm", "offsets", f"from 0 to M = {len(x)}, not decreasing", bounds)
     for e, (start, stop) in enumerate(pairwise(bounds)):
         if start < stop:
             out[start:stop] = product(x[start:stop], e)

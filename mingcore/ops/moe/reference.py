@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from .._core import checks
 from .._core.invariance import by_row
 from .._core.packing import QUANTISED, unpack_experts
 from .._core.reference import matmul, quantised_matmul, wide
@@ -34,6 +35,8 @@ def moe_mlp(
     Quantised formats have scales [E, 2I], [E, H], [2Is], [H]: weight = scale * stored.
     """
     (T, K), H = ids.shape, x.shape[1]
+    if ids.is_cpu:
+        _require_experts(ids, gate_up.shape[0])
     scales = (gate_up_scale, down_scale, shared_gate_up_scale, shared_down_scale)
     gate_up, down, shared_gate_up, shared_down = unpack_experts(
         gate_up, down, shared_gate_up, shared_down, layout, scales
@@ -51,6 +54,14 @@ def moe_mlp(
         shared = _product(hidden, shared_down, shared_down_scale, format)
         return routed.to(x.dtype) + shared
     return routed.to(x.dtype)
+
+
+def _require_experts(ids: Tensor, E: int) -> None:
+    """Raises InputError for an id [T, K] outside 0..E-1, as the CPU kernel does. On a GPU ids are not looked at."""
+    wrong = (ids < 0) | (ids >= E)
+    if wrong.any():
+        t, k = wrong.nonzero()[0].tolist()
+        checks.fail("moe_mlp", "ids", f"in 0..E-1 = 0..{E - 1}", f"{ids[t, k]} at [{t}, {k}]")
 
 
 Scaled = tuple[Tensor, Tensor | None]
