@@ -24,7 +24,9 @@ class Stats:
     slot, in which all requests of the batch advance. `peak_memory_bytes`: of the device's allocator on a GPU, of the
     process on a CPU. `ended_by`: "stop" (the model ended), "limit" (a duration or token limit), None while running or
     when cancelled. `kernels`: with a bundle of compiled kernels, which one, how many kernels are from it, and how many
-    were compiled nevertheless (`aot.install.InstalledBundle`).
+    were compiled nevertheless (`aot.install.InstalledBundle`). `suspect`: of speech, what
+    sounds wrong with it, None where nothing does: "silent", "too_short", "too_long" or "clipped"
+    (`runtime.suspect.SpeechJudge`). `attempts`: how often it was spoken (`retries`); `seed` is that of the one kept.
     """
 
     seed: int | None = None
@@ -38,6 +40,8 @@ class Stats:
     peak_memory_bytes: int = 0
     ended_by: str | None = None
     kernels: dict | None = None
+    suspect: tuple[str, ...] | None = None
+    attempts: int = 1
 
     @property
     def real_time_factor(self) -> float | None:
@@ -64,6 +68,10 @@ class Stats:
         parts.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB")
         if self.seed is not None:
             parts.append(f"seed {self.seed}")
+        if self.attempts > 1:
+            parts.append(f"{self.attempts} attempts")
+        if self.suspect:
+            parts.append(f"suspect: {', '.join(self.suspect).replace('_', ' ')}")
         return ", ".join(parts)
 
 
@@ -71,13 +79,15 @@ class Stats:
 class Speech:
     """Audio, or a piece of it: `samples` [L] float32 in about [−1, 1], at `sample_rate` Hz.
 
-    `text` is the text that an edit wrote before its audio (a piece of it in a stream), else None.
+    `text` is the text that an edit wrote before its audio (a piece of it in a stream), else None. `spans`: that text in
+    parts, each with whether the edit changed it, where the model marked them; with the last piece of text in a stream.
     """
 
     samples: np.ndarray
     sample_rate: int
     stats: Stats = field(default_factory=Stats)
     text: str | None = None
+    spans: tuple[tuple[str, bool], ...] | None = None
 
     @property
     def seconds(self) -> float:

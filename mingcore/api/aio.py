@@ -7,6 +7,7 @@ import contextvars
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..runtime.engine import SLOT_SECONDS, Engine
 from ..runtime.params import whole as whole_number
 from ..runtime.sequence import Call
 from ..runtime.worker import Ticket, Worker
-from .batch import combine
+from .batch import Attempts, combine
 from .ming_audio import MingAudio
 
 UNBOUNDED = 1 << 30
@@ -82,9 +83,13 @@ class AsyncMingAudio:
         """Of all output, in Hz."""
         return self.ming.sample_rate
 
-    async def tts(self, text: str, voice: Any = None, **options: Any) -> Speech:
+    async def tts(self, text: str, voice: Any = None, *, retries: int = 0, **options: Any) -> Speech:
         """`MingAudio.tts`."""
-        return combine(await self._all(lambda: self.ming.speech_request(text, voice, **options)))
+        attempts = Attempts(retries, options)
+        while (chosen := attempts.next_options()) is not None:
+            request = partial(self.ming.speech_request, text, voice, **chosen)
+            attempts.add(combine(await self._all(request)))
+        return attempts.best()
 
     def tts_stream(self, text: str, voice: Any = None, **options: Any) -> Stream:
         """`MingAudio.tts_stream`; an error in the request is raised with the first chunk."""

@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..results import Speech, Transcript
 from ..runtime.engine import Engine
 from ..runtime.model_runner import check_slots
+from ..runtime.params import whole
 from ..runtime.requests import Request
 
 Piece = Speech | Transcript
@@ -127,6 +128,32 @@ def run_batch(ming, requests: Sequence[Any], **options: Any) -> list[Any]:
     return [failed[i] if i in failed else combine(parts[i]) for i in indices]
 
 
+class Attempts:
+    """Speech, and where it is suspect spoken again with the next seed, up to `retries` times. Raises InputError."""
+
+    def __init__(self, retries: int, options: Mapping[str, Any]):
+        self._retries, self._options = whole("retries", retries, 0, 100), options
+        self._made: list[Speech] = []
+
+    def next_options(self) -> dict[str, Any] | None:
+        """Of the next attempt; None when there is none to make."""
+        if not self._made:
+            return dict(self._options)
+        last = self._made[-1].stats
+        if not last.suspect or len(self._made) > self._retries:
+            return None
+        return {**self._options, "seed": last.seed + 1}
+
+    def add(self, speech: Speech) -> None:
+        self._made.append(speech)
+
+    def best(self) -> Speech:
+        """The first that is not suspect, else the one with the fewest reasons, the earliest of these."""
+        best = min(self._made, key=lambda each: len(each.stats.suspect or ()))
+        best.stats.attempts = len(self._made)
+        return best
+
+
 def combine(pieces: Iterable[Any]) -> Any:
     """The pieces of a stream as one Speech or one Transcript."""
     parts = list(pieces)
@@ -135,4 +162,5 @@ def combine(pieces: Iterable[Any]) -> Any:
     if isinstance(last, Transcript):
         return Transcript(text, last.stats, last.language)
     samples = np.concatenate([part.samples for part in parts])
-    return Speech(samples, last.sample_rate, last.stats, text)
+    spans = next((part.spans for part in parts if part.spans is not None), None)
+    return Speech(samples, last.sample_rate, last.stats, text, spans)

@@ -27,7 +27,7 @@ from ..runtime.task import Progress, to_numpy
 from ..runtime.understanding import UnderstandRequest
 from ..text import edits
 from ..text import normalize as norm
-from .batch import combine, run_batch
+from .batch import Attempts, combine, run_batch
 from .codec import Codec
 
 __all__ = ["MingAudio", "RoundTrip", "Speech", "Transcript", "Voice"]
@@ -103,9 +103,16 @@ class MingAudio(Codec):
         folder = self.folder
         return [] if folder is None else sorted(p.stem for p in folder.glob("voices/*.safetensors"))
 
-    def tts(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Speech:
-        """Speaks `text`: the chunks of `tts_stream`, concatenated; the same options."""
-        return combine(self.tts_stream(text, voice, **options))
+    def tts(self, text: str, voice: Voice | str | Path | None = None, *, retries: int = 0, **options: Any) -> Speech:
+        """Speaks `text`: the chunks of `tts_stream`, concatenated; the same options.
+
+        retries: speech that is `stats.suspect` is spoken again with the next seed, so many times at most; the best is
+        returned (`stats.attempts`). Streams cannot take back what they gave.
+        """
+        attempts = Attempts(retries, options)
+        while (chosen := attempts.next_options()) is not None:
+            attempts.add(combine(self.tts_stream(text, voice, **chosen)))
+        return attempts.best()
 
     def tts_stream(self, text: str, voice: Voice | str | Path | None = None, **options: Any) -> Iterator[Speech]:
         """Speaks `text` in chunks of about 100 ms, each as soon as it is decoded.

@@ -43,6 +43,7 @@ from .options import (
     Model,
     Out,
     Quiet,
+    Retries,
     Revision,
     Seed,
     Steps,
@@ -80,6 +81,7 @@ def tts(
     normalize: Annotated[bool, typer.Option(help="numbers, dates, units in words")] = True,
     language: Language = None,
     lexicon: Lexicon = None,
+    retries: Retries = 0,
     keep_context: Annotated[bool, typer.Option("--keep-context", help="keep the audio context over segments")] = False,
     seed: Seed = None,
     steps: Steps = 10,
@@ -108,6 +110,8 @@ def tts(
 
     words = terminal.read_text(text)
     pronunciations = None if lexicon is None else read_lexicon(lexicon)
+    if stream and retries:
+        raise InputError("--retries: a stream cannot take back what it gave; leave out --stream")
     target, container = output(out, "speech.wav", stream, format)
     require_other_file(voice, target)
     which = {"adapter": adapter, "revision": revision, "strict": strict}
@@ -132,23 +136,25 @@ def tts(
         elif transcript:
             raise InputError("--transcript: belongs to a recording given by --voice")
         with terminal.progress("speaking", quiet, max_seconds) as progress:
-            chunks = ming.tts_stream(
-                words,
-                speaker,
-                seed=seed,
-                steps=steps,
-                guidance=guidance,
-                temperature=temperature,
-                min_seconds=min_seconds,
-                max_seconds=max_seconds,
-                normalize=normalize,
-                language=language,
-                pronunciations=pronunciations,
-                keep_context=keep_context,
-                context_seconds=context_seconds,
-                context_format=context_format,
-                progress=progress,
-            )
+            options = {
+                "seed": seed,
+                "steps": steps,
+                "guidance": guidance,
+                "temperature": temperature,
+                "min_seconds": min_seconds,
+                "max_seconds": max_seconds,
+                "normalize": normalize,
+                "language": language,
+                "pronunciations": pronunciations,
+                "keep_context": keep_context,
+                "context_seconds": context_seconds,
+                "context_format": context_format,
+                "progress": progress,
+            }
+            if retries:
+                chunks = [ming.tts(words, speaker, retries=retries, **options)]
+            else:
+                chunks = ming.tts_stream(words, speaker, **options)
             result = save(chunks, ming.sample_rate, target, container, subtype)
     report(result, target, as_json, quiet)
 

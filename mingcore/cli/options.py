@@ -47,6 +47,9 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...; a GPU 
 Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16: of weights that are not quantised")]
 Weights = Annotated[str | None, typer.Option(help="of the large matrices: fp32, fp16, bf16, int8, int8_dyn or fp8")]
 Kernels = Annotated[str | None, typer.Option(help="a bundle that `compile` made for this GPU: compile nothing")]
+Retries = Annotated[
+    int, typer.Option(help="speak again, with the next seed, what is silent, cut short, endless or clipped")
+]
 Lexicon = Annotated[str | None, typer.Option(help="pronunciations: JSON, or lines of a word, a tab and its spelling")]
 Adapter = Annotated[
     list[str] | None, typer.Option(help="a LoRA adapter (PEFT), folder or hub id, to merge in; repeat it")

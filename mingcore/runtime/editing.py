@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..results import Speech
 from ..text import prompts
+from ..text.edits import TAGS, EditedText
 from . import prefill
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_EDIT_PATCHES, ContextParams, FlowParams, PatchLimits, TextParams
@@ -50,6 +51,8 @@ class Editing:
         self.stats = self.meter.stats
         self.noise = noise or noise_source(self.flow.noise, request.seed, model.llm.device)
         self._text: TextStream | None = None
+        self._marks = {model.tokenizer.special(tag, "editing"): tag for tag in TAGS if model.tokenizer.has(tag)}
+        self._edited = EditedText()
         self._start = model.tokenizer.special(prompts.GEN_AUDIO, "editing")
         self._ended_by = ""
 
@@ -107,10 +110,14 @@ class Editing:
 
     def on_token(self, token: int, *, last: bool, stopped: bool) -> Iterator[Speech]:
         """See `Task`."""
-        silence = np.zeros(0, np.float32)
-        for text in self._text.push(token, last=last, stopped=stopped):
-            if text:
-                yield Speech(silence, self.model.config.sample_rate, self.stats, text)
+        silence, rate = np.zeros(0, np.float32), self.model.config.sample_rate
+        pieces = list(self._text.push(token, last=last, stopped=stopped))
+        text = self._edited.push(self._marks.get(token, "") + "".join(pieces))
+        if last:
+            text += self._edited.flush()
+        spans = self._edited.spans() if last else None
+        if text or spans:
+            yield Speech(silence, rate, self.stats, text, spans)
         if last and token != self._start:
             logger.warning("edit: the text ended without %s; sound follows anyway", prompts.GEN_AUDIO)
 

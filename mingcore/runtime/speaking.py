@@ -16,6 +16,7 @@ from ..text import prompts
 from .noise import NoiseSource, noise_source
 from .params import AS_REFERENCE, MIN_TTS_PATCHES, ContextParams, FlowParams, PatchLimits
 from .prefill import ALONE, AudioPrefill, EncodedAudio, Prefill, PrefillResult, PrefillTarget, PromptPrefill, patches_of
+from .suspect import SpeechJudge
 from .task import Patch, Progress, Segment, new_meter, patch_seconds, speech_of
 
 # a run that never stops ends after this many times what its text should take, and a bit
@@ -61,6 +62,7 @@ class Speaking:
         self._gap = np.zeros(0, np.float32)
         self._ended_by, self._next = "stop", 0
         self._voice: EncodedAudio | None = None  # of a context that is kept over segments
+        self._judge = SpeechJudge(model.config.sample_rate)
         self._first: list[np.ndarray] = []  # the sound of the first segment: the voice of those that follow
         self._last_latents: Tensor | None = None  # the last patch of a segment, which the kept context lacks
 
@@ -151,6 +153,7 @@ class Speaking:
     def on_patch(self, patch: Patch) -> Speech:
         """See `Task`; segments are a pause apart."""
         rate, samples = self.model.config.sample_rate, patch.samples[0].numpy()
+        self._judge.hear(samples)
         if self._next == 1 and len(self.request.texts) > 1 and self.request.latents.shape[1] == 0:
             self._first.append(samples)
         if self._gap.size:
@@ -158,6 +161,9 @@ class Speaking:
         if patch.last:
             self._gap = np.zeros(round(self.request.pause_after(self._next - 1) * rate), np.float32)
             self._ended_by = self._ended_by if patch.stopped else "limit"
+            expected, limited = self.request.texts[self._next - 1][1], self.request.max_seconds is not None
+            self._judge.end_segment(expected, stopped=patch.stopped, limited=limited)
+            self.stats.suspect = self._judge.reasons()
             if self._voice is not None:
                 self._last_latents = patch.latents
         return speech_of(self.model, samples, self.meter, self.request.progress)

@@ -55,3 +55,58 @@ def with_prefix(instruction: str) -> str:
     """The official form: `PREFIX` before an instruction that does not begin so, in any case and spacing."""
     text = unmarked(instruction)
     return text if _PREFIXED.match(text) else PREFIX + text
+
+
+# marks in the text that an edit writes: of its reasoning, of what it changed, of the place of its sound
+TAGS = ("<cot_text>", "</cot_text>", "<edit>", "</edit>", "<framePatch>")
+
+
+class EditedText:
+    """The text that an edit writes, token by token: tags are taken out, and say which spans were changed."""
+
+    def __init__(self) -> None:
+        self._held, self._inside, self._marked = "", False, False
+        self._spans: list[tuple[str, bool]] = []
+
+    def push(self, text: str) -> str:
+        """The text without tags, as far as it can no longer begin one."""
+        self._held += text
+        found = ""
+        while self._held:
+            at = self._held.find("<")
+            if at < 0:
+                return found + self._take(len(self._held))
+            found += self._take(at)
+            tag = next((tag for tag in TAGS if self._held.startswith(tag)), None)
+            if tag is not None:
+                self._tag(tag)
+                self._held = self._held[len(tag) :]
+            elif any(tag.startswith(self._held) for tag in TAGS):
+                return found  # it may become one
+            else:
+                found += self._take(1)
+        return found
+
+    def flush(self) -> str:
+        """What was held back when the text ends."""
+        return self._take(len(self._held))
+
+    def spans(self) -> tuple[tuple[str, bool], ...] | None:
+        """(text, whether it was changed) in order; None where nothing was marked."""
+        return tuple(span for span in self._spans if span[0] or span[1]) if self._marked else None
+
+    def _tag(self, tag: str) -> None:
+        if tag == "<edit>":
+            self._inside = self._marked = True
+            self._spans.append(("", True))
+        elif tag == "</edit>":
+            self._inside = False
+            self._spans.append(("", False))
+
+    def _take(self, count: int) -> str:
+        text, self._held = self._held[:count], self._held[count:]
+        if text:
+            if not self._spans or self._spans[-1][1] != self._inside:
+                self._spans.append(("", self._inside))
+            self._spans[-1] = (self._spans[-1][0] + text, self._inside)
+        return text
