@@ -4,6 +4,7 @@ import ast
 import copy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -277,3 +278,65 @@ def test_without_transformers_register_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"mingcore\[transformers\]"):
         kernels.register()
+
+
+def packed_model(format=None):
+    module = Experts()
+    module.config = SimpleNamespace(_experts_implementation="mingcore")
+    model = nn.ModuleList([module])
+    kernels.pack(model, format)
+    return model, module
+
+
+@pytest.mark.parametrize("name", ["eager", "grouped_mm", "batched_mm"])
+def test_another_implementation_after_pack_is_refused(name):
+    """It would compute with freed memory."""
+    model, module = packed_model()
+    x, ids, weights = torch.randn(4, H), torch.randint(0, E, (4, K)), torch.rand(4, K)
+    with torch.no_grad():
+        wanted = module(x, ids, weights)
+        module.config._experts_implementation = name
+        with pytest.raises(InputError, match=f"experts_implementation '{name}'.*unpack"):
+            module(x, ids, weights)
+        kernels.unpack(model)
+        assert torch.allclose(module.eager(x, ids, weights), wanted, atol=1e-5)
+        module(x, ids, weights)  # unpacked, the hook lets everything pass
+
+
+def test_loading_moving_and_converting_after_pack_is_refused():
+    state = nn.ModuleList([Experts()]).state_dict()
+    model, module = packed_model()
+    for strict in (True, False):
+        with pytest.raises(InputError, match="load_state_dict: pack.. has freed the weights of 0; call unpack"):
+            model.load_state_dict(state, strict=strict)
+    model.load_state_dict({}, strict=False)
+    for change in (lambda: model.cpu(), lambda: model.to("cpu"), lambda: model.to(torch.device("cpu"))):
+        with pytest.raises(InputError, match="packed ones stay where and as they are; call unpack"):
+            change()
+    kernels.unpack(model)
+    model.cpu().load_state_dict({name: 2 * w for name, w in state.items()})
+    assert torch.equal(module.down_proj, 2 * state["0.down_proj"])
+    kernels.pack(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda w: w.data.mul_(1.5),
+        lambda w: w.data.add_(0.1),
+        lambda w: w.data.copy_(torch.ones_like(w)),
+        lambda w: setattr(w, "data", w.data + 0.2),
+        lambda w: w.mul_(0.5),
+    ],
+)
+@pytest.mark.parametrize("name", ["gate_up_proj", "down_proj"])
+def test_weights_changed_through_data_are_packed_anew(change, name):
+    """As LoRA merges do; PyTorch's version counter does not see them."""
+    module = Experts()
+    x, ids, weights = torch.randn(4, H), torch.randint(0, E, (4, K)), torch.rand(4, K)
+    with torch.no_grad():
+        before = module(x, ids, weights)
+        change(getattr(module, name))
+        after = module(x, ids, weights)
+        assert not torch.allclose(before, after)
+        assert torch.allclose(after, module.eager(x, ids, weights), atol=1e-3, rtol=1e-3)

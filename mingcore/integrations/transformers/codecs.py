@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ... import ops
 from ...errors import BackendError, InputError
+from .identity import identity_of
 
 MODELS = ("mimi", "encodec", "dac", "vibevoice_acoustic_tokenizer")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -175,11 +176,7 @@ class _Convolution:
 
     def _identity(self) -> tuple:
         modules = (self.conv,) if self.activation is None else (self.conv, self.activation)
-        return tuple(
-            (p.data_ptr(), p.dtype, p.device, 0 if p.is_inference() else p._version)
-            for module in modules
-            for p in module.parameters()
-        )
+        return identity_of(p for module in modules for p in module.parameters())
 
     def __call__(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         conv = self.conv

@@ -7,6 +7,7 @@ if they were rows.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from ... import ops
 from ...errors import BackendError, InputError
 from ...ops._core.packing import FORMATS, QUANTISED
 from .gating import is_experts, layout_of, rows_of, unsupported_reason
+from .identity import identity_of
 
 NAME = "mingcore"
 _FORMATS = tuple(f for f in (*FORMATS, *QUANTISED) if f != "fp64")
@@ -107,9 +109,7 @@ _prepare_while_tracing = torch.compiler.assume_constant_result(_prepare)
 
 
 def _identity(module: nn.Module) -> tuple:
-    """Changes when weights are replaced, moved, converted, or written in place."""
-    weights = [getattr(module, name) for name in _WEIGHTS]
-    return tuple((w.data_ptr(), w.dtype, w.device, 0 if w.is_inference() else w._version) for w in weights)
+    return identity_of(getattr(module, name) for name in _WEIGHTS)
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -170,6 +170,7 @@ def unpack(model: nn.Module) -> tuple[str, ...]:
     for module in found.values():
         weights = layout_of(module, _packed(module).experts)
         delattr(module, _ATTRIBUTE)
+        module.__dict__.pop("_apply", None)
         for name, w in zip(_WEIGHTS, weights):
             setattr(module, name, nn.Parameter(w, requires_grad=False))
     return tuple(found)
@@ -202,6 +203,39 @@ def _free(module: nn.Module) -> None:
         setattr(module, name, nn.Parameter(meta, requires_grad=False))
     if _refuse_to_save not in module._state_dict_pre_hooks.values():
         module.register_state_dict_pre_hook(_refuse_to_save)
+        module.register_load_state_dict_pre_hook(_refuse_to_load)
+        module.register_forward_pre_hook(_refuse_other_implementations)
+    module._apply = partial(_apply_or_refuse, module)  # what `.cpu()`, `.to(...)` and `.half()` call
+
+
+def _refuse_to_load(module: nn.Module, state_dict: dict, prefix: str, *_: object) -> None:
+    if _freed(module) and any(f"{prefix}{name}" in state_dict for name in _WEIGHTS):
+        raise InputError(
+            f"load_state_dict: pack() has freed the weights of {prefix.rstrip('.')}; call unpack(model) before "
+            "loading, and pack it again"
+        )
+
+
+def _refuse_other_implementations(module: nn.Module, *_: object) -> None:
+    """Another implementation would compute with the freed weights."""
+    if torch.compiler.is_compiling() or not _freed(module):
+        return
+    chosen = getattr(getattr(module, "config", None), "_experts_implementation", NAME)
+    if chosen not in _NAMES:
+        raise InputError(
+            f"experts_implementation {chosen!r}: pack() has freed the weights of {type(module).__name__} that it "
+            "needs; call unpack(model) before choosing it"
+        )
+
+
+def _apply_or_refuse(module: nn.Module, function: Callable, recurse: bool = True) -> nn.Module:
+    try:
+        return type(module)._apply(module, function, recurse)
+    except NotImplementedError as error:  # PyTorch's own for a tensor without data
+        raise InputError(
+            f"{type(module).__name__}: pack() has freed its weights, and packed ones stay where and as they are; "
+            "call unpack(model) before moving or converting it"
+        ) from error
 
 
 def _refuse_to_save(module: nn.Module, prefix: str, keep_vars: bool) -> None:
