@@ -243,6 +243,8 @@ def _open(source: Any, name: str) -> tuple[BinaryIO, str]:
     """(a seekable binary file, its name in error messages)."""
     if isinstance(source, str) and source == "-":
         return BytesIO(sys.stdin.buffer.read()), f"{name} (standard input)"
+    if isinstance(source, str) and not source.strip():
+        raise InputError(f"{name} {source!r}: the name is empty")
     if isinstance(source, str | os.PathLike):
         path = Path(source)
         label = f"{name} {str(path)!r}"

@@ -22,6 +22,7 @@ from ..errors import InputError
 from .pcm import exactly
 
 FORMAT = "mingcore-latents-1"
+_DTYPES = ("F32", "F16", "F64")
 MAX_HEADER, MAX_PIECE = 1 << 20, 1 << 32
 
 
@@ -57,13 +58,17 @@ def read_latents(pipe: BinaryIO, label: str = "latents (standard input)") -> Ite
     more, first, channels = True, True, []
     while more:
         data, header = _one(pipe, label, first)
+        names = sorted(name for name in header if name != "__metadata__")
+        if names != ["latents"]:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(f"{label}: must hold one tensor, 'latents', got {shown or 'none'}")
+        if header["latents"].get("dtype") not in _DTYPES:
+            wanted = ", ".join(_DTYPES)
+            raise InputError(f"{label}: latents must be one of {wanted}, got {header['latents'].get('dtype')!r}")
         try:
-            tensors = load(data)
-        except SafetensorError as error:
+            latents = load(data)["latents"]
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
             raise InputError(f"{label}: is no safetensors file ({error})") from None
-        if set(tensors) != {"latents"}:
-            raise InputError(f"{label}: must hold one tensor, 'latents', got {sorted(tensors)}")
-        latents = tensors["latents"]
         more = header.get("__metadata__", {}).get("more") == "yes"
         shape = list(latents.shape)
         channels = channels or shape[-1:]

@@ -460,6 +460,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs one command -> its exit status."""
+    terminal.replace_closed_streams()
     usage_error = typer.BadParameter.__mro__[2]  # Click's base class of usage errors
     try:
         status = app(args=arguments, prog_name="mingcore", standalone_mode=False)
@@ -468,11 +469,18 @@ def run(arguments: list[str] | None = None) -> int:
         terminal.say(f"mingcore: {error}")
         return BAD_INPUT
     except usage_error as error:
-        terminal.say(f"mingcore: {error.format_message()}")
+        hint = ""
+        if type(error).__name__ == "NoSuchOption":
+            hint = "; a text that begins with a dash goes behind --, as in: tts -- '-5 degrees'"
+        terminal.say(f"mingcore: {error.format_message()}{hint}")
         return BAD_INPUT
     except BrokenPipeError:
         terminal.silence_stdout()
         return CLOSED_PIPE
+    except OSError as error:
+        terminal.say(f"mingcore: {terminal.os_error(error)}")
+        terminal.silence_stdout()
+        return BAD_INPUT
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except SystemExit as error:

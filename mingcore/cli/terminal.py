@@ -5,15 +5,16 @@ Standard output carries results only; messages go to standard error.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, MingError
 
 Progress = Callable[[float], None]
 
@@ -67,12 +68,55 @@ def _plain(value: Any) -> Any:
 def read_text(argument: str) -> str:
     """A text argument; "-" is standard input, UTF-8. Raises InputError for other bytes."""
     if argument != "-":
-        return argument
+        data = os.fsencode(argument)
+        return _decoded(data, "text")
     data = sys.stdin.buffer.read()
+    return _decoded(data, "text (standard input)")
+
+
+def _decoded(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"text (standard input): is not UTF-8 at byte {error.start}") from None
+        raise InputError(f"{name}: is not UTF-8 at byte {error.start}") from None
+
+
+class _ClosedStream(io.TextIOBase):
+    """Stands for a standard stream that the caller has closed (`<&-`): what is read or written raises InputError."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def _refuse(self, *_: Any) -> Any:
+        raise InputError(f"{self._name}: is closed")
+
+    read = readline = write = fileno = detach = _refuse
+
+    @property
+    def buffer(self) -> _ClosedStream:
+        return self
+
+    def isatty(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Nothing was written."""
+
+
+def replace_closed_streams() -> None:
+    """Python has None for a standard stream that is closed at the start."""
+    if sys.stdin is None:
+        sys.stdin = _ClosedStream("standard input")
+    if sys.stdout is None:
+        sys.stdout = _ClosedStream("standard output")
+    if sys.stderr is None:
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
+
+
+def os_error(error: OSError) -> str:
+    """One line for an error of the system that nobody nearer knew a name for."""
+    what = "standard output" if error.filename is None else repr(os.fspath(error.filename))
+    return f"{what}: {error.strerror or error}"
 
 
 def write_bytes(target: str, data: bytes) -> None:
@@ -89,7 +133,8 @@ def write_bytes(target: str, data: bytes) -> None:
 
 def silence_stdout() -> None:
     """After a broken pipe: redirect to os.devnull, so that the flush at exit does not raise."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    with suppress(MingError):  # it is closed already
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def count(number: float) -> str:

@@ -56,3 +56,20 @@ def test_python_m_mingcore(command):
     done = subprocess.run([command[0], "-c", code, "--help"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "speak, transcribe" in done.stdout
     assert "--install-completion" in done.stdout
+
+
+def test_arguments_that_are_no_text_no_name_or_look_like_options(mingcore, tmp_path):
+    mingcore("tts", "a\udcffb").refused("text: is not UTF-8 at byte 1")
+    mingcore("asr", "").refused("audio '': the name is empty")
+    mingcore("tts", "-5 degrees").refused("No such option", "goes behind --")
+    assert mingcore("tts", "-o", "a.wav", "--max-seconds", "0.2", "--", "-5 degrees").status == 0
+
+
+def test_decode_of_other_safetensors(mingcore, tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({f"w{i}": torch.zeros(2, dtype=torch.bfloat16) for i in range(5)}, "w.safetensors")
+    mingcore("decode", "w.safetensors").refused("must hold one tensor, 'latents', got w0, w1, w2 and 2 more")
+    save_file({"latents": torch.zeros(5, 64, dtype=torch.bfloat16)}, "l.safetensors")
+    mingcore("decode", "l.safetensors").refused("latents must be one of F32, F16, F64, got 'BF16'")

@@ -4,6 +4,7 @@ import json
 import os
 import pty
 import resource
+import shlex
 import signal
 import subprocess
 import time
@@ -124,3 +125,25 @@ def test_help_is_instant_and_needs_no_pytorch(command, tmp_path):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(seconds) < 1.0  # of the processor: a busy machine makes no difference
+
+
+@pytest.mark.parametrize(
+    ("arguments", "redirect", "words"),
+    [
+        ("info tiny", "> /dev/full", "standard output: No space left on device"),
+        ("info tiny --json", "> /dev/full", "standard output: No space left on device"),
+        ("tts one --max-seconds 0.2 -q -o - --format wav", "> /dev/full", "standard output: No space left on device"),
+        ("info tiny --json", ">&-", "standard output: is closed"),
+        ("asr -", "<&-", "standard input: is closed"),
+        ("tts one --max-seconds 0.2 -q -o full.wav", ">&-", None),
+        ("tts one --max-seconds 0.2 -q -o quiet.wav", "2>&-", None),
+    ],
+)
+def test_streams_that_are_full_or_closed(command, tmp_path, arguments, redirect, words):
+    line = f"{shlex.join(command)} {arguments} {redirect}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    if words is None:
+        assert done.returncode == 0, done.stderr
+        return
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip() == f"mingcore: {words}", done.stderr
