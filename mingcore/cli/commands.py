@@ -319,6 +319,40 @@ def edit(
     report(result, target, as_json, quiet)
 
 
+@app.command()
+def voice(
+    audio: Audio,
+    model: Model = "tiny",
+    out: Annotated[str, typer.Option("--out", "-o", help="the voice file, .safetensors")] = "voice.safetensors",
+    transcript: Annotated[str, typer.Option(help="what the recording says")] = "",
+    seed: Annotated[int, typer.Option(help="the same seed gives the same voice")] = 0,
+    device: Device = None,
+    dtype: Dtype = None,
+    weights: Weights = None,
+    adapter: Adapter = None,
+    revision: Revision = None,
+    strict: Strict = True,
+    backend: Backend = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a voice file of AUDIO, for `tts --voice FILE`: encoded once, used often."""
+    from ..audio.files import require_other_file
+
+    if Path(out).suffix != ".safetensors":
+        raise InputError(f"output {out!r}: must end in .safetensors")
+    require_other_file(audio, out)
+    which = {"adapter": adapter, "revision": revision, "strict": strict}
+    with loaded(model, device, dtype, backend, quiet or as_json, out, "pcm", weights=weights, **which) as ming:
+        made = ming.voice(audio, transcript, seed=seed)
+        made.save(out)
+        seconds = len(made.latents) * ming.model.config.hop_samples / ming.sample_rate
+    if as_json:
+        terminal.emit({"out": out, "seconds": seconds, "transcript": made.transcript})
+    else:
+        terminal.say(f"{out}: {seconds:.1f} s of voice", quiet)
+
+
 for _command in (codec_commands.encode, codec_commands.decode, codec_commands.roundtrip):
     app.command()(_command)
 app.command()(profile_command.profile)

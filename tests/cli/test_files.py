@@ -1,5 +1,6 @@
 """Files that commands write: nothing is overwritten unasked, no recording by its own result."""
 
+import json
 import os
 import subprocess
 
@@ -73,3 +74,13 @@ def test_decode_of_other_safetensors(mingcore, tmp_path):
     mingcore("decode", "w.safetensors").refused("must hold one tensor, 'latents', got w0, w1, w2 and 2 more")
     save_file({"latents": torch.zeros(5, 64, dtype=torch.bfloat16)}, "l.safetensors")
     mingcore("decode", "l.safetensors").refused("latents must be one of F32, F16, F64, got 'BF16'")
+
+
+def test_voice_makes_a_file_that_tts_takes(mingcore, tmp_path, wav):
+    done = mingcore("voice", wav, "-o", "me.safetensors", "--transcript", "one two", "--json")
+    assert json.loads(done.out) == {"out": "me.safetensors", "seconds": 0.5, "transcript": "one two"}
+    assert mingcore("tts", "one", "--voice", "me.safetensors", "-o", "a.wav", *SPEAK).status == 0
+    spoken = ("--voice", wav, "--transcript", "one two", "-o", "b.wav")
+    assert mingcore("tts", "one", *spoken, *SPEAK).status == 0
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    mingcore("voice", wav, "-o", "me.wav").refused("must end in .safetensors")
