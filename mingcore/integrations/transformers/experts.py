@@ -231,7 +231,7 @@ def _refuse_other_implementations(module: nn.Module, *_: object) -> None:
 def _apply_or_refuse(module: nn.Module, function: Callable, recurse: bool = True) -> nn.Module:
     try:
         return type(module)._apply(module, function, recurse)
-    except NotImplementedError as error:  # PyTorch's own for a tensor without data
+    except RuntimeError as error:  # of a tensor without data
         raise InputError(
             f"{type(module).__name__}: pack() has freed its weights, and packed ones stay where and as they are; "
             "call unpack(model) before moving or converting it"
