@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as _Tokenizer
 
-from ..config.files import read_json
+from ..config.files import read_text
 from ..errors import CheckpointError, InputError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -54,11 +54,15 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.exists() and not path.is_symlink():
             return None
-        content = read_json(path)
+        text = read_text(path)
+        try:
+            content = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{path}: not a tokenizer ({error})") from None
         if not isinstance(content, dict) or "model" not in content:
             raise CheckpointError(f"{path}: not a tokenizer (no entry 'model')")
         try:
-            return cls(_Tokenizer.from_str(json.dumps(content)), str(path))
+            return cls(_Tokenizer.from_str(text), str(path))
         except Exception as error:
             if type(error) is not Exception:  # the library raises no narrower type
                 raise
