@@ -175,7 +175,7 @@ def _steps(model: MingModel, limits: Limits) -> None:
         rows = BatchState.create(model, max(n, 2), tokens=64, frames=64, text=True)
         for steps in limits.steps:
             schedule = FlowParams(steps=steps).schedule
-            noise = torch.zeros(steps + 1, max(n, 2), frames, channels, device=META)
+            noise = torch.zeros(steps + 1, max(n, 2), frames, channels, dtype=torch.float32, device=META)
             for guided in (True, False):
                 group = FlowGroup(schedule, guided, noise[:, :n])
                 view = rows.rows(0, n)
@@ -186,7 +186,7 @@ def _steps(model: MingModel, limits: Limits) -> None:
         sample_tokens(model, view, None)
         advance(model, view, tokens=True)
     alone = BatchState.create(model, 1, tokens=64, frames=64)
-    group = FlowGroup(schedule, True, torch.zeros(steps + 1, 1, frames, channels, device=META))
+    group = FlowGroup(schedule, True, torch.zeros(steps + 1, 1, frames, channels, dtype=torch.float32, device=META))
     generate_patch(model, alone, [group])
     advance(model, alone)
     advance(model, alone, full=True)
@@ -288,7 +288,7 @@ def _sound(model: MingModel, limits: Limits) -> None:
     for frames in range(1, BLOCK + 1):
         for samples in (frames * hop, frames * hop - 1, frames):  # Triton specialises multiples of 16, and 1
             vae.encode(torch.zeros(1, samples, device=META))
-        latents = torch.zeros(1, frames, channels, device=META)
+        latents = torch.zeros(1, frames, channels, dtype=torch.float32, device=META)
         embedding, _ = vae.unify(latents)
         if frames % model.config.patch_frames == 0:
             model.pool(embedding)

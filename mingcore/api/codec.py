@@ -100,7 +100,7 @@ class Codec:
         share one `stats`. Memory is constant. Raises InputError for a chunk of another kind, or when there is none.
         """
         latents = (self._latents("latents", chunk) for chunk in chunks)
-        nothing = torch.empty(1, 0, self.model.config.latent_dim, device=self.device)
+        nothing = torch.empty(1, 0, self.model.config.latent_dim, dtype=torch.float32, device=self.device)
         pieces = chain(zip(latents, repeat(False)), [(nothing, True)])
         return self._decode_pieces(pieces, self.model.vae.new_decoder_state(1))
 

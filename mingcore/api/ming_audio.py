@@ -324,7 +324,7 @@ class MingAudio(Codec):
         """(latents [1, n·P, 64] on the device, transcript) of a Voice, a voice file or a known name."""
         voice = self._resolve_voice(voice)
         if voice is None:
-            return torch.zeros(1, 0, self.model.config.latent_dim, device=self.device), ""
+            return torch.zeros(1, 0, self.model.config.latent_dim, dtype=torch.float32, device=self.device), ""
         if voice.checkpoint and self._fingerprint and voice.checkpoint != self._fingerprint:
             raise InputError(
                 f"voice: was made with another checkpoint ({voice.checkpoint}), this one is {self._fingerprint}"

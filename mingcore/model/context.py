@@ -96,7 +96,8 @@ class ContextState(KVState):
         )
         if format is not None:
             made.key_scales, made.value_scales = (
-                [torch.zeros(*t.shape[:3], 1, device=device) for t in side] for side in (made.keys, made.values)
+                [torch.zeros(*t.shape[:3], 1, dtype=torch.float32, device=device) for t in side]
+                for side in (made.keys, made.values)
             )
         return made
 

@@ -67,7 +67,7 @@ class PatchStep(nn.Module):
         """Room for a patch's noise: the start, and a draw after each step."""
         config, B = self._model.config, self._rows.batch
         shape = (self._schedule.steps + 1, B, config.patch_frames, config.latent_dim)
-        return torch.zeros(shape, device=self._rows.hidden.device)
+        return torch.zeros(shape, dtype=torch.float32, device=self._rows.hidden.device)
 
     def forward(self, state: list[Tensor], noise: Tensor) -> tuple[Tensor, ...]:
         rows = with_tensors(self._rows, iter(state))

@@ -35,7 +35,7 @@ class GraphPrefillRunner:
         width = config.llm.hidden_size
         dtype = model.llm.activation_dtype
         self._embeds = torch.zeros(1, CHUNK, width, dtype=dtype, device=device)
-        self._latents = torch.zeros(1, CHUNK * self._frames, config.latent_dim, device=device)
+        self._latents = torch.zeros(1, CHUNK * self._frames, config.latent_dim, dtype=torch.float32, device=device)
         self._token_mask = torch.zeros(1, CHUNK, dtype=torch.bool, device=device)
         self._audio_mask = torch.zeros_like(self._token_mask)
         self._frame_mask = torch.zeros(1, CHUNK * self._frames, dtype=torch.bool, device=device)

@@ -85,7 +85,7 @@ class ModelRunner:
         self._sampling_noise: Tensor | None = None
         if self.static:
             size = (slots, model.config.llm.vocab_size)
-            self._sampling_noise = torch.ones(size, device=model.llm.device)
+            self._sampling_noise = torch.ones(size, dtype=torch.float32, device=model.llm.device)
         self._active = [False] * slots
         # on a GPU without graphs as well, so that they change no bit
         by_graphs = graphs.used or model.llm.device.type == "cuda"
@@ -267,7 +267,7 @@ class ModelRunner:
                 del self._flow_noise[old]
             config = self.model.config
             shape = (schedule.steps + 1, self.slots, config.patch_frames, config.latent_dim)
-            buffer = self._flow_noise[schedule] = torch.zeros(shape, device=self.model.llm.device)
+            buffer = self._flow_noise[schedule] = torch.zeros(shape, dtype=torch.float32, device=self.model.llm.device)
         return buffer
 
     def _capture(self) -> None:

@@ -60,9 +60,9 @@ class SeededNoise:
 
     def patch(self, batch: int, frames: int, channels: int, steps: int) -> Tensor:
         """[steps + 1, batch, frames, channels] float32: the start, then one draw per step."""
-        start = torch.empty(batch, channels, frames, pin_memory=self.device.type == "cuda")
+        start = torch.empty(batch, channels, frames, dtype=torch.float32, pin_memory=self.device.type == "cuda")
         start.normal_(generator=self._host)
-        noise = torch.empty(steps + 1, batch, frames, channels, device=self.device)
+        noise = torch.empty(steps + 1, batch, frames, channels, dtype=torch.float32, device=self.device)
         noise[0].copy_(start.transpose(1, 2), non_blocking=True)
         for i in range(1, steps + 1):
             # one draw per step, not one for all: a GPU's generator counts calls
@@ -110,7 +110,9 @@ class RequestNoise:
     def patch(self, batch: int, frames: int, channels: int, steps: int) -> Tensor:
         """[steps + 1, batch, frames, channels] float32; the next patch of every request."""
         self._check(batch)
-        noise = torch.empty(steps + 1, batch, frames, channels, pin_memory=self.device.type == "cuda")
+        noise = torch.empty(
+            steps + 1, batch, frames, channels, dtype=torch.float32, pin_memory=self.device.type == "cuda"
+        )
         for b, (seed, index) in enumerate(zip(self.seeds, self.patches)):
             row = _philox(seed, index, _PATCH, (steps + 1, frames, channels))
             noise[:, b] = torch.from_numpy(row)

@@ -229,7 +229,9 @@ class AudioPrefill:
             self.state = self._make_state()
         if not self._parts:
             hidden = self._model.config.llm.hidden_size
-            return EncodedAudio(torch.zeros(1, 0, hidden, device=self._model.llm.device), self.state)
+            return EncodedAudio(
+                torch.zeros(1, 0, hidden, dtype=torch.float32, device=self._model.llm.device), self.state
+            )
         return EncodedAudio(_joined(self._parts), self.state)
 
 

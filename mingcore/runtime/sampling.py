@@ -81,7 +81,7 @@ class SamplingNoise:
         """[1,V] for the next token; None at temperature 0."""
         if self._temperature == 0:
             return None
-        noise = torch.empty(self._shape, device=self._generator.device)
+        noise = torch.empty(self._shape, dtype=torch.float32, device=self._generator.device)
         return noise.exponential_(generator=self._generator)
 
 
@@ -96,7 +96,7 @@ def choose(logits: Tensor, temperature: Tensor | float, noise: Tensor | None) ->
     likeliest = logits.argmax(-1)
     if noise is None:
         return likeliest
-    temperature = torch.as_tensor(temperature, device=logits.device)
+    temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device)
     random = temperature > 0
     probabilities = torch.softmax(logits / torch.where(random, temperature, 1.0), -1)
     return torch.where(random.squeeze(-1), (probabilities / noise).argmax(-1), likeliest)

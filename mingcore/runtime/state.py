@@ -46,7 +46,7 @@ class TextState:
         flags = (torch.zeros(batch, dtype=torch.bool, device=device) for _ in range(2))
         counts = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(4))
         stops = torch.zeros(batch, MAX_STOPS, dtype=torch.int64, device=device)
-        return cls(*flags, *counts, stops, torch.zeros(batch, device=device))
+        return cls(*flags, *counts, stops, torch.zeros(batch, dtype=torch.float32, device=device))
 
     @property
     def nbytes(self) -> int:

@@ -47,3 +47,30 @@ def test_results_compare_and_print_short():
     voice = Voice(latents, "one")
     assert voice == Voice(latents.copy(), "one") != Voice(latents, "two") and len({voice, Voice(latents, "one")}) == 1
     assert repr(voice) == "Voice(5 frames, transcript='one')"
+
+
+def test_the_default_dtype_does_not_matter():
+    """`torch.set_default_dtype` of a caller changes neither loading nor any result."""
+    import numpy as np
+    import torch
+
+    from mingcore import MingAudio
+
+    def results():
+        ming = MingAudio.from_pretrained("tiny", device="cpu")
+        speech = ming.tts("one two", max_seconds=0.4, seed=1)
+        edited = ming.edit(speech, "insert 'a'", max_seconds=0.2, max_new_tokens=4, seed=2)
+        latents = ming.encode(speech, sample=True, seed=3)
+        heard = ming.transcribe(speech, max_new_tokens=4, temperature=0.7, seed=4)
+        return [speech.samples, edited.samples, latents, ming.decode(latents).samples], heard.text
+
+    arrays, text = results()
+    torch.set_default_dtype(torch.float64)
+    try:
+        others, other = results()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert text == other
+    for a, b in zip(arrays, others, strict=True):
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_array_equal(a, b)

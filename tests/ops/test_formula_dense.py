@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mingcore import ops
 from mingcore.ops._core.layouts import shifted, strided, transposed
 from tests.ops import slow
 from tests.ops.support import DTYPES, Draw, check, reference
@@ -121,3 +122,14 @@ def test_qkv_rope(dtype, interleaved, rope_heads, layout):
     check(k, slow.rope(heads[:, :, 4:6], cos, sin, interleaved, key_heads), dtype)
     assert torch.equal(v, heads[:, :, 6:])
     assert v.untyped_storage().data_ptr() != qkv.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("offset", [0, 1, 2, 3])
+def test_rope_at_any_offset(interleaved, offset):
+    """A view that begins at an odd element is no complex number as it lies."""
+    g = torch.Generator().manual_seed(offset)
+    x = torch.randn(2 * 3 * 2 * 8 + offset, generator=g)[offset:].view(2, 3, 2, 8)
+    cos, sin = torch.randn(1, 3, 4, generator=g), torch.randn(1, 3, 4, generator=g)
+    wanted = ops.rope(x.clone(), cos, sin, interleaved=interleaved, backend="reference")
+    assert torch.equal(ops.rope(x, cos, sin, interleaved=interleaved, backend="reference"), wanted)

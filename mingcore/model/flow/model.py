@@ -227,7 +227,7 @@ class FlowHead:
                 values = guidance.flatten().tolist()
         elif isinstance(guidance, (int, float)):
             values = [float(guidance)]
-            guidance = torch.full((B,), values[0], device=self.device)
+            guidance = torch.full((B,), values[0], dtype=torch.float32, device=self.device)
         else:
             values = list(guidance)
             guidance = torch.tensor(values, dtype=torch.float32)

@@ -216,7 +216,7 @@ def llm_state(config: LLMConfig, batch: int, capacity: int, *, dtype: torch.dtyp
 def _head_scale(head: Linear, dtype: torch.dtype) -> Tensor:
     """norm_head: 1 / |column| of the head [H], applied to the hidden channels instead of the matrix."""
     weight = head.weight if isinstance(head.weight, Tensor) else head.weight.unpack()
-    squares = torch.zeros(weight.shape[1], device=weight.device)
+    squares = torch.zeros(weight.shape[1], dtype=torch.float32, device=weight.device)
     for rows in weight.split(4096):
         squares += rows.float().square().sum(0)
     return (1.0 / (squares.sqrt() + 1e-7)).to(dtype)

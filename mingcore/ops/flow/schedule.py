@@ -61,13 +61,17 @@ def _midpoint(t: Sequence[float], noise_scale: Sequence[float]) -> list[Evaluati
     found = []
     for start, end in pairwise(t):
         dt = _minus(end, start)
-        middle = float(torch.tensor(start) + torch.tensor(dt / 2))
+        middle = float(_float32(start) + _float32(dt / 2))
         found += [Evaluation(start, dt / 2, False), Evaluation(middle, dt, True)]
     return found
 
 
+def _float32(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float32)
+
+
 def _minus(a: float, b: float) -> float:
-    return float(torch.tensor(a) - torch.tensor(b))
+    return float(_float32(a) - _float32(b))
 
 
 SOLVERS: dict[str, Solver] = {"euler_maruyama": _euler_maruyama, "euler": _euler, "midpoint": _midpoint}

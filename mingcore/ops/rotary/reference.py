@@ -19,7 +19,10 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rope_heads: int
     rotated, rest = wide(x[:, :, :rope_heads]), x[:, :, rope_heads:]
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
     if interleaved:  # (a + ib)(cos + i sin)
-        pairs = torch.view_as_complex(rotated.contiguous().unflatten(-1, (-1, 2)))
+        rotated = rotated.contiguous()
+        if rotated.storage_offset() % 2:  # a complex number must begin at an even one
+            rotated = rotated.clone()
+        pairs = torch.view_as_complex(rotated.unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:
         a, b = rotated.chunk(2, dim=-1)

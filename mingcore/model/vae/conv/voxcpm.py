@@ -120,7 +120,7 @@ class VoxCPMVAE(ConvVAE):
     def draw_noise(self, batch: int, frames: int, generator: torch.Generator | None = None) -> list[Tensor]:
         """Normal noise for `decode` of latents [batch, frames, C]: float32, on the CPU."""
         shapes = self.noise_shapes(batch, frames)
-        return [torch.randn(shape, generator=generator) for shape in shapes]
+        return [torch.randn(shape, generator=generator, dtype=torch.float32) for shape in shapes]
 
     def _posterior(self, y: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = y.split(self.latent_dim, dim=2)
