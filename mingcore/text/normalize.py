@@ -246,7 +246,8 @@ def spoken_segments(
     """
     words = check_pronunciations(pronunciations)
     if not normalized or not isinstance(text, str):
-        return [Piece(each) for each in segments(text, language, normalized=normalized)]
+        said = pronounce(text, words) if isinstance(text, str) else text
+        return [Piece(each) for each in segments(said, language, normalized=normalized)]
     found: list[Piece] = []
     for piece in pieces(text):
         paragraphs = [p for p in _PARAGRAPH.split(piece.text) if speakable(clean(p))]

@@ -7,7 +7,7 @@ import pytest
 
 from mingcore.errors import CheckpointError, InputError
 from mingcore.runtime.fingerprint import fingerprint
-from mingcore.runtime.locate import bundled, find_folder, locate
+from mingcore.runtime.locate import HubId, bundled, find_folder, hub_id, locate
 
 
 @pytest.fixture
@@ -87,3 +87,81 @@ def test_fingerprint_follows_the_audio_tokenizer(tmp_path, golden):
     one = fingerprint(folders["same"])
     assert len(one) == 16 and one == fingerprint(folders["tuned"]) == fingerprint(halved)
     assert one != fingerprint(folders["other"])
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("owner/name", HubId("owner/name")),
+        ("owner/na.me@v1.0", HubId("owner/na.me", None, "v1.0")),
+        ("owner/name@refs/pr/1", HubId("owner/name", None, "refs/pr/1")),
+        ("owner/name/a/b", HubId("owner/name", "a/b")),
+        ("owner/name/a@main", HubId("owner/name", "a", "main")),
+        ("name", None),
+        ("./owner/name", None),
+        ("../name", None),
+        ("/owner/name", None),
+        ("owner/name@", None),
+        ("owner//name", None),
+    ],
+)
+def test_hub_ids(name, wanted):
+    assert HubId.parse(name) == wanted
+
+
+def test_revisions(tmp_path):
+    assert hub_id("owner/name", "v1") == hub_id("owner/name@v1", None) == hub_id("owner/name@v1", "v1")
+    with pytest.raises(InputError, match="revision: checkpoint 'owner/name@v1' names another one, got 'v2'"):
+        hub_id("owner/name@v1", "v2")
+    with pytest.raises(InputError, match="revision: must be a branch, a tag or a commit, got ''"):
+        hub_id("owner/name", "")
+    with pytest.raises(InputError, match="revision: belongs to a hub id, checkpoint 'tiny' is a folder"):
+        locate("tiny", "main")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        ("GatedRepoError", "owner/name is gated: accept its terms on the hub and log in"),
+        ("RevisionNotFoundError", "owner/name has no revision 'v1'"),
+        ("RepositoryNotFoundError", "there is no repository owner/name, or it is private"),
+        ("OSError", "it cannot be stored (No space left on device)"),
+        ("ValueError", "one line"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["checkpoint", "adapter"])
+def test_what_the_hub_refuses(monkeypatch, error, words, kind):
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    kinds = {"OSError": OSError(28, "No space left on device"), "ValueError": ValueError("one line\nand more")}
+
+    def refuse(repo, **options):
+        assert repo == "owner/name" and options["revision"] == "v1"
+        if error in kinds:
+            raise kinds[error]
+        found = getattr(errors, error)
+        raise found.__new__(found)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError) as refused:
+        locate("owner/name@v1", kind=kind)
+    assert words in str(refused.value) and "\n" not in str(refused.value)
+    assert str(refused.value).startswith(f"{kind} 'owner/name@v1': ")
+
+
+def test_a_folder_inside_a_repository(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def download(repo, allow_patterns, **options):
+        assert repo == "owner/name" and not options and "sub/*.safetensors" in allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(InputError, match="has no folder sub"):
+        locate("owner/name/sub")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(CheckpointError, match=r"has no sub/config.json"):
+        locate("owner/name/sub")
+    (tmp_path / "sub" / "config.json").write_text("{}")
+    assert locate("owner/name/sub") == tmp_path / "sub"

@@ -197,6 +197,7 @@ def test_pronunciations(tmp_path):
         "ming core and ming core's gif, jif."
     )
     assert spoken_segments("我在重庆。", pronunciations=words)[0].text == "我在虫庆。"
+    assert spoken_segments("mingcore, 5", normalized=False, pronunciations=words)[0].text == "ming core, 5"
     path = tmp_path / "words.tsv"
     path.write_text("# remarks\nmingcore\tming core\n\n重庆\t虫庆\n", encoding="utf-8")
     assert read_lexicon(path) == {"mingcore": "ming core", "重庆": "虫庆"}
